@@ -55,20 +55,13 @@ class MLP(nn.Module):
         return self.linear_2(self.act(self.linear_1(x)))
 
 
-class Table(nn.Module):
-    """A learnt [rows, dim] table, added to the time embedding (adaLN-single).
+def table_rows(table: nn.Embedding, rows: int, like: Tensor) -> Tensor:
+    """A learnt modulation table [rows, c] in the device and dtype of `like`.
 
-    An Embedding instead of a bare parameter, because hosts cast, offload, merge and patch only
+    Tables are Embeddings and not bare parameters, because hosts cast, offload, merge and patch only
     parameters that belong to an operation.
     """
-
-    def __init__(self, rows: int, dim: int, ops: Any = nn, **factory: Any):
-        super().__init__()
-        self.rows = rows
-        self.table = ops.Embedding(rows, dim, **factory)
-
-    def forward(self, like: Tensor) -> Tensor:
-        return self.table(torch.arange(self.rows, device=like.device)).to(like.dtype)
+    return table(torch.arange(rows, device=like.device)).to(like.dtype)
 
 
 class GLUMBConv(nn.Module):

@@ -1,0 +1,405 @@
+"""From any published file or folder to (configuration, native tensors), and back to one native file.
+
+What a file holds is read off tensor names and shapes, never off its name. The configuration comes
+from our own metadata, else from the config.json beside the weights, else from the shapes. Loading
+is strict: a tensor too few or too many is an error that lists it.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import autoencoder, gemma, keymaps, presets, tensorfile
+from .tensorfile import CheckpointError
+from .transformer import SanaTransformer, TransformerConfig
+
+log = logging.getLogger(__name__)
+
+METADATA_KEY = "sana_sprint"  # JSON in a safetensors header
+TENSOR_KEY = "sana_sprint_config"  # the same JSON as bytes, for files that a host writes
+QUANT_SUFFIXES = (".comfy_quant", ".weight_scale", ".weight_scale_2", ".scale_weight", ".scale_input", ".input_scale")
+LISTED = 10  # names in an error message
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One part of a model: how its tensors are recognised and built."""
+
+    name: str
+    folder: str  # its sub-folder in a diffusers pipeline
+    markers: tuple[str, ...]  # any of these names means that the part is there
+    prefixes: tuple[str, ...]
+    model: Callable[..., nn.Module]
+    config: type
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "transformer",
+            "transformer",
+            ("transformer_blocks.0.ff.conv_inverted.weight", "blocks.0.mlp.inverted_conv.conv.weight"),
+            ("model.diffusion_model.", "diffusion_model.", "model.", "transformer.", "module.", ""),
+            SanaTransformer,
+            TransformerConfig,
+        ),
+        Kind(
+            "autoencoder",
+            "vae",
+            ("decoder.norm_out.weight", "decoder.project_out.op_list.0.weight"),
+            ("vae.", "first_stage_model.", "autoencoder.", "module.", ""),
+            autoencoder.Autoencoder,
+            autoencoder.AutoencoderConfig,
+        ),
+        Kind(
+            "text_encoder",
+            "text_encoder",
+            (
+                "model.layers.0.post_feedforward_layernorm.weight",
+                "layers.0.post_feedforward_layernorm.weight",
+            ),
+            ("text_encoders.gemma2_2b.transformer.", "gemma2_2b.transformer.", "text_encoder.", "transformer.", ""),
+            gemma.Gemma,
+            gemma.GemmaConfig,
+        ),
+    )
+}
+
+# What else people put in a slot, specific before broad: (what it is, part of a tensor name).
+FAMILIES = (
+    ("a LoRA", (".lora_A.", ".lora_up.", ".lora_down.", ".lokr_w", ".hada_w")),
+    ("a SANA ControlNet", ("controlnet_blocks.0.", "controlnet.0.")),
+    ("a FLUX model", ("double_blocks.0.",)),
+    ("a Stable Diffusion 3 model", ("joint_blocks.0.",)),
+    ("a Stable Diffusion or SDXL model", ("input_blocks.0.", "down_blocks.0.resnets.0.time_emb_proj")),
+    ("a KL auto-encoder", ("decoder.mid.block_1.", "decoder.mid_block.")),
+    ("a CLIP text encoder", ("text_model.encoder.",)),
+    ("a T5 text encoder", ("encoder.block.0.layer.",)),
+    ("a Gemma 3 text encoder", (".self_attn.q_norm.",)),
+    ("a Llama-like text encoder", ("layers.0.post_attention_layernorm.",)),
+)
+NAMES = {"transformer": "a SANA transformer", "autoencoder": "a DC-AE", "text_encoder": "a Gemma-2 text encoder"}
+
+
+@dataclass
+class Weights:
+    """A part, ready to build: `tensors` under native names, `settings` beyond the configuration.
+
+    settings: flow_shift and size_px of a transformer; text (instruction, max_tokens) of an encoder.
+    extras: tensors that are no parameters (a tokenizer in the same file).
+    """
+
+    kind: str
+    config: Any
+    tensors: dict[str, Tensor]
+    path: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    assumed: str = ""
+
+
+# --- what a file is -------------------------------------------------------------------------------
+
+
+def prefix_of(names: Iterable[str], kind: str) -> str | None:
+    """The prefix under which a set of tensor names holds a part, or None."""
+    names = set(names)
+    for prefix in KINDS[kind].prefixes:
+        if any(prefix + marker in names for marker in KINDS[kind].markers):
+            return prefix
+    return None
+
+
+def kinds_in(names: Iterable[str]) -> list[str]:
+    """The parts that a set of tensor names holds; empty for foreign families, LoRA and ControlNets."""
+    names = set(names)
+    if foreign_family(names):
+        return [kind for kind in KINDS if kind != "transformer" and prefix_of(names, kind)]
+    return [kind for kind in KINDS if prefix_of(names, kind) is not None]
+
+
+def foreign_family(names: Iterable[str]) -> str | None:
+    """What a file is that holds no part of ours, in words, or None."""
+    names = list(names)
+    if any(prefix_of(names, kind) is not None for kind in KINDS):
+        families = FAMILIES[:2]  # LoRA and ControlNet look like the model they belong to
+        if prefix_of(names, "text_encoder") is not None:
+            families += (FAMILIES[-2],)
+    else:
+        families = FAMILIES
+    for family, parts in families:
+        if any(part in name for part in parts for name in names):
+            return family
+    return None
+
+
+def _refuse(path: Path, kind: str, names: list[str]) -> CheckpointError:
+    held = [NAMES[k] for k in kinds_in(names)]
+    found = foreign_family(names) or (" and ".join(held) if held else "something this pack does not know")
+    some = "" if held else f" (its first tensors: {', '.join(sorted(names)[:3])})"
+    return CheckpointError(f"{path}: this is {found}, not {NAMES[kind]}{some}; choose another file")
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def load(path: str | os.PathLike, kind: str, time_scale: float | None = None) -> Weights:
+    """The named part ('transformer', 'autoencoder' or 'text_encoder') of a file or folder.
+
+    path: a .safetensors or .pth file (a part, or a checkpoint with several), a diffusers pipeline
+    folder, or one of its component folders. time_scale overrides what the file says (transformer).
+    Tensors stay memory-mapped. Raises CheckpointError.
+    """
+    path, root = _locate(Path(path), kind)
+    file = tensorfile.read(path)
+    prefix = prefix_of(file.tensors, kind)
+    if prefix is None or kind not in kinds_in(file.tensors):
+        raise _refuse(path, kind, list(file.tensors))
+    tensors = {k[len(prefix) :]: v for k, v in file.tensors.items() if k.startswith(prefix)}
+    stored = _stored(file.metadata, tensors, kind)
+    config_json = path / "config.json" if path.is_dir() else None
+    given = tensorfile.read_json(config_json) if config_json and config_json.is_file() else None
+    weights = _READERS[kind](path, tensors, stored, given)
+    if kind == "transformer":
+        _complete_transformer(weights, stored, root, time_scale)
+    return weights
+
+
+def _locate(path: Path, kind: str) -> tuple[Path, Path | None]:
+    """Folder or file of a part, and the pipeline folder around it, if there is one."""
+    if not path.is_dir():
+        return path, None
+    part = path / KINDS[kind].folder
+    if part.is_dir():
+        return part, path
+    if (path / "model_index.json").is_file():
+        raise CheckpointError(f"{path}: this pipeline folder has no '{KINDS[kind].folder}' folder; download it whole")
+    return path, path.parent if (path.parent / "model_index.json").is_file() else None
+
+
+def _stored(metadata: Mapping[str, str], tensors: dict[str, Tensor], kind: str) -> dict | None:
+    """Our own description of a part: from the header, or from the tensor that a host's save kept."""
+    blob = tensors.pop(TENSOR_KEY, None)
+    text = bytes(blob.tolist()).decode() if blob is not None else metadata.get(METADATA_KEY)
+    if text is None:
+        return None
+    data = json.loads(text)
+    return data.get(kind)
+
+
+def describe(weights: Weights) -> dict:
+    """What `load` reads back from a saved file: {kind: {config, settings}}."""
+    return {weights.kind: {"config": dataclasses.asdict(weights.config), "settings": weights.settings}}
+
+
+def describe_tensor(weights: Weights) -> Tensor:
+    """`describe` as a byte tensor, for files whose header belongs to a host."""
+    return torch.tensor(list(json.dumps(describe(weights)).encode()), dtype=torch.uint8)
+
+
+def config_from_dict(cls: type, data: Mapping[str, Any]) -> Any:
+    """A configuration dataclass from JSON; lists become tuples. Raises CheckpointError on unknown keys."""
+
+    def freeze(value: Any) -> Any:
+        return tuple(freeze(v) for v in value) if isinstance(value, list) else value
+
+    unknown = set(data) - {f.name for f in dataclasses.fields(cls)}
+    if unknown:
+        raise CheckpointError(f"unknown settings {sorted(unknown)} for {cls.__name__}; update this pack")
+    return cls(**{k: freeze(v) for k, v in data.items()})
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _config(kind: str, path: Path, stored: dict | None, given: dict | None, read: Callable, infer: Callable) -> Any:
+    try:
+        if stored is not None:
+            return config_from_dict(KINDS[kind].config, stored["config"])
+        return read(given) if given is not None else infer()
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot tell the configuration of {NAMES[kind]}: {error}") from None
+
+
+def _read_autoencoder(path: Path, tensors: dict, stored: dict | None, given: dict | None) -> Weights:
+    tensors = keymaps.to_native(tensors, keymaps.DCAE)
+    infer = lambda: autoencoder.infer_config(_shapes(tensors))  # noqa: E731
+    config = _config("autoencoder", path, stored, given, autoencoder.config_from_diffusers, infer)
+    return Weights("autoencoder", config, tensors, path, (stored or {}).get("settings", {}))
+
+
+def _read_text_encoder(path: Path, tensors: dict, stored: dict | None, given: dict | None) -> Weights:
+    extras = {k: tensors.pop(k) for k in ("spiece_model", "tokenizer_json") if k in tensors}
+    tensors = keymaps.to_native(tensors, keymaps.GEMMA_BARE, keymaps.GEMMA_DROPPED)
+    infer = lambda: gemma.infer_config(_shapes(tensors))  # noqa: E731
+    config = _config("text_encoder", path, stored, given, gemma.config_from_hf, infer)
+    return Weights("text_encoder", config, tensors, path, (stored or {}).get("settings", {}), extras)
+
+
+def _read_transformer(path: Path, tensors: dict, stored: dict | None, given: dict | None) -> Weights:
+    positions = tensors["pos_embed"].shape[-2] if "pos_embed" in tensors else 0
+    if "x_embedder.proj.weight" in tensors:
+        tensors = keymaps.to_native(tensors, keymaps.NVLABS, keymaps.NVLABS_DROPPED)
+    else:
+        tensors = keymaps.to_native(tensors, keymaps.DIFFUSERS)
+    infer = lambda: infer_transformer(_shapes(tensors), positions)  # noqa: E731
+    config = _config("transformer", path, stored, given, transformer_from_diffusers, infer)
+    return Weights("transformer", config, tensors, path, (stored or {}).get("settings", {}))
+
+
+_READERS = {
+    "transformer": _read_transformer,
+    "autoencoder": _read_autoencoder,
+    "text_encoder": _read_text_encoder,
+}
+
+
+# --- the transformer's configuration ----------------------------------------------------------------
+
+
+def transformer_from_diffusers(data: Mapping[str, Any]) -> TransformerConfig:
+    """Configuration of a diffusers SanaTransformer2DModel config.json. Raises ValueError."""
+    if data.get("_class_name", "SanaTransformer2DModel") != "SanaTransformer2DModel":
+        raise ValueError(f"config.json describes {data['_class_name']}")
+    guidance = bool(data.get("guidance_embeds", False))
+    scale = data.get("interpolation_scale")
+    return TransformerConfig(
+        width=data["num_attention_heads"] * data["attention_head_dim"],
+        depth=data["num_layers"],
+        cross_heads=data["num_cross_attention_heads"],
+        caption_width=data.get("caption_channels", 2304),
+        mlp_ratio=data.get("mlp_ratio", 2.5),
+        qk_norm=data.get("qk_norm") is not None,
+        guidance_embed=guidance,
+        guidance_scale=data.get("guidance_embeds_scale", 0.1),
+        # diffusers feeds Sprint s itself, every other model 1000 s times timestep_scale.
+        time_scale=1.0 if guidance else 1000.0 * data.get("timestep_scale", 1.0),
+        pos_embed_base=0 if scale is None else data["sample_size"],
+        pos_embed_scale=scale or 1.0,
+    )
+
+
+def infer_transformer(shapes: Mapping[str, tuple[int, ...]], positions: int = 0) -> TransformerConfig:
+    """Configuration from native names and shapes; `positions`: tokens of a stored position embedding.
+
+    Raises ValueError when (width, depth) is no published model, since no shape shows the heads of
+    the cross-attention.
+    """
+    width = shapes["patch_embed.proj.weight"][0]
+    depth = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("transformer_blocks."))
+    heads = presets.cross_heads(width, depth)
+    if heads is None:
+        raise ValueError(f"no published SANA model has width {width} and {depth} blocks; a config.json is needed")
+    qk_norm = "transformer_blocks.0.attn1.norm_q.weight" in shapes
+    guidance = "time_embed.guidance_embedder.linear_1.weight" in shapes
+    base = {4096: 64, 16384: 128}.get(positions, 0)  # only the 2K and 4K models use theirs
+    teacher_only = (width, depth) == (1152, 28)  # SANA 1.5 has no 0.6B
+    return TransformerConfig(
+        width=width,
+        depth=depth,
+        cross_heads=heads,
+        caption_width=shapes["caption_projection.linear_1.weight"][1],
+        mlp_ratio=shapes["transformer_blocks.0.ff.conv_inverted.weight"][0] / (2 * width),
+        qk_norm=qk_norm,
+        guidance_embed=guidance,
+        time_scale=1.0 if guidance or (qk_norm and teacher_only) else 1000.0,
+        pos_embed_base=base,
+        pos_embed_scale=base / 64 if base else 1.0,
+    )
+
+
+def _complete_transformer(weights: Weights, stored: dict | None, root: Path | None, time_scale: float | None) -> None:
+    """Fill in what neither the configuration nor the tensors say, and log what had to be assumed."""
+    config = weights.config
+    certain = stored is not None or weights.path.is_dir() or config.guidance_embed or not config.qk_norm
+    if time_scale is not None:
+        weights.config = config = dataclasses.replace(config, time_scale=time_scale)
+    elif not certain:
+        weights.assumed = f"time scale 0..{config.time_scale:g} (SANA 1.5 and the Sprint teachers look alike)"
+        log.warning("%s: assumed %s; the loader can be told", weights.path.name, weights.assumed)
+    preset = presets.PRESETS.get(presets.name_of(config))
+    defaults = {"flow_shift": presets.FLOW_SHIFT, "size_px": preset.size_px if preset else 1024}
+    if config.pos_embed_scale == 2.0:
+        defaults["flow_shift"] = presets.FLOW_SHIFT_4K
+    scheduler = root / "scheduler" / "scheduler_config.json" if root else None
+    if scheduler and scheduler.is_file():
+        data = tensorfile.read_json(scheduler)
+        shift = data.get("flow_shift", data.get("shift"))
+        defaults |= {"flow_shift": shift} if shift else {}
+    weights.settings = defaults | weights.settings
+
+
+# --- building and saving ----------------------------------------------------------------------------
+
+
+def check_names(weights: Weights, ignore: tuple[str, ...] = ()) -> None:
+    """Compare names and shapes with the network's, built on the meta device. Raises CheckpointError."""
+    expected = _shapes(KINDS[weights.kind].model(weights.config, device="meta").state_dict())
+    found = {k: v for k, v in _shapes(weights.tensors).items() if not k.endswith(ignore)} if ignore else _shapes(weights.tensors)
+    quantised = {k[: -len(".comfy_quant")] + ".weight" for k in weights.tensors if k.endswith(".comfy_quant")}
+    problems = {
+        "missing": sorted(set(expected) - set(found)),
+        "unexpected": sorted(set(found) - set(expected)),
+        "of another shape": [
+            f"{k} {found[k]} instead of {expected[k]}"
+            for k in sorted(set(expected) & set(found) - quantised)
+            if found[k] != expected[k]
+        ],
+    }
+    text = [
+        f"{len(names)} tensors {what}: {', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}"
+        for what, names in problems.items()
+        if names
+    ]
+    if text:
+        raise CheckpointError(
+            f"{weights.path}: not a complete file for {NAMES[weights.kind]}: {'; '.join(text)}; download it again"
+        )
+
+
+def build(weights: Weights, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> nn.Module:
+    """The network with its weights, for use without a host; dtype None keeps the file's.
+
+    Built on the meta device and assigned, so that an untouched tensor stays the file's mapped pages.
+    Raises CheckpointError.
+    """
+    if any(name.endswith(QUANT_SUFFIXES) for name in weights.tensors):
+        raise CheckpointError(f"{weights.path}: this file is quantised; it runs inside ComfyUI only")
+    check_names(weights)
+    kind = KINDS[weights.kind]
+    model = kind.model(weights.config, device="meta")
+    model.load_state_dict(
+        {name: tensor.to(device, dtype) for name, tensor in weights.tensors.items()}, strict=True, assign=True
+    )
+    log.info("%s", summary(weights))
+    return model.eval().requires_grad_(False)
+
+
+def summary(weights: Weights) -> str:
+    """One line for the log: 'sprint-1.6B, bfloat16, 1.61 B parameters'."""
+    numbers = [t for name, t in weights.tensors.items() if not name.endswith(QUANT_SUFFIXES)]
+    name = presets.name_of(weights.config) if weights.kind == "transformer" else NAMES[weights.kind][2:]
+    count, dtype = sum(t.numel() for t in numbers), str(numbers[0].dtype).removeprefix("torch.")
+    return f"{name}, {dtype}, " + (f"{count / 1e9:.2f} B parameters" if count > 1e8 else f"{count:,} parameters")
+
+
+def save(path: str | os.PathLike, parts: Iterable[Weights], provenance: Mapping[str, Any]) -> None:
+    """Write one native file with one or several parts, their configuration and where they came from."""
+    parts = list(parts)
+    alone = len(parts) == 1
+    tensors, about = {}, {"provenance": dict(provenance)}
+    for part in parts:
+        prefix = "" if alone else KINDS[part.kind].prefixes[0]
+        tensors |= {prefix + k: v for k, v in (part.tensors | part.extras).items()}
+        about |= describe(part)
+    tensorfile.write(path, tensors, {METADATA_KEY: json.dumps(about)})

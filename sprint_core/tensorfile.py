@@ -1,0 +1,134 @@
+"""Tensor files on disk: read every container the published weights come in, write one.
+
+Reading is memory-mapped and never executes code from a file; writing is atomic.
+"""
+
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+SAFETENSORS = (".safetensors", ".sft")
+PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+WEIGHT_SUFFIXES = SAFETENSORS + PICKLES
+VARIANTS = ("", ".bf16", ".fp16", ".fp32")  # of diffusers file names, in order of preference
+NESTED = ("state_dict_ema", "state_dict", "model", "generator")  # where training saves keep their weights
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be used; the message names it, what is wrong and what to do."""
+
+
+@dataclass
+class TensorFile:
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def read(path: str | os.PathLike) -> TensorFile:
+    """Tensors of a file, or of a folder with one weight file or an index of shards. Raises CheckpointError."""
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: the file is empty; download it again")
+    if path.suffix.lower() in SAFETENSORS:
+        return _read_safetensors(path)
+    if path.suffix.lower() in PICKLES:
+        return TensorFile(path, _read_pickle(path))
+    raise CheckpointError(f"{path}: unknown file type; expected one of {', '.join(WEIGHT_SUFFIXES)}")
+
+
+def _read_safetensors(path: Path) -> TensorFile:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return TensorFile(path, {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {}))  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: truncated or not a safetensors file ({error}); download it again") from None
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        # Only zip containers can be mapped; torch.load refuses the option for the older format.
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path}: refused, because unpickling it would run code that is not tensors (or it is not a "
+            "PyTorch file at all); use a safetensors version of it"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: truncated or damaged ({first_line}); download it again") from None
+    for key in NESTED:
+        if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
+            data = data[key]
+    tensors = {k: v for k, v in data.items() if isinstance(v, Tensor)} if isinstance(data, Mapping) else {}
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors")
+    return tensors
+
+
+def _read_folder(folder: Path) -> TensorFile:
+    index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
+    if index is None:
+        return read(_single_file(folder))
+    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not names:
+        raise CheckpointError(f"{folder}: {index.name} lists files that are not there: {', '.join(missing) or 'none'}")
+    shards = [read(folder / name) for name in names]
+    return TensorFile(folder, {k: v for shard in shards for k, v in shard.tensors.items()}, shards[0].metadata)
+
+
+def _single_file(folder: Path) -> Path:
+    for suffix in (".safetensors", ".bin"):
+        for variant in VARIANTS:
+            for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
+                if (candidate := folder / f"{stem}{variant}{suffix}").is_file():
+                    return candidate
+    files = [f for f in sorted(folder.iterdir()) if f.suffix.lower() in WEIGHT_SUFFIXES] if folder.is_dir() else []
+    if len(files) == 1:
+        return files[0]
+    raise CheckpointError(f"{folder}: expected one weight file or an index of shards, found {len(files)} files")
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object. Raises CheckpointError."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return data
+
+
+def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file; an interruption leaves the old file, or none, but never half of one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(tensors, temporary, {"format": "pt", **metadata})
+        temporary.chmod(0o644)  # the library makes files that only their owner can read
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file name is one part of a sharded model, which no list should show by itself."""
+    return re.search(r"-\d{5}-of-\d{5}\.\w+$", name) is not None
