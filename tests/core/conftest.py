@@ -1,0 +1,6 @@
+"""Lets the core tests import `sprint_core` from the repository, without installing it."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
