@@ -10,10 +10,6 @@ the diffusers layout, so its state dicts load strictly. As in layers.py, `ops` i
 """
 
 import functools
-import math
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -21,196 +17,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sprint_core.layers import GLUMBConv, relu_linear_attention
+from .autoencoder_config import SANA, VIT, AutoencoderConfig
+from .layers import GLUMBConv, relu_linear_attention
+from .tiling import Progress, run_tiled
 
-# latent = raw * SCALE. The pipeline or ComfyUI's latent format applies it, once; nothing here does.
-SCALE = 0.41407
 NORM_EPS = 1e-5
 ATTENTION_EPS = 1e-15  # EfficientViT's value, under which DC-AE was trained; SANA's transformer has 1e-8
 FFN_RATIO = 4.0
 
-RES, VIT = "ResBlock", "EfficientViTBlock"
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
-
-Progress = Callable[[int, int], None]
-
-
-# --- configuration --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """Shape of a DC-AE; the defaults are f32c32-sana. Per-stage tuples run from pixels to latents.
-
-    A first stage without layers leaves its halving to `conv_in` and its doubling to `conv_out`.
-    Raises ValueError where the fields do not describe a model.
-    """
-
-    in_channels: int = 3
-    latent_channels: int = 32
-    head_dim: int = 32
-    encoder_channels: tuple[int, ...] = (128, 256, 512, 512, 1024, 1024)
-    decoder_channels: tuple[int, ...] = (128, 256, 512, 512, 1024, 1024)
-    encoder_layers: tuple[int, ...] = (2, 2, 2, 3, 3, 3)
-    decoder_layers: tuple[int, ...] = (3, 3, 3, 3, 3, 3)
-    encoder_blocks: tuple[str, ...] = (RES, RES, RES, VIT, VIT, VIT)
-    decoder_blocks: tuple[str, ...] = (RES, RES, RES, VIT, VIT, VIT)
-    encoder_multiscales: tuple[tuple[int, ...], ...] = ((), (), (), (5,), (5,), (5,))
-    decoder_multiscales: tuple[tuple[int, ...], ...] = ((), (), (), (5,), (5,), (5,))
-    decoder_acts: tuple[str, ...] = ("silu",) * 6
-    decoder_conv_act: str = "relu"
-    encoder_out_shortcut: bool = True
-    decoder_in_shortcut: bool = True
-    downsample: str = "conv"
-    upsample: str = "interpolate"
-
-    def __post_init__(self) -> None:
-        stages = len(self.encoder_channels)
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, tuple) and len(value) != stages:
-                raise ValueError(f"{f.name} describes {len(value)} stages, encoder_channels {stages}")
-        choices = (
-            ((*self.encoder_blocks, *self.decoder_blocks), (RES, VIT)),
-            ((*self.decoder_acts, self.decoder_conv_act), tuple(ACTIVATIONS)),
-            ((self.downsample,), ("conv", "pixel_unshuffle")),
-            ((self.upsample,), ("interpolate", "pixel_shuffle")),
-        )
-        for values, allowed in choices:
-            for value in set(values) - set(allowed):
-                raise ValueError(f"DC-AE has no {value!r}; known are {', '.join(allowed)}")
-        if 0 in self.encoder_layers[1:] + self.decoder_layers[1:]:
-            raise ValueError("only the first stage of a DC-AE may have no layers")
-
-    @property
-    def downscale(self) -> int:
-        """Pixels along one side of a latent cell."""
-        return 2 ** (len(self.encoder_channels) - 1)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "AutoencoderConfig":
-        """The inverse of `dataclasses.asdict`, also through JSON. Raises ValueError on unknown keys."""
-        unknown = set(data) - {f.name for f in fields(cls)}
-        if unknown:
-            raise ValueError(f"unknown autoencoder settings: {', '.join(sorted(unknown))}")
-        return cls(**{key: _tuples(value) for key, value in data.items()})
-
-
-SANA = AutoencoderConfig()
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-# Names in the config.json of a diffusers AutoencoderDC, and what it means by leaving one out.
-_DIFFUSERS_KEYS = {
-    "in_channels": ("in_channels", 3),
-    "latent_channels": ("latent_channels", 32),
-    "attention_head_dim": ("head_dim", 32),
-    "encoder_block_out_channels": ("encoder_channels", SANA.encoder_channels),
-    "decoder_block_out_channels": ("decoder_channels", SANA.decoder_channels),
-    "encoder_layers_per_block": ("encoder_layers", SANA.encoder_layers),
-    "decoder_layers_per_block": ("decoder_layers", SANA.decoder_layers),
-    "encoder_block_types": ("encoder_blocks", RES),
-    "decoder_block_types": ("decoder_blocks", RES),
-    "encoder_qkv_multiscales": ("encoder_multiscales", SANA.encoder_multiscales),
-    "decoder_qkv_multiscales": ("decoder_multiscales", SANA.decoder_multiscales),
-    "decoder_act_fns": ("decoder_acts", "silu"),
-    "decoder_conv_act_fn": ("decoder_conv_act", "relu"),
-    "encoder_out_shortcut": ("encoder_out_shortcut", True),
-    "decoder_in_shortcut": ("decoder_in_shortcut", True),
-    "downsample_block_type": ("downsample", "pixel_unshuffle"),
-    "upsample_block_type": ("upsample", "pixel_shuffle"),
-}
-_PER_STAGE = ("encoder_blocks", "decoder_blocks", "decoder_acts")  # one word there means all stages
-
-
-def config_from_diffusers(data: Mapping[str, Any]) -> AutoencoderConfig:
-    """The configuration that a diffusers AutoencoderDC config.json describes.
-
-    Raises ValueError on settings that are unknown, and on the norms and latent scales of other
-    DC-AE families, which this decoder would turn into plausible but wrong images.
-    """
-    data = {key: value for key, value in data.items() if not key.startswith("_")}
-    scale, norms = data.pop("scaling_factor", SCALE), data.pop("decoder_norm_types", "rms_norm")
-    if abs(scale - SCALE) > 1e-5 and scale != 1.0:  # diffusers writes 1 where nobody set a scale
-        raise ValueError(f"this DC-AE scales its latents by {scale:g}; SANA's scale is {SCALE}")
-    if set([norms] if isinstance(norms, str) else norms) != {"rms_norm"}:
-        raise ValueError(f"this DC-AE has norms {norms!r}; only 'rms_norm' is supported")
-    unknown = set(data) - set(_DIFFUSERS_KEYS)
-    if unknown:
-        raise ValueError(f"unknown settings in an AutoencoderDC config: {', '.join(sorted(unknown))}")
-    ours = {name: data.get(key, default) for key, (name, default) in _DIFFUSERS_KEYS.items()}
-    for name in _PER_STAGE:
-        if isinstance(ours[name], str):
-            ours[name] = (ours[name],) * len(ours["encoder_channels"])
-    for name in ("downsample", "upsample"):
-        ours[name] = ours[name].lower()  # published files have "Conv"
-    for side in ("encoder", "decoder"):  # residual stages have no attention, whatever the file says
-        pairs = zip(ours[f"{side}_blocks"], ours[f"{side}_multiscales"])
-        ours[f"{side}_multiscales"] = tuple(scales if kind == VIT else () for kind, scales in pairs)
-    return AutoencoderConfig.from_dict(ours)
-
-
-def _infer_stage(shapes: Mapping[str, tuple], stage: str) -> tuple[str, int, int, tuple[int, ...]]:
-    """Block type, channels, layers and attention kernels of the stage with this key prefix."""
-
-    def found(suffix: str) -> list[tuple]:
-        pattern = re.compile(re.escape(stage) + r"\d+\." + suffix)
-        return [tuple(shapes[key]) for key in sorted(shapes) if pattern.fullmatch(key)]
-
-    if to_q := found(r"attn\.to_q\.weight"):
-        kernels = found(r"attn\.to_qkv_multiscale\.\d+\.proj_in\.weight")
-        return VIT, to_q[0][1], len(to_q), tuple(kernel[-1] for kernel in kernels[: len(kernels) // len(to_q)])
-    convs = found(r"conv1\.weight")
-    return RES, convs[0][0] if convs else 0, len(convs), ()
-
-
-def _infer_side(shapes: Mapping[str, tuple], side: str, root: str) -> dict[str, Any]:
-    """Per-stage settings of the encoder or decoder, whose stages have keys beginning with `root`."""
-    count = 1 + max(int(key[len(root) :].split(".")[0]) for key in shapes if key.startswith(root))
-    blocks, channels, layers, scales = zip(*(_infer_stage(shapes, f"{root}{i}.") for i in range(count)))
-    if not layers[0]:  # nothing reads its width; published files write half the next one
-        channels = (channels[1] // 2, *channels[1:])
-    values = {"blocks": blocks, "channels": channels, "layers": layers, "multiscales": scales}
-    return {f"{side}_{name}": value for name, value in values.items()}
-
-
-def _infer_fields(shapes: Mapping[str, tuple]) -> dict[str, Any]:
-    down, up = "encoder.down_blocks.", "decoder.up_blocks."
-    found = {**_infer_side(shapes, "encoder", down), **_infer_side(shapes, "decoder", up)}
-    stages = len(found["encoder_channels"])
-    lite = found["decoder_layers"][0] == 0 and VIT not in found["decoder_blocks"]
-    heads = [shape[1] for key, shape in shapes.items() if key.endswith("to_qkv_multiscale.0.proj_out.weight")]
-    last_down = shapes[f"{down}{stages - 2}.{found['encoder_layers'][-2]}.conv.weight"][0]
-    last_up = shapes[f"{up}{stages - 2}.0.conv.weight"][0]
-    return found | {
-        "in_channels": (shapes.get("encoder.conv_in.weight") or shapes["encoder.conv_in.conv.weight"])[1],
-        "latent_channels": shapes["encoder.conv_out.weight"][0],
-        "head_dim": heads[0] if heads else SANA.head_dim,
-        "decoder_acts": ("silu",) * stages,
-        "decoder_conv_act": "silu" if lite else "relu",
-        "downsample": "conv" if last_down == found["encoder_channels"][-1] else "pixel_unshuffle",
-        "upsample": "interpolate" if last_up == found["decoder_channels"][-2] else "pixel_shuffle",
-    }
-
-
-def infer_config(shapes: Mapping[str, tuple]) -> AutoencoderConfig:
-    """The configuration behind a state dict in diffusers naming, from {key: shape}.
-
-    Three things leave no trace in shapes. Both latent shortcuts are taken to be there, as in every
-    published model. Activations are SiLU, but ReLU before the last convolution; a decoder of
-    residual blocks only, with an empty first stage, is taken to be dc-ae-lite, which has SiLU there
-    too. Raises ValueError where `shapes` are not those of a DC-AE.
-    """
-    try:
-        return AutoencoderConfig(**_infer_fields(shapes))
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError("these are not the tensors of a DC-AE in diffusers naming") from error
-
-
-# --- blocks ---------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -455,7 +270,7 @@ class Autoencoder(nn.Module):
         """
         self._check_image(image)
         tile, overlap = self._cells(tile_px, overlap_px)
-        return _tiled(self.encoder, image, self.config.downscale, 1, tile, overlap, progress)
+        return run_tiled(self.encoder, image, self.config.downscale, 1, tile, overlap, progress)
 
     def decode_tiled(
         self, latent: Tensor, tile_px: int = 1024, overlap_px: int = 256, progress: Progress | None = None
@@ -463,7 +278,7 @@ class Autoencoder(nn.Module):
         """`decode` by tiles; sizes are in pixels of the image, as in `encode_tiled`."""
         self._check_latent(latent)
         tile, overlap = self._cells(tile_px, overlap_px)
-        return _tiled(self.decoder, latent, 1, self.config.downscale, tile, overlap, progress)
+        return run_tiled(self.decoder, latent, 1, self.config.downscale, tile, overlap, progress)
 
     def _check_image(self, image: Tensor) -> None:
         c, n = self.config.in_channels, self.config.downscale
@@ -480,56 +295,3 @@ class Autoencoder(nn.Module):
         if tile_px % n or overlap_px % n or not 0 <= overlap_px < tile_px:
             raise ValueError(f"tile {tile_px} px and overlap {overlap_px} px must be multiples of {n}, overlap < tile")
         return tile_px // n, overlap_px // n
-
-
-# --- tiling ---------------------------------------------------------------------------------------
-
-
-def tile_windows(cells: int, tile: int, overlap: int, scale: int = 1) -> list[tuple[int, Tensor]]:
-    """Tiles along one axis: (first cell, weights [min(tile, cells) * scale] in fp32) each.
-
-    Tiles are spread evenly, overlapping by at least `overlap` cells. Weights rise and fall linearly
-    over the overlap and sum to 1 at every one of the cells * scale output positions. Tiles of a
-    plane are products of two axes, so their weights sum to 1 as well.
-    """
-    if cells <= tile:
-        return [(0, torch.ones(cells * scale))]
-    count = math.ceil((cells - overlap) / (tile - overlap))
-    starts = [i * (cells - tile) // (count - 1) for i in range(count)]
-    ramp = ((torch.arange(tile * scale) + 0.5) / max(overlap * scale, 1)).clamp(max=1.0)
-    rise, fall = ramp, ramp.flip(0)
-    shapes = [(rise if i > 0 else 1.0) * (fall if i < count - 1 else torch.ones_like(fall)) for i in range(count)]
-    total = torch.zeros(cells * scale)
-    for start, shape in zip(starts, shapes):
-        total[start * scale : (start + tile) * scale] += shape
-    return [(a, shape / total[a * scale : (a + tile) * scale]) for a, shape in zip(starts, shapes)]
-
-
-def _tiled(
-    run: Callable[[Tensor], Tensor],
-    x: Tensor,
-    unit: int,
-    scale: int,
-    tile: int,
-    overlap: int,
-    progress: Progress | None,
-) -> Tensor:
-    """Sum of `run` over feathered tiles of x [b, c, h*unit, w*unit] -> [b, c', h*scale, w*scale], in x's dtype.
-
-    tile, overlap: in cells, of which x has h by w. A single tile is `run(x)` itself.
-    """
-    height, width = x.shape[-2] // unit, x.shape[-1] // unit
-    rows, columns = (tile_windows(n, tile, overlap, scale) for n in (height, width))
-    jobs = [(row, column) for row in rows for column in columns]
-    out: Tensor | None = None
-    for done, ((top, weight_y), (left, weight_x)) in enumerate(jobs, 1):
-        part = run(x[..., top * unit :, left * unit :][..., : tile * unit, : tile * unit])
-        if len(jobs) > 1:
-            if out is None:
-                out = part.new_zeros((*part.shape[:2], height * scale, width * scale), dtype=torch.float32)
-            weight = weight_y.to(part.device)[:, None] * weight_x.to(part.device)
-            h, w = part.shape[-2:]
-            out[..., top * scale :, left * scale :][..., :h, :w] += part * weight
-        if progress:
-            progress(done, len(jobs))
-    return part if out is None else out.to(part.dtype)

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import autoencoder, gemma, keymaps, presets, tensorfile
+from . import autoencoder, autoencoder_config, gemma, keymaps, presets, tensorfile, text
+from .config import from_dict
 from .tensorfile import CheckpointError
 from .transformer import SanaTransformer, TransformerConfig
 
@@ -58,7 +59,7 @@ KINDS = {
             ("decoder.norm_out.weight", "decoder.project_out.op_list.0.weight"),
             ("vae.", "first_stage_model.", "autoencoder.", "module.", ""),
             autoencoder.Autoencoder,
-            autoencoder.AutoencoderConfig,
+            autoencoder_config.AutoencoderConfig,
         ),
         Kind(
             "text_encoder",
@@ -206,18 +207,6 @@ def describe_tensor(weights: Weights) -> Tensor:
     return torch.tensor(list(json.dumps(describe(weights)).encode()), dtype=torch.uint8)
 
 
-def config_from_dict(cls: type, data: Mapping[str, Any]) -> Any:
-    """A configuration dataclass from JSON; lists become tuples. Raises CheckpointError on unknown keys."""
-
-    def freeze(value: Any) -> Any:
-        return tuple(freeze(v) for v in value) if isinstance(value, list) else value
-
-    unknown = set(data) - {f.name for f in dataclasses.fields(cls)}
-    if unknown:
-        raise CheckpointError(f"unknown settings {sorted(unknown)} for {cls.__name__}; update this pack")
-    return cls(**{k: freeze(v) for k, v in data.items()})
-
-
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
@@ -225,7 +214,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def _config(kind: str, path: Path, stored: dict | None, given: dict | None, read: Callable, infer: Callable) -> Any:
     try:
         if stored is not None:
-            return config_from_dict(KINDS[kind].config, stored["config"])
+            return from_dict(KINDS[kind].config, stored["config"])
         return read(given) if given is not None else infer()
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot tell the configuration of {NAMES[kind]}: {error}") from None
@@ -233,8 +222,8 @@ def _config(kind: str, path: Path, stored: dict | None, given: dict | None, read
 
 def _read_autoencoder(path: Path, tensors: dict, stored: dict | None, given: dict | None) -> Weights:
     tensors = keymaps.to_native(tensors, keymaps.DCAE)
-    infer = lambda: autoencoder.infer_config(_shapes(tensors))  # noqa: E731
-    config = _config("autoencoder", path, stored, given, autoencoder.config_from_diffusers, infer)
+    infer = lambda: autoencoder_config.infer_config(_shapes(tensors))  # noqa: E731
+    config = _config("autoencoder", path, stored, given, autoencoder_config.config_from_diffusers, infer)
     return Weights("autoencoder", config, tensors, path, (stored or {}).get("settings", {}))
 
 
@@ -252,8 +241,8 @@ def _read_transformer(path: Path, tensors: dict, stored: dict | None, given: dic
         tensors = keymaps.to_native(tensors, keymaps.NVLABS, keymaps.NVLABS_DROPPED)
     else:
         tensors = keymaps.to_native(tensors, keymaps.DIFFUSERS)
-    infer = lambda: infer_transformer(_shapes(tensors), positions)  # noqa: E731
-    config = _config("transformer", path, stored, given, transformer_from_diffusers, infer)
+    infer = lambda: presets.infer_config(_shapes(tensors), positions)  # noqa: E731
+    config = _config("transformer", path, stored, given, presets.config_from_diffusers, infer)
     return Weights("transformer", config, tensors, path, (stored or {}).get("settings", {}))
 
 
@@ -264,58 +253,34 @@ _READERS = {
 }
 
 
-# --- the transformer's configuration ----------------------------------------------------------------
+# --- the text encoder's companions -----------------------------------------------------------------
 
 
-def transformer_from_diffusers(data: Mapping[str, Any]) -> TransformerConfig:
-    """Configuration of a diffusers SanaTransformer2DModel config.json. Raises ValueError."""
-    if data.get("_class_name", "SanaTransformer2DModel") != "SanaTransformer2DModel":
-        raise ValueError(f"config.json describes {data['_class_name']}")
-    guidance = bool(data.get("guidance_embeds", False))
-    scale = data.get("interpolation_scale")
-    return TransformerConfig(
-        width=data["num_attention_heads"] * data["attention_head_dim"],
-        depth=data["num_layers"],
-        cross_heads=data["num_cross_attention_heads"],
-        caption_width=data.get("caption_channels", 2304),
-        mlp_ratio=data.get("mlp_ratio", 2.5),
-        qk_norm=data.get("qk_norm") is not None,
-        guidance_embed=guidance,
-        guidance_scale=data.get("guidance_embeds_scale", 0.1),
-        # diffusers feeds Sprint s itself, every other model 1000 s times timestep_scale.
-        time_scale=1.0 if guidance else 1000.0 * data.get("timestep_scale", 1.0),
-        pos_embed_base=0 if scale is None else data["sample_size"],
-        pos_embed_scale=scale or 1.0,
+def load_tokenizer(weights: Weights, elsewhere: str | os.PathLike | None = None) -> text.Tokenizer:
+    """The tokenizer in an encoder's file or folder, or in its pipeline, or `elsewhere`. Raises CheckpointError."""
+    folder = weights.path if weights.path.is_dir() else weights.path.parent
+    sources = [weights.extras.get("spiece_model"), weights.extras.get("tokenizer_json"), elsewhere, folder]
+    if weights.path.is_dir():
+        sources.append(folder.parent)
+    for source in sources:
+        if source is None:
+            continue
+        try:
+            return text.load_tokenizer(source)
+        except FileNotFoundError:
+            continue
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{weights.path}: its tokenizer cannot be used: {error}") from None
+    raise CheckpointError(
+        f"{weights.path}: no tokenizer in this file or in {folder}; put tokenizer.json or tokenizer.model of "
+        "gemma-2-2b-it beside the weights"
     )
 
 
-def infer_transformer(shapes: Mapping[str, tuple[int, ...]], positions: int = 0) -> TransformerConfig:
-    """Configuration from native names and shapes; `positions`: tokens of a stored position embedding.
-
-    Raises ValueError when (width, depth) is no published model, since no shape shows the heads of
-    the cross-attention.
-    """
-    width = shapes["patch_embed.proj.weight"][0]
-    depth = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("transformer_blocks."))
-    heads = presets.cross_heads(width, depth)
-    if heads is None:
-        raise ValueError(f"no published SANA model has width {width} and {depth} blocks; a config.json is needed")
-    qk_norm = "transformer_blocks.0.attn1.norm_q.weight" in shapes
-    guidance = "time_embed.guidance_embedder.linear_1.weight" in shapes
-    base = {4096: 64, 16384: 128}.get(positions, 0)  # only the 2K and 4K models use theirs
-    teacher_only = (width, depth) == (1152, 28)  # SANA 1.5 has no 0.6B
-    return TransformerConfig(
-        width=width,
-        depth=depth,
-        cross_heads=heads,
-        caption_width=shapes["caption_projection.linear_1.weight"][1],
-        mlp_ratio=shapes["transformer_blocks.0.ff.conv_inverted.weight"][0] / (2 * width),
-        qk_norm=qk_norm,
-        guidance_embed=guidance,
-        time_scale=1.0 if guidance or (qk_norm and teacher_only) else 1000.0,
-        pos_embed_base=base,
-        pos_embed_scale=base / 64 if base else 1.0,
-    )
+def text_preset(weights: Weights) -> text.TextPreset:
+    """How this encoder wants its prompts: what its file says, else the authors' format."""
+    stored = weights.settings.get("text")
+    return text.text_preset() if stored is None else from_dict(text.TextPreset, stored)
 
 
 def _complete_transformer(weights: Weights, stored: dict | None, root: Path | None, time_scale: float | None) -> None:
@@ -345,7 +310,11 @@ def _complete_transformer(weights: Weights, stored: dict | None, root: Path | No
 def check_names(weights: Weights, ignore: tuple[str, ...] = ()) -> None:
     """Compare names and shapes with the network's, built on the meta device. Raises CheckpointError."""
     expected = _shapes(KINDS[weights.kind].model(weights.config, device="meta").state_dict())
-    found = {k: v for k, v in _shapes(weights.tensors).items() if not k.endswith(ignore)} if ignore else _shapes(weights.tensors)
+    found = (
+        {k: v for k, v in _shapes(weights.tensors).items() if not k.endswith(ignore)}
+        if ignore
+        else _shapes(weights.tensors)
+    )
     quantised = {k[: -len(".comfy_quant")] + ".weight" for k in weights.tensors if k.endswith(".comfy_quant")}
     problems = {
         "missing": sorted(set(expected) - set(found)),
@@ -377,12 +346,20 @@ def build(weights: Weights, *, dtype: torch.dtype | None = None, device: torch.d
         raise CheckpointError(f"{weights.path}: this file is quantised; it runs inside ComfyUI only")
     check_names(weights)
     kind = KINDS[weights.kind]
-    model = kind.model(weights.config, device="meta")
-    model.load_state_dict(
-        {name: tensor.to(device, dtype) for name, tensor in weights.tensors.items()}, strict=True, assign=True
-    )
+    model = kind.model(weights.config, dtype=dtype or majority_dtype(weights.tensors), device="meta")
+    wanted = {name: parameter.dtype for name, parameter in model.state_dict().items()}
+    tensors = {name: tensor.to(device, wanted[name]) for name, tensor in weights.tensors.items()}
+    model.load_state_dict(tensors, strict=True, assign=True)
     log.info("%s", summary(weights))
     return model.eval().requires_grad_(False)
+
+
+def majority_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype that most numbers of a file have."""
+    counts: dict[torch.dtype, int] = {}
+    for tensor in tensors.values():
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    return max(counts, key=counts.__getitem__)
 
 
 def summary(weights: Weights) -> str:

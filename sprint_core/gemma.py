@@ -10,7 +10,7 @@ The instruction in front of each prompt is constant. `prefill` computes its keys
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,14 +56,6 @@ class GemmaConfig:
     softcap: float | None = 50.0
     query_scale: int = 256
     sliding_window: int = 4096
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "GemmaConfig":
-        """Inverse of dataclasses.asdict. Raises ValueError on unknown keys."""
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown Gemma settings: {', '.join(unknown)}")
-        return cls(**values)
 
 
 def config_from_hf(json: Mapping[str, Any]) -> GemmaConfig:

@@ -9,7 +9,7 @@ but for `scale_shift_table.weight` (layers.table_rows says why).
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -117,14 +117,13 @@ DCAE = (
 )
 
 # Hugging Face saves Gemma without its causal-LM wrapper in diffusers folders.
-GEMMA_BARE = _rules((("embed_tokens.weight", "model.embed_tokens.weight"), ("norm.weight", "model.norm.weight"))) + _rules(
+GEMMA_BARE = _rules(
+    (("embed_tokens.weight", "model.embed_tokens.weight"), ("norm.weight", "model.norm.weight"))
+) + _rules(
     (
         *((f"self_attn.{p}_proj.weight",) * 2 for p in "qkvo"),
         *((f"mlp.{p}_proj.weight",) * 2 for p in ("gate", "up", "down")),
-        *(
-            (f"{p}_layernorm.weight",) * 2
-            for p in ("input", "post_attention", "pre_feedforward", "post_feedforward")
-        ),
+        *((f"{p}_layernorm.weight",) * 2 for p in ("input", "post_attention", "pre_feedforward", "post_feedforward")),
     ),
     "layers.*.",
     "model.layers.*.",
@@ -132,7 +131,7 @@ GEMMA_BARE = _rules((("embed_tokens.weight", "model.embed_tokens.weight"), ("nor
 GEMMA_DROPPED = ("lm_head.weight",)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _matcher(pattern: str) -> re.Pattern:
     escaped = re.escape(pattern).replace(r"\*", r"(\d+)").replace("@", "(weight|bias)")
     return re.compile(escaped + r"\Z")

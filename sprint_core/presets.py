@@ -1,6 +1,8 @@
-"""One aligned row for each published model: where it lives, what it is, how it samples."""
+"""One aligned row for each published model, and how to find a file's configuration among them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .transformer import TransformerConfig
 
@@ -12,13 +14,13 @@ HUB = "Efficient-Large-Model"
 @dataclass(frozen=True)
 class Preset:
     name: str
-    repo: str  # on the Hugging Face hub, the diffusers layout
+    repo: str  # in the diffusers layout, among HUB's
     transformer: TransformerConfig
     size_px: int = 1024
 
     @property
-    def sprint(self) -> bool:
-        return self.transformer.guidance_embed
+    def hub_id(self) -> str:
+        return f"{HUB}/{self.repo}"
 
 
 def _t(width: int, depth: int, heads: int, qk: bool, guidance: bool, time_scale: float, base=0, scale=1.0):
@@ -35,18 +37,18 @@ def _t(width: int, depth: int, heads: int, qk: bool, guidance: bool, time_scale:
 
 
 # fmt: off
-#                                                                                    width depth heads qk     guide  time   pe base, scale
+#                                                                                 width depth heads qk guide time  positions
 PRESETS = {p.name: p for p in (
-    Preset("sprint-0.6B",         f"{HUB}/Sana_Sprint_0.6B_1024px_diffusers",         _t(1152, 28, 16, True,  True,     1.0)),
-    Preset("sprint-1.6B",         f"{HUB}/Sana_Sprint_1.6B_1024px_diffusers",         _t(2240, 20, 20, True,  True,     1.0)),
-    Preset("sprint-0.6B-teacher", f"{HUB}/Sana_Sprint_0.6B_1024px_teacher_diffusers", _t(1152, 28, 16, True,  False,    1.0)),
-    Preset("sprint-1.6B-teacher", f"{HUB}/SANA_Sprint_1.6B_1024px_teacher_diffusers", _t(2240, 20, 20, True,  False,    1.0)),
-    Preset("sana-0.6B",           f"{HUB}/Sana_600M_1024px_diffusers",                _t(1152, 28, 16, False, False, 1000.0)),
-    Preset("sana-1.6B",           f"{HUB}/Sana_1600M_1024px_diffusers",               _t(2240, 20, 20, False, False, 1000.0)),
-    Preset("sana-1.6B-2K",        f"{HUB}/Sana_1600M_2Kpx_BF16_diffusers",            _t(2240, 20, 20, False, False, 1000.0, 64, 1.0), 2048),
-    Preset("sana-1.6B-4K",        f"{HUB}/Sana_1600M_4Kpx_BF16_diffusers",            _t(2240, 20, 20, False, False, 1000.0, 128, 2.0), 4096),
-    Preset("sana-1.5-1.6B",       f"{HUB}/SANA1.5_1.6B_1024px_diffusers",             _t(2240, 20, 20, True,  False, 1000.0)),
-    Preset("sana-1.5-4.8B",       f"{HUB}/SANA1.5_4.8B_1024px_diffusers",             _t(2240, 60, 20, True,  False, 1000.0)),
+    Preset("sprint-0.6B",          "Sana_Sprint_0.6B_1024px_diffusers",            _t(1152, 28, 16, True,  True,     1.0)),
+    Preset("sprint-1.6B",          "Sana_Sprint_1.6B_1024px_diffusers",            _t(2240, 20, 20, True,  True,     1.0)),
+    Preset("sprint-0.6B-teacher",  "Sana_Sprint_0.6B_1024px_teacher_diffusers",    _t(1152, 28, 16, True,  False,    1.0)),
+    Preset("sprint-1.6B-teacher",  "SANA_Sprint_1.6B_1024px_teacher_diffusers",    _t(2240, 20, 20, True,  False,    1.0)),
+    Preset("sana-0.6B",            "Sana_600M_1024px_diffusers",                   _t(1152, 28, 16, False, False, 1000.0)),
+    Preset("sana-1.6B",            "Sana_1600M_1024px_diffusers",                  _t(2240, 20, 20, False, False, 1000.0)),
+    Preset("sana-1.6B-2K",         "Sana_1600M_2Kpx_BF16_diffusers",               _t(2240, 20, 20, False, False, 1000.0, 64, 1.0), 2048),
+    Preset("sana-1.6B-4K",         "Sana_1600M_4Kpx_BF16_diffusers",               _t(2240, 20, 20, False, False, 1000.0, 128, 2.0), 4096),
+    Preset("sana-1.5-1.6B",        "SANA1.5_1.6B_1024px_diffusers",                _t(2240, 20, 20, True,  False, 1000.0)),
+    Preset("sana-1.5-4.8B",        "SANA1.5_4.8B_1024px_diffusers",                _t(2240, 60, 20, True,  False, 1000.0)),
 )}
 # fmt: on
 
@@ -60,3 +62,54 @@ def cross_heads(width: int, depth: int) -> int | None:
 def name_of(config: TransformerConfig) -> str:
     """The preset a configuration belongs to, or 'custom'."""
     return next((p.name for p in PRESETS.values() if p.transformer == config), "custom")
+
+
+def config_from_diffusers(data: Mapping[str, Any]) -> TransformerConfig:
+    """Configuration of a diffusers SanaTransformer2DModel config.json. Raises ValueError."""
+    if data.get("_class_name", "SanaTransformer2DModel") != "SanaTransformer2DModel":
+        raise ValueError(f"config.json describes {data['_class_name']}")
+    guidance = bool(data.get("guidance_embeds", False))
+    scale = data.get("interpolation_scale")
+    return TransformerConfig(
+        width=data["num_attention_heads"] * data["attention_head_dim"],
+        depth=data["num_layers"],
+        cross_heads=data["num_cross_attention_heads"],
+        caption_width=data.get("caption_channels", 2304),
+        mlp_ratio=data.get("mlp_ratio", 2.5),
+        qk_norm=data.get("qk_norm") is not None,
+        guidance_embed=guidance,
+        guidance_scale=data.get("guidance_embeds_scale", 0.1),
+        # diffusers feeds Sprint s itself, every other model 1000 s times timestep_scale.
+        time_scale=1.0 if guidance else 1000.0 * data.get("timestep_scale", 1.0),
+        pos_embed_base=0 if scale is None else data["sample_size"],
+        pos_embed_scale=scale or 1.0,
+    )
+
+
+def infer_config(shapes: Mapping[str, tuple[int, ...]], positions: int = 0) -> TransformerConfig:
+    """Configuration from native names and shapes; `positions`: tokens of a stored position embedding.
+
+    Raises ValueError when (width, depth) is no published model, since no shape shows the heads of
+    the cross-attention.
+    """
+    width = shapes["patch_embed.proj.weight"][0]
+    depth = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("transformer_blocks."))
+    heads = cross_heads(width, depth)
+    if heads is None:
+        raise ValueError(f"no published SANA model has width {width} and {depth} blocks; a config.json is needed")
+    qk_norm = "transformer_blocks.0.attn1.norm_q.weight" in shapes
+    guidance = "time_embed.guidance_embedder.linear_1.weight" in shapes
+    base = {4096: 64, 16384: 128}.get(positions, 0)  # only the 2K and 4K models use theirs
+    teacher_only = (width, depth) == (1152, 28)  # SANA 1.5 has no 0.6B
+    return TransformerConfig(
+        width=width,
+        depth=depth,
+        cross_heads=heads,
+        caption_width=shapes["caption_projection.linear_1.weight"][1],
+        mlp_ratio=shapes["transformer_blocks.0.ff.conv_inverted.weight"][0] / (2 * width),
+        qk_norm=qk_norm,
+        guidance_embed=guidance,
+        time_scale=1.0 if guidance or (qk_norm and teacher_only) else 1000.0,
+        pos_embed_base=base,
+        pos_embed_scale=base / 64 if base else 1.0,
+    )

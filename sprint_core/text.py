@@ -62,6 +62,9 @@ def text_preset(format: str = "nvlabs") -> TextPreset:
 # --- tokenizers -----------------------------------------------------------------------------------
 
 
+Span = tuple[int, int]
+
+
 class Tokenizer(Protocol):
     """What the rest needs of a tokenizer. `data` is its file's content, `state_key` its name in a checkpoint."""
 
@@ -70,6 +73,12 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Token ids, BOS first, neither padded nor cut."""
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        """The same ids, and the characters [begin, end) of the text that each came from; BOS: (0, 0)."""
+
+    def piece(self, id: int) -> str:
+        """The vocabulary entry of an id."""
 
 
 def _require_gemma(bos: int | None, pad: int | None) -> None:
@@ -100,6 +109,20 @@ class SentencePieceTokenizer:
             ids += [self._special[part]] if part in self._special else self._model.encode(part)
         return ids
 
+    def encode_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        spans, start = [(0, 0)], 0
+        for part in self._split.split(text):
+            if part in self._special:
+                spans.append((start, start + len(part)))
+            else:
+                pieces = self._model.encode(part, out_type="immutable_proto").pieces
+                spans += [(start + piece.begin, start + piece.end) for piece in pieces]
+            start += len(part)
+        return self.encode(text), spans
+
+    def piece(self, id: int) -> str:
+        return self._model.id_to_piece(id)
+
 
 class HFTokenizer:
     """Gemma's tokenizer.json. Raises ValueError if it is another model's."""
@@ -117,6 +140,13 @@ class HFTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return [BOS, *self._model.encode(text, add_special_tokens=False).ids]
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        encoding = self._model.encode(text, add_special_tokens=False)
+        return [BOS, *encoding.ids], [(0, 0), *encoding.offsets]
+
+    def piece(self, id: int) -> str:
+        return self._model.id_to_token(id)
 
 
 def load_tokenizer(source: str | Path | bytes | Tensor) -> Tokenizer:
@@ -176,6 +206,17 @@ class PromptTokenizer:
     def tokens(self, prompt: str) -> Tokens:
         ids = self.tokenizer.encode(self.preset.full_text(prompt))
         return select_tokens(ids, len(self.instruction_ids), self.preset.max_tokens)
+
+    def tokens_and_spans(self, prompt: str) -> tuple[Tokens, list[Span | None]]:
+        """The tokens, and the characters of the prompt as given that each of `ids` came from.
+
+        None for BOS and the instruction. (Lower-casing is taken to keep every character's place.)
+        """
+        ids, spans = self.tokenizer.encode_spans(self.preset.full_text(prompt))
+        tokens = select_tokens(ids, len(self.instruction_ids), self.preset.max_tokens)
+        start = len(self.preset.instruction or "") - (len(prompt) - len(prompt.lstrip()))
+        moved = [(max(begin - start, 0), end - start) for begin, end in spans]
+        return tokens, [span if span[1] > span[0] else None for span in moved[: len(tokens.ids)]]
 
 
 # --- ids to embeddings ----------------------------------------------------------------------------

@@ -87,7 +87,9 @@ def flow_add_noise(x0: torch.Tensor, z: torch.Tensor, s: Scalar) -> torch.Tensor
     return (1 - s) * x0 + s * z
 
 
-def rotate(x_t: torch.Tensor, F: torch.Tensor, t: Scalar, t_next: Scalar, sigma_data: float = SIGMA_DATA) -> torch.Tensor:
+def rotate(
+    x_t: torch.Tensor, F: torch.Tensor, t: Scalar, t_next: Scalar, sigma_data: float = SIGMA_DATA
+) -> torch.Tensor:
     """One deterministic (ODE) step from angle t to t_next: x' = cos(t - t') x - sin(t - t') sigma_data F."""
     sin, cos = _sin_cos(t - t_next)
     return cos * x_t - sin * sigma_data * F

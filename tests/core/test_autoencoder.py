@@ -8,16 +8,10 @@ import pytest
 import torch
 from diffusers import AutoencoderDC
 
-from sprint_core.autoencoder import (
-    SANA,
-    SCALE,
-    Autoencoder,
-    AutoencoderConfig,
-    channel_norm,
-    config_from_diffusers,
-    infer_config,
-    tile_windows,
-)
+from sprint_core.autoencoder import Autoencoder, channel_norm
+from sprint_core.autoencoder_config import SANA, SCALE, AutoencoderConfig, config_from_diffusers, infer_config
+from sprint_core.config import from_dict
+from sprint_core.tiling import tile_windows
 
 torch.set_num_threads(2)
 
@@ -191,7 +185,7 @@ def test_inference_refuses_other_models():
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_configuration_survives_json(name):
     config = config_from_diffusers(json.loads(json.dumps({**LAYOUTS[name], "_class_name": "AutoencoderDC"})))
-    assert AutoencoderConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    assert from_dict(AutoencoderConfig, json.loads(json.dumps(dataclasses.asdict(config)))) == config
     assert hash(config) is not None
 
 
@@ -221,7 +215,7 @@ def test_refuses_configurations_it_cannot_build(change, message):
 
 def test_from_dict_refuses_unknown_keys():
     with pytest.raises(ValueError, match="novelty"):
-        AutoencoderConfig.from_dict({"novelty": 1})
+        from_dict(AutoencoderConfig, {"novelty": 1})
 
 
 # --- tiling ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Gemma2Config, Gemma2Model
 
+from sprint_core.config import from_dict
 from sprint_core.gemma import HF_NAMES, Gemma, GemmaConfig, config_from_hf, infer_config
 
 # query_scale is below head_dim and q and k are drawn wide, so that logits reach the cap of 50.
@@ -161,11 +162,11 @@ def test_full_size():
 def test_configs():
     assert config_from_hf(hf_config(TINY).to_dict()) == TINY
     assert config_from_hf({"model_type": "gemma2", "rope_theta": 5.0}).rope_theta == 5.0  # transformers 4
-    assert GemmaConfig.from_dict(asdict(TINY)) == TINY
+    assert from_dict(GemmaConfig, asdict(TINY)) == TINY
     shapes = {name: tuple(p.shape) for name, p in Gemma(TINY).state_dict().items()}
     assert infer_config(shapes, head_dim=16) == replace(TINY, query_scale=16)
     with pytest.raises(ValueError, match="size"):
-        GemmaConfig.from_dict({"size": 1})
+        from_dict(GemmaConfig, {"size": 1})
     with pytest.raises(ValueError, match="llama"):
         config_from_hf({"model_type": "llama"})
     with pytest.raises(ValueError, match="heads of 256"):

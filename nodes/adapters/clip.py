@@ -1,0 +1,196 @@
+"""Gemma-2 with SANA's prompt format as ComfyUI's CLIP.
+
+A stock CLIP object around a `cond_stage_model` and a tokenizer of our own, so that stock text nodes,
+CLIP LoRA, saving and offloading apply. The tokens of one prompt travel as ComfyUI's pairs (id,
+weight) plus one entry of ours that says which of them the transformer reads.
+"""
+
+import inspect
+import logging
+
+import comfy.model_management as mm
+import comfy.ops
+import comfy.patcher_extension
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models_base
+import comfy.utils
+import folder_paths
+import torch
+from torch import nn
+
+from ...sprint_core import checkpoint, text
+from ...sprint_core.gemma import Gemma
+from . import quantised
+
+log = logging.getLogger(__name__)
+
+NAME = "gemma2_2b"  # ComfyUI's name for this encoder: in its files, and in its LoRA keys
+SELECTION = "sana_selection"  # entry of a token dictionary: positions that the transformer reads
+BYTES_PER_TOKEN = 4 * 2**20  # activations of one layer, generously
+
+
+class SanaTokenizer:
+    """ComfyUI's tokenizer protocol around text.PromptTokenizer."""
+
+    def __init__(self, tokenizer: text.Tokenizer, preset: text.TextPreset, about: torch.Tensor):
+        self.tokenizer, self.preset, self.about = tokenizer, preset, about
+
+    def tokenize_with_weights(self, string, return_word_ids=False, sana_preset=None, **kwargs):
+        """Pairs (id, weight) of instruction and prompt; `(a:1.2)` weighs the prompt's tokens.
+
+        sana_preset: the TextPreset of SANA-Sprint Text Encode, instead of the loader's.
+        """
+        prompts = text.PromptTokenizer(self.tokenizer, sana_preset or self.preset)
+        string, weights = split_weights(string)
+        tokens, spans = prompts.tokens_and_spans(string)
+        pairs = [(i, _weight_of(span, weights)) for i, span in zip(tokens.ids, spans)]
+        if return_word_ids:
+            pairs = [(*pair, n) for n, pair in enumerate(pairs)]
+        return {NAME: [pairs], SELECTION: (tokens.keep, prompts.instruction_ids)}
+
+    def untokenize(self, token_weight_pair):
+        return [(pair, self.tokenizer.piece(pair[0])) for pair in token_weight_pair]
+
+    def decode(self, token_ids, skip_special_tokens=True):
+        return "".join(self.tokenizer.piece(i) for i in token_ids).replace("\u2581", " ")
+
+    def state_dict(self):
+        """Saved beside the weights, under names that our loader finds again in any of ComfyUI's files."""
+        entries = text.tokenizer_state(self.tokenizer) | {checkpoint.TENSOR_KEY: self.about}
+        return {f"{NAME}.transformer.{name}": tensor for name, tensor in entries.items()}
+
+
+def split_weights(string: str) -> tuple[str, list[float]]:
+    """A prompt without ComfyUI's weight marks, and the weight of each of its characters."""
+    parsed = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(string), 1.0)
+    parts = [(comfy.sd1_clip.unescape_important(part), weight) for part, weight in parsed]
+    return "".join(part for part, _ in parts), [weight for part, weight in parts for _ in part]
+
+
+def _weight_of(span: tuple[int, int] | None, weights: list[float]) -> float:
+    """Weight of a token by the prompt characters [begin, end) it came from; None: instruction or BOS."""
+    if span is None:
+        return 1.0
+    return next((w for w in weights[span[0] : span[1]] if w != 1.0), 1.0)
+
+
+class SanaTextModel(nn.Module):
+    """What ComfyUI calls a cond_stage_model: token pairs in, conditioning out."""
+
+    def __init__(self, weights, compute_dtype, quant, device="cpu", dtype=None, model_options=None):
+        super().__init__()
+        mixed = quant and comfy.ops.mixed_precision_ops(quant, compute_dtype, full_precision_mm=True)
+        ops = mixed or comfy.ops.manual_cast
+        self.dtypes = {dtype}
+        self.compute_dtype = compute_dtype
+        setattr(self, NAME, nn.Module())
+        self.encoder.transformer = Gemma(weights.config, ops=ops, dtype=dtype, device=device)
+        self.prefixes = text.PrefixCache()
+        self.hooked_weights = {}  # the patcher's, not empty while LoRA hooks change weights in place
+        self.reset_clip_options()
+
+    @property
+    def encoder(self) -> nn.Module:
+        return getattr(self, NAME)
+
+    def set_clip_options(self, options):
+        layer = options.get("layer", self.layer)
+        self.layer = -1 if layer is None else layer
+        self.device = options.get("execution_device", self.device)
+
+    def reset_clip_options(self):
+        self.layer, self.device = -1, None
+
+    def load_sd(self, sd):
+        return self.encoder.transformer.load_state_dict(sd, strict=False, assign=getattr(self, "can_assign_sd", False))
+
+    def memory_estimation_function(self, token_weight_pairs, device=None):
+        return BYTES_PER_TOKEN * sum(len(pairs) for pairs in token_weight_pairs.get(NAME, ()))
+
+    def encode_token_weights(self, token_weight_pairs):
+        """Conditioning [1, n, width] in fp32 of one prompt, without padding; nothing pooled."""
+        pairs = token_weight_pairs[NAME][0]
+        ids = [pair[0] for pair in pairs]
+        keep, instruction = token_weight_pairs.get(SELECTION, (range(len(ids)), []))
+        batch = [text.Tokens(ids, list(keep))]
+        weights = torch.tensor([pairs[i][1] for i in keep])
+        weighted = bool((weights != 1.0).any())
+        if weighted:  # towards what an empty prompt says at the same positions, as in ComfyUI
+            empty = (instruction or [text.BOS])[: len(ids)]
+            batch.append(text.Tokens(empty + [text.PAD] * (len(ids) - len(empty)), list(keep)))
+        rows = [row.float() for row in self._encode(batch, instruction[:-1])]
+        cond = rows[0]
+        if weighted:
+            cond = torch.lerp(rows[1], cond, weights.to(cond)[:, None])
+        return cond[None].to(mm.intermediate_device()), None
+
+    def _encode(self, batch, prefix_ids):
+        # The states of the constant instruction belong to the weights as this patcher left them.
+        key = getattr(self, "current_weight_patches_uuid", None)
+        cache = None if self.hooked_weights else self.prefixes
+        device = self.device if self.device is not None else mm.text_encoder_device()
+        return text.encode_ids(
+            self.encoder.transformer,
+            batch,
+            device=device,
+            dtype=self.compute_dtype,
+            layer=self.layer,
+            prefix_ids=prefix_ids,
+            cache=cache,
+            key=key,
+        )
+
+
+def compute_dtype(device: torch.device, asked: torch.dtype | None) -> torch.dtype:
+    """bf16 where the device computes it, else fp32; never fp16, which Gemma's activations overflow."""
+    if asked is not None:
+        return asked
+    return torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
+
+
+def load_clip(path, options=None, disable_dynamic=False):
+    """CLIP of a file or folder. options: {'dtype', 'tokenizer'}; tokenizer: where to find it if not beside it.
+
+    Raises CheckpointError.
+    """
+    options = options or {}
+    weights = checkpoint.load(path, "text_encoder")
+    tokenizer = checkpoint.load_tokenizer(weights, options.get("tokenizer"))
+    preset = checkpoint.text_preset(weights)
+    quant = quantised.prepare(weights)
+    checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())
+    log.info("%s", checkpoint.summary(weights))
+
+    about = checkpoint.describe_tensor(weights)
+    dtype = compute_dtype(mm.text_encoder_device(), options.get("dtype"))
+
+    def model(**kwargs):
+        return SanaTextModel(weights, dtype, quant, **kwargs)
+
+    def make_tokenizer(embedding_directory=None, tokenizer_data=None):
+        return SanaTokenizer(tokenizer, preset, about)
+
+    stored = options.get("dtype") or comfy.utils.weight_dtype(weights.tensors)
+    kwargs = {"state_dict": [weights.tensors], "disable_dynamic": disable_dynamic}
+    known = inspect.signature(comfy.sd.CLIP.__init__).parameters
+    clip = comfy.sd.CLIP(
+        comfy.supported_models_base.ClipTarget(make_tokenizer, model),
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        parameters=comfy.utils.calculate_parameters(weights.tensors),
+        model_options={"dtype": stored},
+        **{name: value for name, value in kwargs.items() if name in known},
+    )
+    if "state_dict" not in known:
+        clip.load_sd(weights.tensors)
+    model = clip.cond_stage_model
+    model.hooked_weights = clip.patcher.hook_backup
+    clip.patcher.add_callback_with_key(
+        comfy.patcher_extension.CallbacksMP.ON_DETACH, NAME, lambda *_: model.prefixes.clear()
+    )
+    clip.patcher.cached_patcher_init = (load_clip_patcher, (path, options))
+    return clip
+
+
+def load_clip_patcher(path, options=None, disable_dynamic=False):
+    return load_clip(path, options, disable_dynamic).patcher

@@ -1,0 +1,250 @@
+"""A SANA transformer as ComfyUI's MODEL.
+
+To ComfyUI it is a rectified-flow model (CONST) with sigma = s, so that stock samplers, guiders,
+masks, LoRA, offloading and previews apply. Nothing is registered: the patcher is built from the
+classes below.
+"""
+
+import functools
+import logging
+import math
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.ldm.modules.attention as host_attention
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.patcher_extension
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ...sprint_core import checkpoint, trigflow
+from ...sprint_core.autoencoder_config import DOWNSCALE, SCALE
+from ...sprint_core.presets import GUIDANCE
+from ...sprint_core.transformer import LATENT_CHANNELS, SanaTransformer, TransformerConfig
+from . import quantised
+
+log = logging.getLogger(__name__)
+
+WRAPPER_KEY = "sana_sprint"
+TABLE_SIZE = 1000  # sigmas in the table that stock schedulers pick from
+MEMORY_FACTOR = 8.0  # ComfyUI's estimate for a 32x latent; HunyuanImage, also 32x, has 8.7
+
+
+def attention_function():
+    """ComfyUI's attention, but SDPA where it would fall back to the slow sub-quadratic one."""
+    chosen = host_attention.optimized_attention
+    slow = chosen in (host_attention.attention_sub_quad, host_attention.attention_split)
+    return host_attention.attention_pytorch if slow else chosen
+
+
+class HostedTransformer(SanaTransformer):
+    """The network behind ComfyUI's call contract for diffusion models."""
+
+    def __init__(self, config: TransformerConfig, dtype=None, device=None, operations=None):
+        super().__init__(config, ops=operations, dtype=dtype, device=device)
+        self.dtype = dtype
+
+    def forward(
+        self, x, timesteps, context=None, control=None, transformer_options=None, guidance=None, attention_mask=None
+    ):
+        options = {} if transformer_options is None else transformer_options
+        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
+        return comfy.patcher_extension.WrapperExecutor.new_class_executor(self._run, self, wrappers).execute(
+            x, timesteps, context, control, options, guidance, attention_mask
+        )
+
+    def _run(self, x, timesteps, context, control, options, guidance, attention_mask):
+        if guidance is not None:
+            guidance = torch.full((x.shape[0],), guidance, device=x.device)
+        attention = functools.partial(_attend, transformer_options=options)
+        residuals = control.get("input", ()) if control else ()
+        around = functools.partial(_around_block, options, self.config.depth)
+        return super().forward(x, timesteps, context, guidance, attention_mask, residuals, attention, around)
+
+
+def _attend(q, k, v, heads, mask, transformer_options):
+    return attention_function()(q, k, v, heads, mask=mask, transformer_options=transformer_options)
+
+
+def _around_block(options, depth, index, run, x, caption):
+    """Let stock patch nodes (skip-layer guidance and the like) replace a block, as in ComfyUI's own DiTs."""
+    options["total_blocks"], options["block_type"], options["block_index"] = depth, "double", index
+    replace = options.get("patches_replace", {}).get("dit", {}).get(("double_block", index))
+    if replace is None:
+        return run(x, caption)
+
+    def original(args):
+        return {"img": run(args["img"], args["txt"]), "txt": args["txt"]}
+
+    args = {"img": x, "txt": caption, "transformer_options": options}
+    return replace(args, {"original_block": original})["img"]
+
+
+# --- sampling -------------------------------------------------------------------------------------
+
+
+class TrigFlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    """ComfyUI's flow sampling with the sigma table linear in the TrigFlow angle.
+
+    So the stock scheduler 'simple' gives the authors' schedules for any step count but 2. No sigma
+    exceeds 1: ControlNet ranges that start at 0 would miss the first step.
+    """
+
+    def sigma(self, timestep):
+        t = torch.as_tensor(timestep, dtype=torch.float64) / self.multiplier * trigflow.T_MAX
+        return trigflow.s_from_t(t).clamp(max=1.0).float()
+
+    def percent_to_sigma(self, percent):
+        return min(1.0, trigflow.s_from_t(min(max(1.0 - percent, 0.0), 1.0) * trigflow.T_MAX))
+
+
+class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    """ComfyUI's flow sampling with the shift of the model's scheduler_config.json."""
+
+
+class SanaLatent(comfy.latent_formats.LatentFormat):
+    """DC-AE latents: 32 channels at 1/32 of the image's size. On wires they are raw, unscaled."""
+
+    scale_factor = SCALE
+    latent_channels = LATENT_CHANNELS
+    spacial_downscale_ratio = DOWNSCALE
+
+
+class SanaConfig(comfy.supported_models_base.BASE):
+    """What BaseModel asks of a supported model; `weights` says which SANA it is."""
+
+    unet_extra_config = {}
+    sampling_settings = {"multiplier": 1.0, "shift": 1.0}
+    latent_format = SanaLatent
+    memory_usage_factor = MEMORY_FACTOR
+    supported_inference_dtypes = [torch.bfloat16, torch.float32]
+    vae_key_prefix = ["vae."]
+    text_encoder_key_prefix = ["text_encoders."]
+
+    def __init__(self, weights: checkpoint.Weights):
+        super().__init__({"config": weights.config})
+        self.sampling_settings["shift"] = 1.0 if weights.config.guidance_embed else weights.settings["flow_shift"]
+        self.about = checkpoint.describe_tensor(weights)
+
+    def get_model(self, state_dict, prefix="", device=None):
+        return SanaModel(self, device)
+
+    def process_unet_state_dict_for_saving(self, state_dict):
+        return super().process_unet_state_dict_for_saving({**state_dict, checkpoint.TENSOR_KEY: self.about})
+
+
+class SanaModel(comfy.model_base.BaseModel):
+    def __init__(self, model_config: SanaConfig, device=None):
+        super().__init__(model_config, comfy.model_base.ModelType.FLOW, device, HostedTransformer)
+        sampling = TrigFlowSampling if self.sprint else FlowSampling
+        self.model_sampling = sampling(model_config)
+
+    @property
+    def sprint(self) -> bool:
+        return self.model_config.unet_config["config"].guidance_embed
+
+    def process_timestep(self, timestep, **kwargs):
+        """The network takes s itself; ModelSamplingSD3 and the like multiply it."""
+        return timestep / getattr(self.model_sampling, "multiplier", 1.0)
+
+    def extra_conds(self, **kwargs):
+        out = {}
+        text, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
+        if text is not None:
+            # Repeating tokens to join prompts of different length is exact only without a mask.
+            cond = comfy.conds.CONDCrossAttn if mask is None else comfy.conds.CONDRegular
+            out["c_crossattn"] = cond(text)
+            if mask is not None:
+                out["attention_mask"] = comfy.conds.CONDRegular(_fit_mask(mask, text))
+        if self.sprint:
+            guidance = kwargs.get("guidance")  # FluxGuidance's key; FluxDisableGuidance sets None
+            out["guidance"] = comfy.conds.CONDConstant(GUIDANCE if guidance is None else float(guidance))
+        return out
+
+
+def _fit_mask(mask: Tensor, text: Tensor) -> Tensor:
+    """Mask [b, m] for text [b, n, c]: tokens that ConditioningConcat appended count, lost ones do not."""
+    mask, n = mask.reshape(-1, mask.shape[-1]), text.shape[1]
+    return torch.nn.functional.pad(mask[:, :n], (0, max(0, n - mask.shape[1])), value=1)
+
+
+# --- guarding a run -------------------------------------------------------------------------------
+
+
+def guard_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    """Wraps one sampling run (OUTER_SAMPLE): refuses foreign latents, neutralises cfg, finds NaN."""
+    guider = executor.class_obj
+    model = guider.model_patcher.model
+    if latent_image.shape[1] != LATENT_CHANNELS:
+        raise ValueError(
+            f"this latent has {latent_image.shape[1]} channels; SANA's have {LATENT_CHANNELS}. Encode the image "
+            "with SANA's own VAE (DC-AE), or start from Empty SANA Latent"
+        )
+    cfg = getattr(guider, "cfg", 1.0)
+    ignore = model.sprint and not math.isclose(cfg, 1.0)
+    if ignore:
+        if not getattr(model, "warned_cfg", False):
+            log.warning(
+                "SANA-Sprint has its guidance built in: cfg %g is treated as 1 and the negative prompt is "
+                "unused. Set cfg to 1, and steer with FluxGuidance or the guidance input.", cfg,
+            )  # fmt: skip
+        model.warned_cfg = True
+        guider.cfg = 1.0
+    try:
+        samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    finally:
+        if ignore:
+            guider.cfg = cfg
+    if not torch.isfinite(samples).all():
+        raise ValueError(
+            f"the sampler returned NaN or infinity with the model in {model.get_dtype_inference()}; load it in "
+            "bf16 or fp32 (Load SANA-Sprint, dtype), and check any LoRA"
+        )
+    return samples
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def load_model(path, options=None, disable_dynamic=False):
+    """MODEL patcher of a file or folder. options: {'dtype', 'time_scale'}, both optional.
+
+    The signature is ComfyUI's: it calls this again, with disable_dynamic, for a plain copy.
+    Raises CheckpointError.
+    """
+    options = options or {}
+    weights = checkpoint.load(path, "transformer", options.get("time_scale"))
+    quant = quantised.prepare(weights)
+    checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())
+    config = SanaConfig(weights)
+    load, offload = mm.get_torch_device(), mm.unet_offload_device()
+    supported = list(config.supported_inference_dtypes)
+    dtype = options.get("dtype")
+    if dtype is None:
+        dtype = mm.unet_dtype(
+            model_params=comfy.utils.calculate_parameters(weights.tensors),
+            supported_dtypes=supported,
+            weight_dtype=None if quant else comfy.utils.weight_dtype(weights.tensors),
+        )
+    config.quant_config = quant
+    if dtype == torch.float16:
+        supported.insert(0, dtype)  # asked for by name
+    config.set_inference_dtype(dtype, mm.unet_manual_cast(None if quant else dtype, load, supported))
+    log.info("%s", checkpoint.summary(weights))
+
+    model = config.get_model(weights.tensors)
+    make = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = make(model, load_device=load, offload_device=offload)
+    if not mm.is_device_cpu(offload):
+        model.to(offload)
+    model.load_model_weights(weights.tensors, "", assign=patcher.is_dynamic())
+    wrapper = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+    patcher.add_wrapper_with_key(wrapper, WRAPPER_KEY, guard_run)
+    patcher.cached_patcher_init = (load_model, (path, options))
+    patcher.sana_weights_settings = weights.settings
+    return patcher

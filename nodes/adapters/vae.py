@@ -1,0 +1,116 @@
+"""A DC-AE as ComfyUI's VAE: raw latents on the wires, feathered tiles, never fp16."""
+
+import logging
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.utils
+import torch
+
+from ...sprint_core import checkpoint
+from ...sprint_core.autoencoder import Autoencoder
+from ...sprint_core.autoencoder_config import DOWNSCALE
+
+log = logging.getLogger(__name__)
+
+# Bytes of activations per pixel and byte of dtype, encode and decode. Estimates until measured on a GPU.
+ENCODE_FACTOR, DECODE_FACTOR = 700, 900
+RETRY_TILE, RETRY_OVERLAP = 16, 4  # latent cells: what ComfyUI falls back to when memory runs out
+
+
+class SanaVAE(comfy.sd.VAE):
+    def __init__(self, weights: checkpoint.Weights, dtype: torch.dtype | None = None):
+        super().__init__(sd={})  # sets every field of this ComfyUI's version, then stops for want of weights
+        self.downscale_ratio = self.upscale_ratio = DOWNSCALE
+        self.latent_channels = weights.config.latent_channels
+        self.working_dtypes = [torch.bfloat16, torch.float32]
+        self.memory_used_encode = lambda shape, dtype: ENCODE_FACTOR * shape[2] * shape[3] * mm.dtype_size(dtype)
+        self.memory_used_decode = lambda shape, dtype: (
+            DECODE_FACTOR * shape[2] * shape[3] * DOWNSCALE**2 * mm.dtype_size(dtype)
+        )
+        self.about = checkpoint.describe_tensor(weights)
+        self.path = weights.path
+        self.device = mm.vae_device()
+        self.vae_dtype = dtype or mm.vae_dtype(self.device, self.working_dtypes)
+        self.output_device = mm.intermediate_device()
+        self.first_stage_model = Autoencoder(weights.config, ops=comfy.ops.disable_weight_init).eval()
+        self.first_stage_model.to(self.vae_dtype).requires_grad_(False)
+        mm.archive_model_dtypes(self.first_stage_model)
+        self.patcher = comfy.model_patcher.CoreModelPatcher(
+            self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device()
+        )
+        self.first_stage_model.load_state_dict(weights.tensors, strict=True, assign=self.patcher.is_dynamic())
+        self.model_size()
+
+    def decode(self, samples_in, *args, **kwargs):
+        if samples_in.ndim != 4 or samples_in.shape[1] != self.latent_channels:
+            raise ValueError(
+                f"this latent has shape {list(samples_in.shape)}; SANA's VAE decodes [batch, {self.latent_channels}, "
+                "height/32, width/32]. Connect the VAE of the model that made the latent"
+            )
+        return self._checked(super().decode(samples_in, *args, **kwargs))
+
+    def decode_tiled(self, samples, *args, **kwargs):
+        return self._checked(super().decode_tiled(samples, *args, **kwargs))
+
+    def _checked(self, image):
+        if not torch.isfinite(image).all():
+            raise ValueError(
+                f"the VAE {self.path.name} decoded NaN or infinity in {self.vae_dtype}; load it in fp32, "
+                "and check the latent that it was given"
+            )
+        return image
+
+    def decode_tiled_(self, samples, tile_x=RETRY_TILE, tile_y=RETRY_TILE, overlap=RETRY_OVERLAP):
+        """Sizes in latent cells. Square tiles, feathered, one pass."""
+        tile = max(2, min(tile_x, tile_y))
+
+        def run(latent, progress):
+            overlap_px = min(overlap, tile - 1) * DOWNSCALE
+            image = self.first_stage_model.decode_tiled(latent, tile * DOWNSCALE, overlap_px, progress)
+            return self.process_output(image.to(self.output_device, torch.float32))
+
+        return self._by_image(samples, run)
+
+    def encode_tiled_(self, pixel_samples, tile_x=512, tile_y=512, overlap=128):
+        """Sizes in pixels, rounded to whole latent cells."""
+        tile = max(2, min(tile_x, tile_y) // DOWNSCALE) * DOWNSCALE
+        overlap_px = min(overlap // DOWNSCALE * DOWNSCALE, tile - DOWNSCALE)
+
+        def run(image, progress):
+            latent = self.first_stage_model.encode_tiled(self.process_input(image), tile, overlap_px, progress)
+            return latent.to(self.output_device, torch.float32)
+
+        return self._by_image(pixel_samples, run)
+
+    def _by_image(self, batch, run):
+        """One image at a time, since tiling is for want of memory, with a progress bar."""
+        bar = comfy.utils.ProgressBar(len(batch))
+        out = []
+        for i in range(len(batch)):
+
+            def progress(done, total, i=i):
+                bar.update_absolute(i * total + done, len(batch) * total)
+
+            out.append(run(batch[i : i + 1].to(self.device, self.vae_dtype), progress))
+        return torch.cat(out)
+
+    def get_sd(self):
+        return super().get_sd() | {checkpoint.TENSOR_KEY: self.about}
+
+
+def load_vae(path, options=None):
+    """VAE of a file or folder. options: {'dtype'}. Raises CheckpointError."""
+    options = options or {}
+    weights = checkpoint.load(path, "autoencoder")
+    checkpoint.check_names(weights)
+    log.info("%s", checkpoint.summary(weights))
+    vae = SanaVAE(weights, options.get("dtype"))
+    vae.patcher.cached_patcher_init = (load_vae_patcher, (path, options))
+    return vae
+
+
+def load_vae_patcher(path, options=None, disable_dynamic=False):
+    return load_vae(path, options).patcher

@@ -1,0 +1,60 @@
+"""Multistep consistency sampling in flow variables, for the pipeline and for ComfyUI alike.
+
+The sampler knows no network: `denoise(x_s, s) -> x0` is all it calls (ComfyUI's samplers speak the
+same protocol). Noise always comes from the CPU generator, one per image, so that a seed means the
+same image on every device and in every batch: image i starts from seed i and re-noises from seed
+i + 1.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .trigflow import flow_add_noise
+
+SEEDS = 2**64  # what a torch generator accepts
+
+
+def seeded_noise(seed: int, shape: Sequence[int]) -> Tensor:
+    """Unit noise [*shape] in fp32 on the CPU: the same numbers wherever it is asked for."""
+    return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed % SEEDS))
+
+
+def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """One image's noise [*shape] per seed: [b, *shape]."""
+    return torch.stack([seeded_noise(seed, shape) for seed in seeds])
+
+
+class StepNoise:
+    """Fresh noise for each step: call it to get [b, *shape] on the given device."""
+
+    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu"):
+        self.shape, self.device = tuple(shape), device
+        self.generators = [torch.Generator("cpu").manual_seed((seed + 1) % SEEDS) for seed in seeds]
+
+    def __call__(self) -> Tensor:
+        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)
+
+
+def sample(
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    x_s: Tensor,
+    sigmas: Tensor,
+    noise: Callable[[], Tensor],
+    add_noise: Callable[[Tensor, Tensor, Tensor], Tensor] = flow_add_noise,
+    on_step: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """Alternate prediction and re-noising along `sigmas` (trigflow.py, eq. 4): x <- (1 - s') x0 + s' z.
+
+    x_s: [b, c, h, w] noised to sigmas[0]. sigmas: fp32 [n + 1], descending; where the last is 0 the
+    result is the clean x0, else it is noised to it. add_noise(x0, z, s) re-noises. on_step(i, x_s, x0)
+    is called after each prediction, and may raise to stop.
+    """
+    last = [s == 0.0 for s in sigmas.tolist()]  # read once: nothing below waits for the device
+    for i in range(len(sigmas) - 1):
+        x0 = denoise(x_s, sigmas[i])
+        if on_step is not None:
+            on_step(i, x_s, x0)
+        x_s = x0 if last[i + 1] else add_noise(x0, noise(), sigmas[i + 1])
+    return x_s

@@ -1,0 +1,59 @@
+"""Run an image network by overlapping tiles whose feathered weights sum to 1 everywhere."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Progress = Callable[[int, int], None]
+
+
+def tile_windows(cells: int, tile: int, overlap: int, scale: int = 1) -> list[tuple[int, Tensor]]:
+    """Tiles along one axis: (first cell, weights [min(tile, cells) * scale] in fp32) each.
+
+    Tiles are spread evenly, overlapping by at least `overlap` cells. Weights rise and fall linearly
+    over the overlap and sum to 1 at every one of the cells * scale output positions. Tiles of a
+    plane are products of two axes, so their weights sum to 1 as well.
+    """
+    if cells <= tile:
+        return [(0, torch.ones(cells * scale))]
+    count = math.ceil((cells - overlap) / (tile - overlap))
+    starts = [i * (cells - tile) // (count - 1) for i in range(count)]
+    ramp = ((torch.arange(tile * scale) + 0.5) / max(overlap * scale, 1)).clamp(max=1.0)
+    rise, fall = ramp, ramp.flip(0)
+    shapes = [(rise if i > 0 else 1.0) * (fall if i < count - 1 else torch.ones_like(fall)) for i in range(count)]
+    total = torch.zeros(cells * scale)
+    for start, shape in zip(starts, shapes):
+        total[start * scale : (start + tile) * scale] += shape
+    return [(a, shape / total[a * scale : (a + tile) * scale]) for a, shape in zip(starts, shapes)]
+
+
+def run_tiled(
+    run: Callable[[Tensor], Tensor],
+    x: Tensor,
+    unit: int,
+    scale: int,
+    tile: int,
+    overlap: int,
+    progress: Progress | None,
+) -> Tensor:
+    """Sum of `run` over feathered tiles of x [b, c, h*unit, w*unit] -> [b, c', h*scale, w*scale], in x's dtype.
+
+    tile, overlap: in cells, of which x has h by w. A single tile is `run(x)` itself.
+    """
+    height, width = x.shape[-2] // unit, x.shape[-1] // unit
+    rows, columns = (tile_windows(n, tile, overlap, scale) for n in (height, width))
+    jobs = [(row, column) for row in rows for column in columns]
+    out: Tensor | None = None
+    for done, ((top, weight_y), (left, weight_x)) in enumerate(jobs, 1):
+        part = run(x[..., top * unit :, left * unit :][..., : tile * unit, : tile * unit])
+        if len(jobs) > 1:
+            if out is None:
+                out = part.new_zeros((*part.shape[:2], height * scale, width * scale), dtype=torch.float32)
+            weight = weight_y.to(part.device)[:, None] * weight_x.to(part.device)
+            h, w = part.shape[-2:]
+            out[..., top * scale :, left * scale :][..., :h, :w] += part * weight
+        if progress:
+            progress(done, len(jobs))
+    return part if out is None else out.to(part.dtype)
