@@ -16,41 +16,46 @@ class Preset:
     name: str
     repo: str  # in the diffusers layout, among HUB's
     transformer: TransformerConfig
-    size_px: int = 1024
+    size_px: int
 
     @property
     def hub_id(self) -> str:
         return f"{HUB}/{self.repo}"
 
 
-def _t(width: int, depth: int, heads: int, qk: bool, guidance: bool, time_scale: float, base=0, scale=1.0):
-    return TransformerConfig(
-        width=width,
-        depth=depth,
-        cross_heads=heads,
-        qk_norm=qk,
-        guidance_embed=guidance,
-        time_scale=time_scale,
-        pos_embed_base=base,
-        pos_embed_scale=scale,
-    )
-
-
+# Sizes: width, depth, heads of the cross-attention. Positions: latent size they number, scale.
+S, M, L = (1152, 28, 16), (2240, 20, 20), (2240, 60, 20)
+NONE, P2K, P4K = (0, 1.0), (64, 1.0), (128, 2.0)
 # fmt: off
-#                                                                                 width depth heads qk guide time  positions
-PRESETS = {p.name: p for p in (
-    Preset("sprint-0.6B",          "Sana_Sprint_0.6B_1024px_diffusers",            _t(1152, 28, 16, True,  True,     1.0)),
-    Preset("sprint-1.6B",          "Sana_Sprint_1.6B_1024px_diffusers",            _t(2240, 20, 20, True,  True,     1.0)),
-    Preset("sprint-0.6B-teacher",  "Sana_Sprint_0.6B_1024px_teacher_diffusers",    _t(1152, 28, 16, True,  False,    1.0)),
-    Preset("sprint-1.6B-teacher",  "SANA_Sprint_1.6B_1024px_teacher_diffusers",    _t(2240, 20, 20, True,  False,    1.0)),
-    Preset("sana-0.6B",            "Sana_600M_1024px_diffusers",                   _t(1152, 28, 16, False, False, 1000.0)),
-    Preset("sana-1.6B",            "Sana_1600M_1024px_diffusers",                  _t(2240, 20, 20, False, False, 1000.0)),
-    Preset("sana-1.6B-2K",         "Sana_1600M_2Kpx_BF16_diffusers",               _t(2240, 20, 20, False, False, 1000.0, 64, 1.0), 2048),
-    Preset("sana-1.6B-4K",         "Sana_1600M_4Kpx_BF16_diffusers",               _t(2240, 20, 20, False, False, 1000.0, 128, 2.0), 4096),
-    Preset("sana-1.5-1.6B",        "SANA1.5_1.6B_1024px_diffusers",                _t(2240, 20, 20, True,  False, 1000.0)),
-    Preset("sana-1.5-4.8B",        "SANA1.5_4.8B_1024px_diffusers",                _t(2240, 60, 20, True,  False, 1000.0)),
-)}
+_ROWS = (
+    # name                  repository                                   size  qk    guide    time pos.  px
+    ("sprint-0.6B",         "Sana_Sprint_0.6B_1024px_diffusers",         S, True,  True,     1.0, NONE, 1024),
+    ("sprint-1.6B",         "Sana_Sprint_1.6B_1024px_diffusers",         M, True,  True,     1.0, NONE, 1024),
+    ("sprint-0.6B-teacher", "Sana_Sprint_0.6B_1024px_teacher_diffusers", S, True,  False,    1.0, NONE, 1024),
+    ("sprint-1.6B-teacher", "SANA_Sprint_1.6B_1024px_teacher_diffusers", M, True,  False,    1.0, NONE, 1024),
+    ("sana-0.6B",           "Sana_600M_1024px_diffusers",                S, False, False, 1000.0, NONE, 1024),
+    ("sana-1.6B",           "Sana_1600M_1024px_diffusers",               M, False, False, 1000.0, NONE, 1024),
+    ("sana-1.6B-2K",        "Sana_1600M_2Kpx_BF16_diffusers",            M, False, False, 1000.0, P2K,  2048),
+    ("sana-1.6B-4K",        "Sana_1600M_4Kpx_BF16_diffusers",            M, False, False, 1000.0, P4K,  4096),
+    ("sana-1.5-1.6B",       "SANA1.5_1.6B_1024px_diffusers",             M, True,  False, 1000.0, NONE, 1024),
+    ("sana-1.5-4.8B",       "SANA1.5_4.8B_1024px_diffusers",             L, True,  False, 1000.0, NONE, 1024),
+)
 # fmt: on
+
+
+def _preset(name, repo, size, qk_norm, guidance_embed, time_scale, positions, size_px) -> Preset:
+    config = TransformerConfig(
+        *size,
+        qk_norm=qk_norm,
+        guidance_embed=guidance_embed,
+        time_scale=time_scale,
+        pos_embed_base=positions[0],
+        pos_embed_scale=positions[1],
+    )
+    return Preset(name, repo, config, size_px)
+
+
+PRESETS = {row[0]: _preset(*row) for row in _ROWS}
 
 
 def cross_heads(width: int, depth: int) -> int | None:
