@@ -1,0 +1,274 @@
+"""SANA-Sprint from a prompt to an image, without ComfyUI: the file to read first.
+
+    prompt -> Gemma-2 -> caption --.
+    seed   -> noise x_s ------------+-> transformer, 1 to 4 steps -> x0 -> DC-AE -> image
+
+Command line: python -m sprint_core.pipeline "a cat" --steps 2
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from . import checkpoint, presets, sampler, standin, text, trigflow
+from .autoencoder import Autoencoder
+from .autoencoder_config import DOWNSCALE, SCALE
+from .checkpoint import CheckpointError
+from .transformer import LATENT_CHANNELS, SanaTransformer
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+MIN_PX, MAX_PX = 64, 8192
+
+
+@dataclass
+class Pipeline:
+    """The three networks of a SANA-Sprint. `load` makes one; `generate` uses it."""
+
+    transformer: SanaTransformer
+    autoencoder: Autoencoder
+    text_encoder: text.TextEncoder
+    size_px: int = 1024
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        autoencoder: str | Path | None = None,
+        text_encoder: str | Path | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> "Pipeline":
+        """From a diffusers pipeline folder or a file with all parts, or a transformer and the other parts' paths.
+
+        dtype: of every part; None keeps each file's, but never fp16. Raises CheckpointError.
+        """
+        sources = {"transformer": path, "autoencoder": autoencoder or path, "text_encoder": text_encoder or path}
+        weights = {kind: checkpoint.load(source, kind) for kind, source in sources.items()}
+        if not weights["transformer"].config.guidance_embed:
+            raise CheckpointError(f"{path}: a multi-step model; sample it in ComfyUI with KSampler")
+        models = {kind: checkpoint.build(w, dtype=_dtype(w, dtype), device=device) for kind, w in weights.items()}
+        encoder = weights["text_encoder"]
+        tokenizer, preset = checkpoint.load_tokenizer(encoder), checkpoint.text_preset(encoder)
+        text_encoder = text.TextEncoder(models["text_encoder"], tokenizer, preset)
+        size_px = weights["transformer"].settings["size_px"]
+        return cls(models["transformer"], models["autoencoder"], text_encoder, size_px)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        size: tuple[int, int] | None = None,
+        steps: int = 2,
+        schedule: str | Sequence[float] = "paper",
+        guidance: float = presets.GUIDANCE,
+        image: Tensor | None = None,
+        strength: float = 1.0,
+        on_step: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Images [b, h, w, 3] in [0, 1], fp32, one per prompt and seed.
+
+        size: (width, height), multiples of 32, else of `image` or the model's own; image: start of
+        image-to-image, [b or 1, h, w, 3] in [0, 1]; strength: in (0, 1], 1 keeps nothing of it.
+        Raises ValueError on bad arguments and on NaN.
+        """
+        if len(prompts) != len(seeds):
+            raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+        if not guidance > 0:
+            raise ValueError(f"guidance is {guidance:g}; it must be above 0 (4.5 is the model's default)")
+        sigmas = torch.tensor(trigflow.sigmas(schedule, steps, strength))
+        width, height = size or ((self.size_px,) * 2 if image is None else (image.shape[2], image.shape[1]))
+        device = next(self.transformer.parameters()).device
+        caption, mask = self.encode_text(prompts)
+
+        shape = (LATENT_CHANNELS, height // DOWNSCALE, width // DOWNSCALE)
+        x_s = sampler.initial_noise(seeds, shape).to(device)
+        start = torch.zeros_like(x_s) if image is None else self.encode_image(image)
+        x_s = trigflow.flow_add_noise(start, x_s, sigmas[0].to(device))
+        denoise = self.denoiser(caption, mask, guidance)
+        step_noise = sampler.StepNoise(seeds, shape, device)
+        x0 = sampler.sample(denoise, x_s, sigmas.to(device), step_noise, on_step=on_step)
+        if not torch.isfinite(x0).all():
+            raise ValueError(f"the sampler returned NaN in {self._dtype_of(self.transformer)}; try fp32")
+        return self.decode(x0)
+
+    def encode_text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Captions [b, n, c], and their mask [b, n] unless all have the same length."""
+        caption, mask = text.pad_embeddings(self.text_encoder.encode(prompts))
+        caption = caption.to(self._dtype_of(self.transformer))
+        return caption, None if bool(mask.all()) else mask
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """image [b, h, w, 3] in [0, 1] -> scaled latent [b, 32, h/32, w/32] in fp32."""
+        dtype, device = self._dtype_of(self.autoencoder), next(self.autoencoder.parameters()).device
+        pixels = rearrange(image * 2.0 - 1.0, "b h w c -> b c h w")
+        return self.autoencoder.encode(pixels.to(device, dtype)).float() * SCALE
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Scaled latent [b, 32, h/32, w/32] -> image [b, h, w, 3] in [0, 1], fp32. One image at a time."""
+        dtype = self._dtype_of(self.autoencoder)
+        images = torch.cat([self.autoencoder.decode(latent).float() for latent in (x0 / SCALE).to(dtype).split(1)])
+        if not torch.isfinite(images).all():
+            raise ValueError(f"the auto-encoder decoded NaN in {dtype}; try fp32")
+        return rearrange(images.add_(1.0).div_(2.0).clamp_(0.0, 1.0), "b c h w -> b h w c")
+
+    def denoiser(self, caption: Tensor, mask: Tensor | None, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """denoise(x_s, s) -> x0 for the sampler."""
+        dtype = self._dtype_of(self.transformer)
+
+        def denoise(x_s: Tensor, s: Tensor) -> Tensor:
+            batch = x_s.new_full((len(x_s),), guidance)
+            v = self.transformer(x_s.to(dtype), s.expand(len(x_s)), caption, batch, mask)
+            return trigflow.flow_predict_x0(v.float(), x_s, s)
+
+        return denoise
+
+    @staticmethod
+    def _dtype_of(model: torch.nn.Module) -> torch.dtype:
+        return next(model.parameters()).dtype
+
+
+def _dtype(weights: checkpoint.Weights, asked: torch.dtype | None) -> torch.dtype:
+    found = asked or checkpoint.majority_dtype(weights.tensors)
+    return torch.bfloat16 if found == torch.float16 else found  # Gemma and the DC-AE overflow fp16
+
+
+def round_size(width: int, height: int) -> tuple[int, int]:
+    """The nearest size the model can make, said in the log if it differs. Raises ValueError."""
+    for pixels in (width, height):
+        if not MIN_PX <= pixels <= MAX_PX:
+            raise ValueError(f"{width}x{height}: sides must lie in {MIN_PX} to {MAX_PX} pixels")
+    rounded = tuple(DOWNSCALE * max(2, round(n / DOWNSCALE)) for n in (width, height))
+    if rounded != (width, height):
+        log.warning("size %dx%d rounded to %dx%d, multiples of %d", width, height, *rounded, DOWNSCALE)
+    return rounded
+
+
+def find_model(name: str) -> Path:
+    """A path, or a preset's folder in the Hugging Face cache of this machine. Raises CheckpointError."""
+    if name not in presets.PRESETS:
+        return Path(name)
+    from huggingface_hub import snapshot_download  # what transformers downloads with
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    hub_id = presets.PRESETS[name].hub_id
+    try:
+        return Path(snapshot_download(hub_id, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise CheckpointError(f"{name} is not on this machine; download it with: hf download {hub_id}") from None
+
+
+# --- command line -----------------------------------------------------------------------------------
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m sprint_core.pipeline", description="SANA-Sprint, text to image.")
+    add = parser.add_argument
+    add("prompt")
+    add("--model", help="pipeline folder, file, or preset: " + ", ".join(presets.PRESETS))
+    add("--vae", help="DC-AE, when --model holds none")
+    add("--text-encoder", help="Gemma-2, when --model holds none")
+    add("--steps", type=int, default=2)
+    add("--schedule", default="paper", help="paper (1-4 steps), app (1-40), or angles: 1.5708,1.3")
+    add("--guidance", type=float, default=presets.GUIDANCE)
+    add("--seed", type=int, default=0)
+    add("--batch", type=int, default=1, help="images, from seed, seed + 1, ...")
+    add("--size", help="WxH in pixels (default: the image's, or the model's own)")
+    add("--image", help="start from this image")
+    add("--strength", type=float, default=0.6, help="with --image: 1 keeps nothing of it")
+    add("--dtype", choices=DTYPES, help="default: each file's")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--out", default="sana_sprint.png", help="further images of a batch get -1, -2, ...")
+    return parser.parse_args(argv)
+
+
+def _size(args: argparse.Namespace, image: Image.Image | None, native_px: int) -> tuple[int, int]:
+    if args.size:
+        try:
+            width, height = (int(n) for n in args.size.lower().split("x"))
+        except ValueError:
+            raise ValueError(f"--size {args.size}: write it as 1024x1024") from None
+        return round_size(width, height)
+    return round_size(*image.size) if image else (native_px, native_px)
+
+
+def _load_pipeline(args: argparse.Namespace) -> Pipeline:
+    if args.model is None:
+        path = standin.make(Path(torch.hub.get_dir()).parent / "sana_sprint" / standin.NAME)
+        log.warning("no --model: using a tiny stand-in with random weights, which paints noise")
+    else:
+        path = find_model(args.model)
+    dtype = DTYPES[args.dtype] if args.dtype else None
+    return Pipeline.load(path, autoencoder=args.vae, text_encoder=args.text_encoder, dtype=dtype, device=args.device)
+
+
+def _save(images: Tensor, out: Path) -> list[str]:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    paths = [out if i == 0 else out.with_stem(f"{out.stem}-{i}") for i in range(len(images))]
+    for path, pixels in zip(paths, images.mul(255.0).round().to("cpu", torch.uint8).numpy()):
+        Image.fromarray(pixels).save(path)
+    return [str(path.resolve()) for path in paths]
+
+
+def run(args: argparse.Namespace) -> dict:
+    """One command line, done: the JSON document that it ends with."""
+    if args.batch < 1:
+        raise ValueError(f"--batch is {args.batch}; it must be at least 1")
+    source = Image.open(args.image).convert("RGB") if args.image else None
+    strength = args.strength if source else 1.0
+    steps = len(trigflow.sigmas(args.schedule, args.steps, strength)) - 1
+    started = time.perf_counter()
+    pipeline = _load_pipeline(args)
+    loaded = time.perf_counter()
+    size = _size(args, source, pipeline.size_px)
+    image = None
+    if source:
+        pixels = np.asarray(source.resize(size, Image.Resampling.LANCZOS), dtype=np.float32) / 255.0
+        image = torch.from_numpy(pixels)[None]
+    seeds = [args.seed + i for i in range(args.batch)]
+    with tqdm(total=steps, desc="steps") as bar:
+        images = pipeline.generate(
+            [args.prompt] * args.batch,
+            seeds=seeds,
+            size=size,
+            steps=args.steps,
+            schedule=args.schedule,
+            guidance=args.guidance,
+            image=image,
+            strength=strength,
+            on_step=lambda *_: bar.update(),
+        )
+    paths = _save(images, Path(args.out))
+    seconds = {"load": round(loaded - started, 3), "generate": round(time.perf_counter() - loaded, 3)}
+    return {"images": paths, "seconds": seconds, "steps": steps, "seeds": seeds, "size": size, "device": args.device}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = _arguments(argv)
+    try:
+        result = run(args)
+    except (ValueError, OSError) as error:
+        log.error("error: %s", error)
+        return 1
+    tqdm.write(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
