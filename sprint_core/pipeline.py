@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, presets, sampler, standin, text, trigflow
+from . import checkpoint, presets, sampler, sizes, standin, text, trigflow
 from .autoencoder import Autoencoder
 from .autoencoder_config import DOWNSCALE, SCALE
 from .checkpoint import CheckpointError
@@ -30,7 +30,6 @@ from .transformer import LATENT_CHANNELS, SanaTransformer
 log = logging.getLogger(__name__)
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-MIN_PX, MAX_PX = 64, 8192
 
 
 @dataclass
@@ -148,17 +147,6 @@ def _dtype(weights: checkpoint.Weights, asked: torch.dtype | None) -> torch.dtyp
     return torch.bfloat16 if found == torch.float16 else found  # Gemma and the DC-AE overflow fp16
 
 
-def round_size(width: int, height: int) -> tuple[int, int]:
-    """The nearest size the model can make, said in the log if it differs. Raises ValueError."""
-    for pixels in (width, height):
-        if not MIN_PX <= pixels <= MAX_PX:
-            raise ValueError(f"{width}x{height}: sides must lie in {MIN_PX} to {MAX_PX} pixels")
-    rounded = tuple(DOWNSCALE * max(2, round(n / DOWNSCALE)) for n in (width, height))
-    if rounded != (width, height):
-        log.warning("size %dx%d rounded to %dx%d, multiples of %d", width, height, *rounded, DOWNSCALE)
-    return rounded
-
-
 def find_model(name: str) -> Path:
     """A path, or a preset's folder in the Hugging Face cache of this machine. Raises CheckpointError."""
     if name not in presets.PRESETS:
@@ -198,13 +186,18 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _size(args: argparse.Namespace, image: Image.Image | None, native_px: int) -> tuple[int, int]:
+    """Asked for, else the image's, else the model's own; rounded, which is said."""
+    asked = image.size if image else (native_px, native_px)
     if args.size:
         try:
             width, height = (int(n) for n in args.size.lower().split("x"))
         except ValueError:
             raise ValueError(f"--size {args.size}: write it as 1024x1024") from None
-        return round_size(width, height)
-    return round_size(*image.size) if image else (native_px, native_px)
+        asked = (width, height)
+    size = sizes.round_size(*asked)
+    if size != tuple(asked):
+        log.warning("size %dx%d rounded to %dx%d: multiples of 32", *asked, *size)
+    return size
 
 
 def _load_pipeline(args: argparse.Namespace) -> Pipeline:

@@ -5,6 +5,7 @@ CLIP LoRA, saving and offloading apply. The tokens of one prompt travel as Comfy
 weight) plus one entry of ours that says which of them the transformer reads.
 """
 
+import dataclasses
 import inspect
 import logging
 
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 NAME = "gemma2_2b"  # ComfyUI's name for this encoder: in its files, and in its LoRA keys
 SELECTION = "sana_selection"  # entry of a token dictionary: positions that the transformer reads
+FORMATS = {"authors": "nvlabs", "diffusers": "diffusers"}
 BYTES_PER_TOKEN = 4 * 2**20  # activations of one layer, generously
 
 
@@ -73,6 +75,19 @@ def _weight_of(span: tuple[int, int] | None, weights: list[float]) -> float:
     if span is None:
         return 1.0
     return next((w for w in weights[span[0] : span[1]] if w != 1.0), 1.0)
+
+
+def preset_of(clip, instruction: str, prompt_format: str, custom: str) -> text.TextPreset:
+    """The preset that SANA-Sprint Text Encode asks for, on top of the loaded encoder's own. Raises ValueError."""
+    if not isinstance(clip.tokenizer, SanaTokenizer):
+        raise ValueError("this CLIP was not loaded by this pack; use CLIP Text Encode for it")
+    preset = clip.tokenizer.preset
+    if prompt_format != "authors" and preset.instruction is not None:
+        published = text.text_preset(FORMATS[prompt_format])
+        preset = dataclasses.replace(preset, instruction=published.instruction, lower=published.lower)
+    if instruction == "model default":
+        return preset
+    return dataclasses.replace(preset, instruction=custom if instruction == "custom" and custom else None)
 
 
 class SanaTextModel(nn.Module):

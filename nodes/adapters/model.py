@@ -129,6 +129,7 @@ class SanaConfig(comfy.supported_models_base.BASE):
     def __init__(self, weights: checkpoint.Weights):
         super().__init__({"config": weights.config})
         self.sampling_settings["shift"] = 1.0 if weights.config.guidance_embed else weights.settings["flow_shift"]
+        self.settings = weights.settings
         self.about = checkpoint.describe_tensor(weights)
 
     def get_model(self, state_dict, prefix="", device=None):
@@ -171,6 +172,17 @@ def _fit_mask(mask: Tensor, text: Tensor) -> Tensor:
     """Mask [b, m] for text [b, n, c]: tokens that ConditioningConcat appended count, lost ones do not."""
     mask, n = mask.reshape(-1, mask.shape[-1]), text.shape[1]
     return torch.nn.functional.pad(mask[:, :n], (0, max(0, n - mask.shape[1])), value=1)
+
+
+def is_sana(patcher) -> bool:
+    return isinstance(patcher.model, SanaModel)
+
+
+def native_size_px(patcher) -> int:
+    """Side of the square image a model was trained on. Raises ValueError for other families."""
+    if not is_sana(patcher):
+        raise ValueError("this MODEL is not a SANA; connect Load SANA-Sprint or Load SANA Model")
+    return patcher.model.model_config.settings["size_px"]
 
 
 # --- guarding a run -------------------------------------------------------------------------------
@@ -246,5 +258,4 @@ def load_model(path, options=None, disable_dynamic=False):
     wrapper = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
     patcher.add_wrapper_with_key(wrapper, WRAPPER_KEY, guard_run)
     patcher.cached_patcher_init = (load_model, (path, options))
-    patcher.sana_weights_settings = weights.settings
     return patcher

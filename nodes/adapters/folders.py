@@ -1,0 +1,74 @@
+"""ComfyUI's model folders: what the loaders list, and where a listed name lies.
+
+A folder with a config.json, such as a sharded encoder or a whole diffusers pipeline, is one entry;
+the files inside it are not listed.
+"""
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ...sprint_core import standin
+from ...sprint_core.tensorfile import WEIGHT_SUFFIXES, CheckpointError, is_shard
+
+PIPELINES = "diffusers"
+MAX_DEPTH = 3  # folders below a models folder that are searched
+
+
+def _entries(root: Path, depth: int = 0) -> dict[str, Path]:
+    """Files and model folders below root: {name relative to root, with /: path}."""
+    found: dict[str, Path] = {}
+    try:
+        children = sorted(os.scandir(root), key=lambda entry: entry.name.lower())
+    except OSError:
+        return found
+    for child in children:
+        path = Path(child.path)
+        if child.is_dir():
+            if (path / "config.json").is_file() or (path / "model_index.json").is_file():
+                found[child.name] = path
+            elif depth < MAX_DEPTH:
+                found |= {f"{child.name}/{name}": inner for name, inner in _entries(path, depth + 1).items()}
+        elif path.suffix.lower() in WEIGHT_SUFFIXES and not is_shard(child.name):
+            found[child.name] = path
+    return found
+
+
+def models(*keys: str) -> dict[str, Path]:
+    """What lies in these model folders, and the pipelines: {name: path}. The first of equal names counts."""
+    found: dict[str, Path] = {}
+    for key in (*keys, PIPELINES):
+        for root in folder_paths.get_folder_paths(key) if key in folder_paths.folder_names_and_paths else ():
+            entries = _entries(Path(root))
+            if key == PIPELINES:
+                entries = {name: path for name, path in entries.items() if path.is_dir()}
+            found = entries | found
+    return found
+
+
+def choices(*keys: str, default: str | None = standin.NAME) -> list[str]:
+    """The names for a drop-down; the bundled default first."""
+    names = sorted(models(*keys), key=str.lower)
+    return names if default is None else [default, *(name for name in names if name != default)]
+
+
+def find(name: str, *keys: str) -> Path:
+    """Path of a listed name; the default model is made when it is first asked for. Raises CheckpointError."""
+    found = models(*keys).get(name)
+    if found is not None:
+        return found
+    if name == standin.NAME:
+        return standin.make(Path(folder_paths.models_dir) / PIPELINES / standin.NAME)
+    raise CheckpointError(
+        f"{name} is in none of the model folders {', '.join((*keys, PIPELINES))}; put it there and press R to refresh"
+    )
+
+
+def stamp(name: str, *keys: str) -> str:
+    """Changes when the file or folder behind a name does, so that it is read again."""
+    path = models(*keys).get(name)
+    if path is None:
+        return name
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return repr([(str(file), file.stat().st_mtime_ns) for file in files])

@@ -1,0 +1,74 @@
+"""SANA-Sprint's sampling loop inside ComfyUI's samplers, guiders and previews."""
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import node_helpers
+from torch import Tensor
+from tqdm import tqdm
+
+from ...sprint_core import sampler as core
+from . import model as model_adapter
+
+
+def sprint_sampler(model, x, sigmas, extra_args=None, callback=None, disable=None, seeds=None):
+    """The core's loop as a sampler function for KSAMPLER. `model(x, sigma)` returns x0.
+
+    seeds: one per image; without them image i has the run's seed + i.
+    """
+    extra_args = extra_args or {}
+    ones = x.new_ones(len(x))
+    sampling = model.inner_model.inner_model.model_sampling
+    first = extra_args.get("seed") or 0
+    noise = core.StepNoise(seeds or [first + i for i in range(len(x))], x.shape[1:], x.device)
+
+    def denoise(x_s: Tensor, s: Tensor) -> Tensor:
+        return model(x_s, s * ones, **extra_args)
+
+    def add_noise(x0: Tensor, z: Tensor, s: Tensor) -> Tensor:
+        return sampling.noise_scaling(s, z, x0)
+
+    with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
+
+        def on_step(i: int, x_s: Tensor, x0: Tensor) -> None:
+            bar.update()
+            if callback is not None:
+                callback({"x": x_s, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": x0})
+
+        return core.sample(denoise, x, sigmas, noise, add_noise, on_step)
+
+
+def sampler(seeds: list[int] | None = None):
+    """A SAMPLER object. Its step noise comes from the CPU, so a seed means the same on every device."""
+    return comfy.samplers.KSAMPLER(sprint_sampler, {"seeds": seeds})
+
+
+def sample(model, positive, latent: dict, sigmas: Tensor, seed: int, guidance: float) -> dict:
+    """Sample a LATENT: image i of a batch starts from seed + i, as if it were alone. Raises ValueError."""
+    if not model_adapter.is_sana(model) or not model.model.sprint:
+        raise ValueError(
+            "this MODEL is not a SANA-Sprint; sample multi-step models such as SANA 1.0 and 1.5, or Sprint's "
+            "teachers, with KSampler"
+        )
+    ratio = latent.get("downscale_ratio_spacial")
+    start = comfy.sample.fix_empty_latent_channels(model, latent["samples"], ratio)
+    seeds = [seed + int(i) for i in latent.get("batch_index") or range(len(start))]
+    noise = core.initial_noise(seeds, start.shape[1:])
+    positive = node_helpers.conditioning_set_values(positive, {"guidance": guidance})
+    samples = comfy.sample.sample_custom(
+        model,
+        noise,
+        1.0,
+        sampler(seeds),
+        sigmas,
+        positive,
+        positive,  # unused at cfg 1
+        start,
+        noise_mask=latent.get("noise_mask"),
+        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    tags = ("downscale_ratio_spacial", "downscale_ratio_temporal")
+    return {key: value for key, value in latent.items() if key not in tags} | {"samples": samples}

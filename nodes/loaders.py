@@ -1,0 +1,154 @@
+"""Loader nodes: a file or folder of any published layout -> MODEL, CLIP, VAE."""
+
+from comfy_api.latest import io
+
+from .adapters import clip, folders, model, options, vae
+
+CATEGORY = "SANA-Sprint/loaders"
+DTYPE_TIP = (
+    "Precision of the weights. auto: ComfyUI chooses for your device, as for its own models. "
+    "bf16 halves the memory of fp32."
+)
+MODEL_FOLDERS = ("diffusion_models", "checkpoints")
+TEXT_FOLDERS = ("text_encoders", "checkpoints")
+VAE_FOLDERS = ("vae", "checkpoints")
+
+
+def dtype_input(*names: str) -> io.Combo.Input:
+    return io.Combo.Input("dtype", options=["auto", *names], default="auto", tooltip=DTYPE_TIP)
+
+
+class LoadSprint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SanaSprintLoader",
+            display_name="Load SANA-Sprint",
+            category=CATEGORY,
+            description="Loads a whole SANA model: transformer, text encoder and VAE from one choice.",
+            search_aliases=["sana", "sana sprint", "load checkpoint", "sana loader"],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=folders.choices("checkpoints"),
+                    tooltip="A diffusers pipeline in models/diffusers, or a file in models/checkpoints that holds all "
+                    "parts. The first entry is a tiny stand-in with random weights: it needs no download and paints "
+                    "noise.",
+                ),
+                dtype_input("bf16", "fp32"),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The transformer, for any sampler."),
+                io.Clip.Output(tooltip="Gemma-2 with SANA's prompt format, for any text encode node."),
+                io.Vae.Output(tooltip="DC-AE, 32 pixels to a latent cell."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model, dtype):
+        return folders.stamp(model, "checkpoints"), dtype
+
+    @classmethod
+    def execute(cls, **kwargs) -> io.NodeOutput:
+        path = folders.find(kwargs["model"], "checkpoints")
+        chosen = options.of(dtype=kwargs["dtype"])
+        return io.NodeOutput(model.load_model(path, chosen), clip.load_clip(path, chosen), vae.load_vae(path, chosen))
+
+
+class LoadModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SanaSprintModelLoader",
+            display_name="Load SANA Model",
+            category=CATEGORY,
+            description="Loads a SANA transformer: Sprint, its teachers, SANA 1.0 and 1.5, in any published layout.",
+            search_aliases=["sana unet", "sana diffusion model", "sana transformer"],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=folders.choices(*MODEL_FOLDERS),
+                    tooltip="From models/diffusion_models, models/checkpoints or models/diffusers: the authors' .pth, "
+                    "safetensors, or a diffusers folder. What it is, is read off the file.",
+                ),
+                dtype_input("bf16", "fp16", "fp32"),
+                io.Combo.Input(
+                    "time_scale",
+                    options=list(options.TIME_SCALES),
+                    default="auto",
+                    tooltip="How the model was taught time. Only a single file of SANA 1.5 (0..1000) and of the Sprint "
+                    "1.6B teacher (0..1) cannot be told apart: auto assumes 0..1000 there and says so in the log.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The transformer, for any sampler.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model, dtype, time_scale):
+        return folders.stamp(model, *MODEL_FOLDERS), dtype, time_scale
+
+    @classmethod
+    def execute(cls, **kwargs) -> io.NodeOutput:
+        path = folders.find(kwargs["model"], *MODEL_FOLDERS)
+        return io.NodeOutput(model.load_model(path, options.of(dtype=kwargs["dtype"], time_scale=kwargs["time_scale"])))
+
+
+class LoadTextEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SanaSprintTextEncoderLoader",
+            display_name="Load SANA Text Encoder",
+            category=CATEGORY,
+            description="Loads Gemma-2-2B-IT with SANA's instruction and token selection.",
+            search_aliases=["gemma", "gemma 2", "sana clip", "sana text encoder"],
+            inputs=[
+                io.Combo.Input(
+                    "text_encoder",
+                    options=folders.choices(*TEXT_FOLDERS),
+                    tooltip="From models/text_encoders, models/checkpoints or models/diffusers: a Hugging Face folder "
+                    "with its tokenizer, or ComfyUI's single file of gemma-2-2b-it.",
+                ),
+                dtype_input("bf16", "fp32"),
+            ],
+            outputs=[io.Clip.Output(tooltip="For SANA-Sprint Text Encode or CLIP Text Encode.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, text_encoder, dtype):
+        return folders.stamp(text_encoder, *TEXT_FOLDERS), dtype
+
+    @classmethod
+    def execute(cls, text_encoder, dtype) -> io.NodeOutput:
+        return io.NodeOutput(clip.load_clip(folders.find(text_encoder, *TEXT_FOLDERS), options.of(dtype=dtype)))
+
+
+class LoadVAE(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SanaSprintVAELoader",
+            display_name="Load SANA VAE",
+            category=CATEGORY,
+            description="Loads a DC-AE f32c32: sana 1.0 and 1.1, and the faster lite and turbo decoders.",
+            search_aliases=["dc-ae", "dcae", "sana vae", "deep compression autoencoder"],
+            inputs=[
+                io.Combo.Input(
+                    "vae",
+                    options=folders.choices(*VAE_FOLDERS),
+                    tooltip="From models/vae, models/checkpoints or models/diffusers, in its authors' or in diffusers' "
+                    "layout.",
+                ),
+                dtype_input("bf16", "fp32"),
+            ],
+            outputs=[io.Vae.Output(tooltip="For VAE Decode, VAE Encode and their tiled versions.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, vae, dtype):
+        return folders.stamp(vae, *VAE_FOLDERS), dtype
+
+    @classmethod
+    def execute(cls, **kwargs) -> io.NodeOutput:
+        path = folders.find(kwargs["vae"], *VAE_FOLDERS)
+        return io.NodeOutput(vae.load_vae(path, options.of(dtype=kwargs["dtype"])))
