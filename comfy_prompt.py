@@ -1,0 +1,146 @@
+"""Turn a saved workflow into the prompt that ComfyUI executes.
+
+The editor saves a graph with positions, links and a flat list of widget values per node; `/prompt`
+takes a dictionary of named inputs. Which value belongs to which input follows from `/object_info`.
+A browser test compares the result with what the editor itself sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+MUTED, BYPASSED = 2, 4
+NOTES = {"Note", "MarkdownNote"}
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", DYNAMIC_COMBO}
+SEEDS = {"seed", "noise_seed"}
+SEED_CONTROLS = {"fixed", "increment", "decrement", "randomize", "increment-wrap"}
+
+
+class ComfyError(RuntimeError):
+    pass
+
+
+def api_prompt(ui: dict, object_info: dict) -> dict:
+    """The API prompt of a saved workflow, as the editor would send it.
+
+    Muted and bypassed nodes, reroutes, primitives and notes are resolved as the editor resolves
+    them. Raises ComfyError for a node type that the server does not know, a count of widget values
+    that does not match it, and for subgraphs, which are not supported.
+    """
+    graph = _Graph(ui)
+    prompt = {}
+    for node in graph.nodes.values():
+        if graph.is_virtual(node) or node.get("mode", 0) in (MUTED, BYPASSED):
+            continue
+        if node["type"] not in object_info:
+            raise ComfyError(f"{_name(node)}: the server knows no node of this type; is its pack installed?")
+        inputs = {name: _wire(value) for name, value in _widget_values(node, object_info[node["type"]])}
+        for slot in node.get("inputs") or []:
+            if slot.get("link") is not None:
+                source = graph.source(slot["link"])
+                if source is not None:
+                    inputs[slot["name"]] = source
+        title = node.get("title") or object_info[node["type"]].get("display_name") or node["type"]
+        prompt[str(node["id"])] = {"inputs": inputs, "class_type": node["type"], "_meta": {"title": title}}
+    return prompt
+
+
+class _Graph:
+    """Nodes and links of a workflow, and where a link really starts."""
+
+    def __init__(self, ui: dict) -> None:
+        if (ui.get("definitions") or {}).get("subgraphs"):
+            raise ComfyError("the workflow has subgraphs, which cannot be converted: unpack them in the editor")
+        self.nodes = {node["id"]: node for node in ui["nodes"]}
+        self.links = {}
+        for link in ui["links"]:  # a list up to schema 0.4, a dictionary from 1 on
+            if isinstance(link, dict):
+                self.links[link["id"]] = (link["origin_id"], link["origin_slot"])
+            else:
+                self.links[link[0]] = (link[1], link[2])
+
+    def is_virtual(self, node: dict) -> bool:
+        return node["type"] in NOTES or node["type"] in ("Reroute", "PrimitiveNode")
+
+    def source(self, link: int | None) -> Any:
+        """What feeds a link: [node id, slot], the value of a primitive, or None where nothing does."""
+        while link in self.links:
+            origin, slot = self.links[link]
+            node = self.nodes[origin]
+            if node.get("mode", 0) == MUTED:
+                return None
+            if node["type"] == "PrimitiveNode":
+                return _wire(node["widgets_values"][0])
+            if node["type"] == "Reroute":
+                link = node["inputs"][0].get("link")
+            elif node.get("mode", 0) == BYPASSED:
+                link = _bypass(node, slot)
+            else:
+                return [str(origin), slot]
+        return None
+
+
+def _bypass(node: dict, slot: int) -> int | None:
+    """The link that a bypassed node passes on: of the input beside the output if its type fits, else of the first."""
+    kind, inputs = node["outputs"][slot]["type"], node.get("inputs") or []
+    for candidate in inputs[slot : slot + 1] + inputs:
+        if candidate["type"] == kind or "*" in (candidate["type"], kind):
+            return candidate.get("link")
+    return None
+
+
+def _widget_values(node: dict, info: dict) -> Iterator[tuple[str, Any]]:
+    saved = node.get("widgets_values") or []
+    if isinstance(saved, dict):
+        yield from saved.items()
+        return
+    rest = list(saved)
+    with_widget = {slot["name"] for slot in node.get("inputs") or [] if slot.get("widget")}
+    try:
+        yield from _pop_widgets(info["input"], info.get("input_order") or {}, with_widget, rest)
+    except IndexError:
+        raise ComfyError(f"{_name(node)}: its {len(saved)} saved widget values are fewer than it has widgets") from None
+    if rest:
+        raise ComfyError(f"{_name(node)}: {len(rest)} of its {len(saved)} saved widget values belong to no widget")
+
+
+def _pop_widgets(inputs: dict, order: dict, with_widget: set, rest: list, prefix: str = "") -> Iterator[tuple]:
+    """Take the values of one level of inputs off the front of `rest`, in the order in which the editor saved them.
+
+    An input that is linked keeps its value, and some widgets save one more: the control of a seed,
+    the button of an image upload.
+    """
+    for section in ("required", "optional"):
+        upload = False
+        for name in order.get(section) or inputs.get(section) or {}:
+            kind, options = (*inputs[section][name], {})[:2]
+            kind = "COMBO" if isinstance(kind, list) else options.get("widgetType", kind)
+            if options.get("forceInput") or not (kind in WIDGET_TYPES or prefix + name in with_widget):
+                continue
+            value = rest.pop(0)
+            yield prefix + name, value
+            upload |= bool(options.get("image_upload"))
+            if kind == DYNAMIC_COMBO:
+                chosen = next((o["inputs"] for o in options["options"] if o["key"] == value), {})
+                yield from _pop_widgets(chosen, {}, with_widget, rest, f"{prefix}{name}.")
+            elif options.get("control_after_generate", name in ("seed", "noise_seed")) and _next_in(
+                rest, SEED_CONTROLS
+            ):
+                rest.pop(0)
+        if upload and _next_in(rest, {"image"}):
+            rest.pop(0)
+
+
+def _next_in(rest: list, values: set) -> bool:
+    return bool(rest) and isinstance(rest[0], str) and rest[0] in values
+
+
+def _wire(value: Any) -> Any:
+    # A bare list of two would read as a link.
+    return {"__value__": value} if isinstance(value, list) else value
+
+
+def _name(node: dict) -> str:
+    return f"node {node['id']} ({node['type']})"

@@ -1,0 +1,54 @@
+"""What all groups of tests share: the import path, the ComfyUI under test, one server for server/ and browser/."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# ComfyUI has a top-level module `nodes` and this folder a package of that name: the folder comes last,
+# wherever pytest was started, so that `import nodes` finds ComfyUI's once that is on the path.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT] + [str(ROOT)]
+
+from comfy_client import Server, prepare_base  # noqa: E402
+
+
+def pytest_generate_tests(metafunc):
+    """A test with the argument `workflow` runs once for each shipped workflow file."""
+    if "workflow" in metafunc.fixturenames:
+        files = sorted((ROOT / "workflows").glob("*.json"))
+        assert files, "workflows/ holds no workflow"
+        metafunc.parametrize("workflow", files, ids=[file.stem for file in files])
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    """Show the end of ComfyUI's own output below a failed test."""
+    report = (yield).get_result()
+    server = getattr(item, "funcargs", {}).get("server")
+    if report.failed and server:
+        report.sections.append(("ComfyUI", server.log_tail(60)))
+
+
+@pytest.fixture(scope="session")
+def comfyui_path() -> Path:
+    path = os.environ.get("SPRINT_COMFYUI")
+    if not path:
+        pytest.fail("SPRINT_COMFYUI names no ComfyUI: run `python run.py test`", pytrace=False)
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_path, tmp_path_factory):
+    """A running `main.py --cpu` with this pack among its custom nodes; `server.base` is its base directory."""
+    base = tmp_path_factory.mktemp("comfyui")
+    prepare_base(base, comfyui_path, ROOT)
+    with Server(sys.executable, comfyui_path, base, base / "comfyui.log", ("--cpu",)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def workflow_names() -> list[str]:
+    return [file.stem for file in sorted((ROOT / "workflows").glob("*.json"))]

@@ -1,0 +1,49 @@
+"""A real ComfyUI executes every shipped workflow."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+from PIL import Image
+
+import run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_pack_loads_without_a_complaint(server):
+    log = server.log_text()
+    assert "(IMPORT FAILED)" not in log
+    assert any(name.startswith("SanaSprint") for name in server.object_info())
+
+
+def test_workflow_makes_an_image(server, workflow):
+    history = server.run(server.prompt_of(workflow), timeout=900)
+    images = server.images(history)
+    assert images
+    for saved in images:
+        image = Image.open(io.BytesIO(server.view(saved)))
+        assert image.format == "PNG"
+        assert any(low < high for low, high in image.convert("RGB").getextrema()), f"{saved['filename']} is one colour"
+
+
+def test_command_line_edits_the_workflow_and_sees_its_progress(server):
+    prompt = server.prompt_of(run.WORKFLOW)
+    assert run.edit(prompt, "a green square", steps=3, seed=99) == (3, 99)
+    seen = []
+    history = server.run(prompt, lambda node, value, maximum: seen.append((prompt[node]["class_type"], value, maximum)))
+    assert (run.SAMPLER_NODE, 3, 3) in seen
+    assert "a green square" in str(history["prompt"])
+
+
+def test_workflow_can_be_shared(workflow):
+    """Manager finds the pack by these properties, and the template browser shows the thumbnail."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    name, version = (re.search(rf'^{key} = "(.+)"$', project, re.M)[1] for key in ("name", "version"))
+    nodes = json.loads(workflow.read_text(encoding="utf-8"))["nodes"]
+    ours = [node for node in nodes if node["type"].startswith("SanaSprint")]
+    assert ours
+    for node in ours:
+        assert (node["properties"].get("cnr_id"), node["properties"].get("ver")) == (name, version), node["type"]
+    assert Image.open(workflow.with_suffix(".jpg")).format == "JPEG"
