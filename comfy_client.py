@@ -234,6 +234,9 @@ class Server(Client):
         self.stop()
 
     def start(self, timeout: float = 240) -> None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                raise ComfyError(f"port {self.port} is in use: choose another one or stop what uses it")
         own_group = {"creationflags": 0x200} if os.name == "nt" else {"start_new_session": True}
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         with open(self.log, "wb") as log:

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -345,11 +345,19 @@ def test(argv: list[str]) -> int:
         environment.setdefault("SPRINT_CHROMIUM", chromium)
     else:
         say("  no Chromium or Chrome found: tests/browser will fail (on Debian and Ubuntu: apt-get install chromium)")
-    return subprocess.call([python, "-m", "pytest", *argv], cwd=ROOT, env=environment)
+    os.chdir(ROOT)
+    return hand_over([python, "-m", "pytest", *argv], environment)
 
 
 def run_python(argv: list[str]) -> int:
-    return subprocess.call([test_python(set_up()), *argv])
+    return hand_over([test_python(set_up()), *argv], os.environ)
+
+
+def hand_over(arguments: list, environment: Mapping[str, str]) -> int:
+    """Become another program, so that signals reach it; on Windows, wait for it."""
+    if os.name == "nt":
+        return subprocess.call(arguments, env=environment)
+    os.execve(arguments[0], arguments, environment)
 
 
 def main(argv: list[str]) -> int:

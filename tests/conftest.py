@@ -1,6 +1,7 @@
 """What all groups of tests share: the import path, the ComfyUI under test, one server for server/ and browser/."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT] + [str(ROOT)]
 
 from comfy_client import Server, prepare_base  # noqa: E402
+
+
+def pytest_configure():
+    # Fixtures end as after Ctrl-C, and with them the ComfyUI they started.
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 143))
 
 
 def pytest_generate_tests(metafunc):

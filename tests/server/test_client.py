@@ -49,3 +49,8 @@ def test_server_that_does_not_start_shows_its_output(comfyui_path, tmp_path):
     log = tmp_path / "comfyui.log"
     with pytest.raises(ComfyError, match=r"(?s)ended with code 2.*--no-such-option"):
         Server(sys.executable, comfyui_path, tmp_path, log, ("--no-such-option",)).__enter__()
+
+
+def test_a_port_in_use_is_said(server, comfyui_path, tmp_path):
+    with pytest.raises(ComfyError, match=f"port {server.port} is in use"):
+        Server(sys.executable, comfyui_path, tmp_path, tmp_path / "log", port=server.port).start()
