@@ -4,6 +4,7 @@ A folder with a config.json, such as a sharded encoder or a whole diffusers pipe
 the files inside it are not listed.
 """
 
+import logging
 import os
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import folder_paths
 
 from ...sprint_core import standin
 from ...sprint_core.tensorfile import WEIGHT_SUFFIXES, CheckpointError, is_shard
+
+log = logging.getLogger(__name__)
 
 PIPELINES = "diffusers"
 MAX_DEPTH = 3  # folders below a models folder that are searched
@@ -55,11 +58,12 @@ def choices(*keys: str, default: str | None = standin.NAME) -> list[str]:
 
 def find(name: str, *keys: str) -> Path:
     """Path of a listed name; the default model is made when it is first asked for. Raises CheckpointError."""
+    if name == standin.NAME:
+        log.warning("SANA-Sprint: %s has random weights and paints noise; the README says where to get a model", name)
+        return standin.make(Path(folder_paths.models_dir) / PIPELINES / standin.NAME)
     found = models(*keys).get(name)
     if found is not None:
         return found
-    if name == standin.NAME:
-        return standin.make(Path(folder_paths.models_dir) / PIPELINES / standin.NAME)
     raise CheckpointError(
         f"{name} is in none of the model folders {', '.join((*keys, PIPELINES))}; put it there and press R to refresh"
     )
