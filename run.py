@@ -17,6 +17,7 @@ import argparse
 import ast
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -276,7 +277,7 @@ def image(argv: list[str]) -> int:
         history = server.run(prompt, ProgressBar(prompt))
         seconds = time.monotonic() - start
         result = server.images(history)[0]
-        out = (options.out or ROOT / "output" / result["filename"]).resolve()
+        out = (options.out or unused(ROOT / "output" / result["filename"])).resolve()
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(server.view(result))
         for line in notes(server.log_text()):
@@ -287,6 +288,11 @@ def image(argv: list[str]) -> int:
     print(out)
     print(json.dumps(report))
     return 0
+
+
+def unused(path: Path) -> Path:
+    names = itertools.chain([path], (path.with_stem(f"{path.stem}{number}") for number in itertools.count(2)))
+    return next(name for name in names if not name.exists())
 
 
 def edit(prompt: dict, text: str, steps: int | None, seed: int | None) -> tuple[int, int]:

@@ -138,3 +138,12 @@ def test_websocket_reads_fragments_long_frames_and_answers_pings():
     listener.close()
     assert heard[0].startswith(b"GET /ws?clientId=me HTTP/1.1\r\n") and b"Upgrade: websocket" in heard[0]
     assert heard[1] == b"\x8a\x81\x00\x00\x00\x00?"
+
+
+def test_an_earlier_image_is_kept(tmp_path):
+    path = tmp_path / "image_.png"
+    names = []
+    for _ in range(3):
+        names.append(run.unused(path).name)
+        run.unused(path).touch()
+    assert names == ["image_.png", "image_2.png", "image_3.png"]
