@@ -116,7 +116,8 @@ class Pipeline:
         """image [b, h, w, 3] in [0, 1] -> scaled latent [b, 32, h/32, w/32] in fp32."""
         dtype, device = self._dtype_of(self.autoencoder), next(self.autoencoder.parameters()).device
         pixels = rearrange(image * 2.0 - 1.0, "b h w c -> b c h w")
-        return self.autoencoder.encode(pixels.to(device, dtype)).float() * SCALE
+        # Plain layout, as of a latent that came from anywhere else: kernels for another one round differently.
+        return self.autoencoder.encode(pixels.to(device, dtype)).float().contiguous() * SCALE
 
     def decode(self, x0: Tensor) -> Tensor:
         """Scaled latent [b, 32, h/32, w/32] -> image [b, h, w, 3] in [0, 1], fp32. One image at a time."""
