@@ -31,7 +31,7 @@ from . import quantised
 log = logging.getLogger(__name__)
 
 WRAPPER_KEY = "sana_sprint"
-TABLE_SIZE = 1000  # sigmas in the table that stock schedulers pick from
+TABLE_SIZE = 2520  # sigmas in the table that stock schedulers pick from: divided evenly by 1 to 10 steps
 MEMORY_FACTOR = 8.0  # ComfyUI's estimate for a 32x latent; HunyuanImage, also 32x, has 8.7
 
 
@@ -94,6 +94,9 @@ class TrigFlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.mod
     So the stock scheduler 'simple' gives the authors' schedules for any step count but 2. No sigma
     exceeds 1: ControlNet ranges that start at 0 would miss the first step.
     """
+
+    def set_parameters(self, shift=1.0, timesteps=TABLE_SIZE, multiplier=1.0):
+        super().set_parameters(shift, timesteps, multiplier)
 
     def sigma(self, timestep):
         t = torch.as_tensor(timestep, dtype=torch.float64) / self.multiplier * trigflow.T_MAX
