@@ -68,7 +68,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path}: refused, because unpickling it would run code that is not tensors (or it is not a "
             "PyTorch file at all); use a safetensors version of it"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # on damaged input the unpickler raises anything, IndexError included
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: truncated or damaged ({first_line}); download it again") from None
     for key in NESTED:
@@ -84,7 +84,8 @@ def _read_folder(folder: Path) -> TensorFile:
     index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
     if index is None:
         return read(_single_file(folder))
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    weight_map = read_json(index).get("weight_map")
+    names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:
         raise CheckpointError(f"{folder}: {index.name} lists files that are not there: {', '.join(missing) or 'none'}")
