@@ -1,6 +1,10 @@
-"""Lets the core tests import `sprint_core` from the repository, without installing it."""
+"""Lets the core tests import `sprint_core` from the repository, without installing it, and their own `oracles`."""
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path += [str(HERE.parents[1]), str(HERE)]
+torch.set_num_threads(2)
