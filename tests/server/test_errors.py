@@ -1,0 +1,197 @@
+"""Bad files and bad numbers: the running server answers with what is wrong, and the next prompt works."""
+
+import os
+import time
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from comfy_client import ComfyError
+from sprint_core import standin, tensorfile
+
+STANDIN = standin.NAME
+
+
+def graph(**changes: dict) -> dict:
+    """The smallest text-to-image prompt, with inputs changed per node: loader={'dtype': 'bf16'}."""
+    nodes = {
+        "loader": ("SanaSprintLoader", {"model": STANDIN, "dtype": "auto"}),
+        "text": ("CLIPTextEncode", {"clip": ["loader", 1], "text": "a cat"}),
+        "latent": ("SanaSprintEmptyLatent", {"size": "custom", "width": 64, "height": 64, "batch_size": 1}),
+        "sampler": (
+            "SanaSprintSampler",
+            {
+                "model": ["loader", 0],
+                "positive": ["text", 0],
+                "latent_image": ["latent", 0],
+                "seed": 0,
+                "guidance": 4.5,
+                "steps": 1,
+                "schedule": "paper",
+                "denoise": 1.0,
+                "angles": "",
+            },
+        ),
+        "decode": ("VAEDecode", {"samples": ["sampler", 0], "vae": ["loader", 2]}),
+        "save": ("SaveImage", {"images": ["decode", 0], "filename_prefix": "errors"}),
+    }
+    prompt = {name: {"class_type": kind, "inputs": dict(inputs)} for name, (kind, inputs) in nodes.items()}
+    for name, change in changes.items():
+        prompt[name]["inputs"].update(change)
+    return prompt
+
+
+def refused(server, prompt: dict) -> str:
+    """The error that a prompt ends with; afterwards a good prompt must work."""
+    with pytest.raises(ComfyError) as caught:
+        server.run(prompt)
+    assert server.images(server.run(graph(sampler={"seed": time.monotonic_ns()})))
+    return str(caught.value)
+
+
+def with_model(server, name: str) -> dict:
+    """The good graph with its MODEL from a file in diffusion_models."""
+    prompt = graph(sampler={"model": ["model", 0]})
+    prompt["model"] = {
+        "class_type": "SanaSprintModelLoader",
+        "inputs": {"model": name, "dtype": "auto", "time_scale": "auto"},
+    }
+    return prompt
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def write_bad_file(kind: str, path, trap) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    matrix = torch.zeros(4, 4)
+    names = {
+        "sdxl": "model.diffusion_model.input_blocks.0.0.weight",
+        "flux": "double_blocks.0.img_attn.qkv.weight",
+        "lora": "lora_unet_transformer_blocks_0_attn1_to_q.lora_down.weight",
+        "controlnet": "controlnet_blocks.0.weight",
+        "vae": "decoder.norm_out.weight",
+    }
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "truncated":
+        save_file({"a": torch.zeros(1000)}, path)
+        path.write_bytes(path.read_bytes()[:500])
+    elif kind == "code":
+        torch.save({"a": Malicious(trap)}, path)
+    else:
+        save_file({names[kind]: matrix}, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("empty", "the file is empty"),
+        ("truncated", "truncated"),
+        ("code", "would run code"),
+        ("sdxl", "a Stable Diffusion or SDXL model, not a SANA transformer"),
+        ("flux", "a FLUX model, not a SANA transformer"),
+        ("lora", "a LoRA, not a SANA transformer"),
+        ("controlnet", "a SANA ControlNet, not a SANA transformer"),
+        ("vae", "a DC-AE, not a SANA transformer"),
+    ],
+)
+def test_bad_model_file(server, tmp_path, kind, says):
+    name = f"bad_{kind}.{'pth' if kind == 'code' else 'safetensors'}"
+    path = server.base / "models" / "diffusion_models" / name
+    write_bad_file(kind, path, tmp_path / "trap")
+    message = refused(server, with_model(server, name))
+    path.unlink()
+    assert says in message and name in message and "SanaSprintModelLoader" in message
+    assert not (tmp_path / "trap").exists()
+
+
+def test_missing_tensors_are_listed(server):
+    folder = standin.make(server.base / "models" / "diffusers" / "incomplete")
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = tensorfile.read(file).tensors
+    kept = {k: v.clone() for k, v in tensors.items() if "attn2" not in k} | {"surprise": torch.zeros(1)}
+    save_file(kept, file)
+    message = refused(server, graph(loader={"model": "incomplete"}))
+    assert "transformer_blocks.0.attn2.to_k.bias" in message and "surprise" in message
+    assert message.count("attn2") == 10  # no more are listed
+    assert "incomplete" in message and "download it again" in message
+
+
+def test_text_encoder_without_tokenizer(server):
+    folder = standin.make(server.base / "models" / "diffusers" / "speechless")
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    message = refused(server, graph(loader={"model": "speechless"}))
+    assert "no tokenizer" in message and "tokenizer.json" in message
+
+
+@pytest.mark.parametrize(
+    ("node", "change", "says"),
+    [
+        ("sampler", {"steps": 5}, "1 to 4 steps"),
+        ("sampler", {"steps": 0}, "steps"),
+        ("sampler", {"denoise": 0.0}, "denoise"),
+        ("sampler", {"denoise": 1.5}, "denoise"),
+        ("sampler", {"guidance": -1.0}, "guidance"),
+        ("sampler", {"schedule": "custom", "angles": "1.0, 1.2"}, "fall strictly"),
+        ("sampler", {"schedule": "custom", "angles": "2.0"}, "outside"),
+        ("sampler", {"schedule": "custom", "angles": "cat"}, "list of angles"),
+        ("sampler", {"schedule": "custom", "angles": ""}, "at least one"),
+        ("latent", {"width": 16}, "width"),
+        ("loader", {"model": "not there"}, "not there"),
+    ],
+)
+def test_numbers_out_of_range(server, node, change, says):
+    message = refused(server, graph(**{node: change}))
+    assert says in message and "SanaSprint" in message
+
+
+def test_sizes_are_rounded_and_said(server):
+    history = server.run(graph(latent={"width": 100, "height": 70}, sampler={"seed": 3}))
+    image = server.view(server.images(history)[0])
+    assert (int.from_bytes(image[16:20]), int.from_bytes(image[20:24])) == (96, 64)
+    assert "100 x 70 rounded to 96 x 64" in server.log_text()
+
+
+def test_cancel_and_go_on(server):
+    prompt = graph(sampler={"steps": 40, "schedule": "app", "seed": 5}, latent={"width": 2048, "height": 2048})
+    prompt_id = server.queue(prompt)
+    time.sleep(1.5)
+    server.request("/interrupt", {"prompt_id": prompt_id})
+    started = time.monotonic()
+    with pytest.raises(ComfyError, match="interrupted"):
+        server.wait(prompt_id)
+    assert time.monotonic() - started < 20
+    assert server.images(server.run(graph(sampler={"seed": 6})))
+
+
+def test_teacher_samples_with_ksampler_and_cfg(server):
+    standin.make(server.base / "models" / "diffusers" / "teacher", standin.TEACHER)
+    prompt = graph(loader={"model": "teacher"})
+    prompt["negative"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["loader", 1], "text": "blurry"}}
+    prompt["sampler"] = {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["loader", 0],
+            "positive": ["text", 0],
+            "negative": ["negative", 0],
+            "latent_image": ["latent", 0],
+            "seed": 0,
+            "steps": 8,
+            "cfg": 4.5,
+            "sampler_name": "euler",
+            "scheduler": "simple",
+            "denoise": 1.0,
+        },
+    }
+    with_cfg = server.view(server.images(server.run(prompt))[0])
+    prompt["sampler"]["inputs"]["cfg"] = 1.0
+    assert with_cfg != server.view(server.images(server.run(prompt))[0])
+    refusal = refused(server, graph(loader={"model": "teacher"}))
+    assert "not a SANA-Sprint" in refusal and "KSampler" in refusal
