@@ -124,10 +124,23 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapp
     try:
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         safetensors.torch.save_file(tensors, temporary, {"format": "pt", **metadata})
+        _sort_metadata(temporary)
         temporary.chmod(0o644)  # the library makes files that only their owner can read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Make equal content equal bytes: the library writes metadata in an order that differs every time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
+        if len(text) == size:
+            file.seek(8)
+            file.write(text)
 
 
 def is_shard(name: str) -> bool:

@@ -202,6 +202,16 @@ def test_written_files_read_back(tmp_path):
     assert path.stat().st_mode & 0o044 == 0o044  # others may read it
 
 
+def test_equal_content_is_written_as_equal_bytes(tmp_path):
+    metadata = {f"key{i}": 'a "quoted" ä\n\t\x01\\' for i in range(6)}
+    for i in range(8):
+        write(tmp_path / f"{i}.safetensors", TENSORS, metadata)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    file = read(tmp_path / "0.safetensors")
+    assert file.metadata == {"format": "pt", **metadata}
+    assert_holds(file, TENSORS)
+
+
 @pytest.mark.parametrize("moment", ["save_file", "replace"])
 def test_interrupted_writing_leaves_the_old_file(tmp_path, monkeypatch, moment):
     path = tmp_path / "x.safetensors"
