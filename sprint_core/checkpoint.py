@@ -166,12 +166,12 @@ def load(path: str | os.PathLike, kind: str, time_scale: float | None = None) ->
     if prefix is None or kind not in kinds_in(file.tensors):
         raise _refuse(path, kind, list(file.tensors))
     tensors = {k[len(prefix) :]: v for k, v in file.tensors.items() if k.startswith(prefix)}
-    stored = _stored(file.metadata, tensors, kind)
+    stored = _stored(path, file.metadata, tensors, kind)
     config_json = path / "config.json" if path.is_dir() else None
     given = tensorfile.read_json(config_json) if config_json and config_json.is_file() else None
     weights = _READERS[kind](path, tensors, stored, given)
     if kind == "transformer":
-        _complete_transformer(weights, stored, root, time_scale)
+        _complete_transformer(weights, stored or given, root, time_scale)
     return weights
 
 
@@ -187,14 +187,14 @@ def _locate(path: Path, kind: str) -> tuple[Path, Path | None]:
     return path, path.parent if (path.parent / "model_index.json").is_file() else None
 
 
-def _stored(metadata: Mapping[str, str], tensors: dict[str, Tensor], kind: str) -> dict | None:
+def _stored(path: Path, metadata: Mapping[str, str], tensors: dict[str, Tensor], kind: str) -> dict | None:
     """Our own description of a part: from the header, or from the tensor that a host's save kept."""
     blob = tensors.pop(TENSOR_KEY, None)
-    text = bytes(blob.tolist()).decode() if blob is not None else metadata.get(METADATA_KEY)
-    if text is None:
-        return None
-    data = json.loads(text)
-    return data.get(kind)
+    try:
+        text = bytes(blob.tolist()).decode() if blob is not None else metadata.get(METADATA_KEY)
+        return None if text is None else json.loads(text).get(kind)
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its {METADATA_KEY} metadata is damaged ({error}); download it again") from None
 
 
 def describe(weights: Weights) -> dict:
@@ -283,10 +283,13 @@ def text_preset(weights: Weights) -> text.TextPreset:
     return text.text_preset() if stored is None else from_dict(text.TextPreset, stored)
 
 
-def _complete_transformer(weights: Weights, stored: dict | None, root: Path | None, time_scale: float | None) -> None:
-    """Fill in what neither the configuration nor the tensors say, and log what had to be assumed."""
+def _complete_transformer(weights: Weights, said: dict | None, root: Path | None, time_scale: float | None) -> None:
+    """Fill in what neither the configuration nor the tensors say, and log what had to be assumed.
+
+    said: the description that the configuration is from, if it is not from the shapes.
+    """
     config = weights.config
-    certain = stored is not None or weights.path.is_dir() or config.guidance_embed or not config.qk_norm
+    certain = said is not None or config.guidance_embed or not config.qk_norm
     if time_scale is not None:
         weights.config = config = dataclasses.replace(config, time_scale=time_scale)
     elif not certain:
@@ -366,7 +369,7 @@ def summary(weights: Weights) -> str:
     """One line for the log: 'sprint-1.6B, bfloat16, 1.61 B parameters'."""
     numbers = [t for name, t in weights.tensors.items() if not name.endswith(QUANT_SUFFIXES)]
     name = presets.name_of(weights.config) if weights.kind == "transformer" else NAMES[weights.kind][2:]
-    count, dtype = sum(t.numel() for t in numbers), str(numbers[0].dtype).removeprefix("torch.")
+    count, dtype = sum(t.numel() for t in numbers), str(majority_dtype(weights.tensors)).removeprefix("torch.")
     return f"{name}, {dtype}, " + (f"{count / 1e9:.2f} B parameters" if count > 1e8 else f"{count:,} parameters")
 
 
