@@ -200,11 +200,14 @@ def load_clip(path, options=None, disable_dynamic=False):
         clip.load_sd(weights.tensors)
     model = clip.cond_stage_model
     model.hooked_weights = clip.patcher.hook_backup
-    clip.patcher.add_callback_with_key(
-        comfy.patcher_extension.CallbacksMP.ON_DETACH, NAME, lambda *_: model.prefixes.clear()
-    )
+    clip.patcher.add_callback_with_key(comfy.patcher_extension.CallbacksMP.ON_DETACH, NAME, _forget_when_unloaded)
     clip.patcher.cached_patcher_init = (load_clip_patcher, (path, options))
     return clip
+
+
+def _forget_when_unloaded(patcher, unpatched: bool) -> None:
+    if unpatched:  # ComfyUI also detaches, without unpatching, before each use
+        patcher.model.prefixes.clear()
 
 
 def load_clip_patcher(path, options=None, disable_dynamic=False):
