@@ -32,6 +32,7 @@ def start_comfyui(comfyui: Path, base: Path):
 
     args.cpu, args.base_directory, args.disable_all_custom_nodes = True, str(base), True
     import folder_paths
+
     import nodes
 
     for key, (folders, _) in folder_paths.folder_names_and_paths.items():
@@ -64,6 +65,7 @@ def snapshot() -> dict[str, object]:
     import comfy.sd
     import comfy.supported_models
     import folder_paths
+
     import nodes
 
     modules = (
@@ -104,8 +106,9 @@ def host(comfyui_path):
 @pytest.fixture(scope="session")
 def node(host):
     """Run a node: node("VAEDecode", vae=vae, samples=latent). Left-out inputs take their defaults."""
-    import nodes
     from comfy_api.latest import io
+
+    import nodes
 
     def run(id, /, **inputs):
         kind = nodes.NODE_CLASS_MAPPINGS[id]
@@ -113,6 +116,8 @@ def node(host):
         for name, spec in declared.get("required", {}).items():
             if name not in inputs and len(spec) > 1 and "default" in spec[1]:
                 inputs[name] = spec[1]["default"]
+            elif name not in inputs and isinstance(spec[0], list):
+                inputs[name] = spec[0][0]
         if hasattr(kind, "PREPARE_CLASS_CLONE"):
             out = getattr(kind.PREPARE_CLASS_CLONE(None), kind.FUNCTION)(**inputs)
             out = out.result if isinstance(out, io.NodeOutput) else out
@@ -121,6 +126,7 @@ def node(host):
         out = out.get("result", ()) if isinstance(out, dict) else out
         return out[0] if out and len(out) == 1 else out
 
+    run.ids = nodes.NODE_CLASS_MAPPINGS
     return run
 
 
@@ -231,6 +237,44 @@ def unchanged(sample):
         assert torch.equal(sample(seed=3), before)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def write_lora(host):
+    """write_lora(name, prefix, {module: shape}): a LoRA of rank 2 in models/loras. Returns {module: its change}."""
+    import safetensors.torch
+
+    def write(name, prefix, modules, separator="_"):
+        generator, tensors, changes = torch.Generator().manual_seed(5), {}, {}
+        for module, (rows, columns) in modules.items():
+            up, down = torch.randn(rows, 2, generator=generator), torch.randn(2, columns, generator=generator)
+            key = prefix + module.replace(".", separator)
+            tensors |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
+            changes[module] = up @ down
+        folder = host.base / "models" / "loras"
+        folder.mkdir(exist_ok=True)
+        safetensors.torch.save_file(tensors, folder / name)
+        return changes
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def stored(host, pipeline_folder):
+    """stored(kind, name, change=f): a native file in models/checkpoints with the stand-in's weights, f applied."""
+    from sprint_core import checkpoint
+
+    def write(kind, name, change=lambda tensors: tensors, folder=pipeline_folder, settings=()):
+        weights = checkpoint.load(folder, kind)
+        weights.tensors = change(dict(weights.tensors))
+        weights.settings |= dict(settings)
+        if kind == "text_encoder":
+            tokenizer = checkpoint.load_tokenizer(weights)
+            weights.extras = {tokenizer.state_key: torch.tensor(list(tokenizer.data), dtype=torch.uint8)}
+        checkpoint.save(host.base / "models" / "checkpoints" / name, [weights], {})
+        return name
+
+    return write
 
 
 @pytest.fixture(scope="session")
