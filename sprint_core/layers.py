@@ -23,12 +23,17 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None
     return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h n d -> b n (h d)")
 
 
+def fp32(x: Tensor) -> Tensor:
+    """fp32, for the few places that need it; float64 stays, so that derivatives can be checked in it."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = LINEAR_ATTENTION_EPS) -> Tensor:
     """ReLU linear attention in fp32: relu(q) (relu(k)^T v) / (relu(q) sum relu(k)). All [..., n, d].
 
     Cost is linear in n; the [d, d] products of hundreds of tokens overflow fp16 and round badly in bf16.
     """
-    q, k, v = F.relu(q).float(), F.relu(k).float(), v.float()
+    q, k, v = fp32(F.relu(q)), fp32(F.relu(k)), fp32(v)
     kv = k.transpose(-1, -2) @ v
     total = q @ k.sum(-2, keepdim=True).transpose(-1, -2)
     return (q @ kv) / (total + eps)
@@ -37,8 +42,9 @@ def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = LINEAR_A
 def timestep_embedding(t: Tensor, dim: int = 256, max_period: float = 10000.0) -> Tensor:
     """Sinusoidal features of a scalar per sample: [b] -> [b, dim] in fp32, cosines first."""
     half = dim // 2
-    freqs = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    args = t.float()[:, None] * freqs
+    t = fp32(t)
+    freqs = torch.exp(-math.log(max_period) * torch.arange(half, dtype=t.dtype, device=t.device) / half)
+    args = t[:, None] * freqs
     return torch.cat([args.cos(), args.sin()], dim=-1)
 
 

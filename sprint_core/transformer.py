@@ -15,7 +15,17 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .layers import MASKED, MLP, GLUMBConv, relu_linear_attention, sdpa, sincos_2d, table_rows, timestep_embedding
+from .layers import (
+    MASKED,
+    MLP,
+    GLUMBConv,
+    fp32,
+    relu_linear_attention,
+    sdpa,
+    sincos_2d,
+    table_rows,
+    timestep_embedding,
+)
 
 LATENT_CHANNELS = 32
 SELF_HEAD_DIM = 32  # of the linear attention, in every variant
@@ -121,9 +131,9 @@ class TimeEmbed(nn.Module):
 
     def forward(self, s: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """s, guidance: [b] -> block modulation [b, 6, c], embedding [b, 1, c] for the last layer."""
-        emb = self.timestep_embedder(timestep_embedding(s.float() * self.config.time_scale).to(dtype))
+        emb = self.timestep_embedder(timestep_embedding(fp32(s) * self.config.time_scale).to(dtype))
         if self.config.guidance_embed:
-            features = timestep_embedding(guidance.float() * self.config.guidance_scale)
+            features = timestep_embedding(fp32(guidance) * self.config.guidance_scale)
             emb = emb + self.guidance_embedder(features.to(dtype))
         return rearrange(self.linear(F.silu(emb)), "b (six c) -> b six c", six=6), emb[:, None]
 
