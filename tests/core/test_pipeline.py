@@ -1,0 +1,356 @@
+"""Prompt to image against diffusers' SanaSprintPipeline on the same files and noise, and the command line."""
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from diffusers import (
+    AutoencoderDC,
+    SanaSprintImg2ImgPipeline,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
+    SCMScheduler,
+)
+from oracles import randn, relative_error
+from PIL import Image
+from transformers import Gemma2Model, PreTrainedTokenizerFast
+
+from sprint_core import checkpoint, keymaps, pipeline, standin, text, trigflow
+from sprint_core.pipeline import Pipeline
+
+PROMPT = "A red Circle to the left of a blue square"
+PROMPTS = [PROMPT, "a cat", "", "words " * 80]  # the last one is cut
+SEEDS = [3, 11, 2**40, 0]
+SIZE = (96, 64)  # width, height
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return standin.make(tmp_path_factory.mktemp("models") / "sprint")
+
+
+@pytest.fixture(scope="module")
+def ours(folder) -> Pipeline:
+    """With diffusers' prompt format, so that both read the same text."""
+    loaded = Pipeline.load(folder)
+    encoder = loaded.text_encoder
+    loaded.text_encoder = text.TextEncoder(encoder.gemma, encoder.prompts.tokenizer, text.text_preset("diffusers"))
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def parts(folder) -> dict:
+    """diffusers' and transformers' models from the same folder."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 2)])
+    special = {"bos_token": "<bos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return {
+        "tokenizer": PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special),
+        "text_encoder": Gemma2Model.from_pretrained(folder / "text_encoder", attn_implementation="eager"),
+        "vae": AutoencoderDC.from_pretrained(folder / "vae"),
+        "transformer": SanaTransformer2DModel.from_pretrained(folder / "transformer"),
+    }
+
+
+def scheduler_with(angles: list[float]) -> SCMScheduler:
+    """diffusers' scheduler with the angles set by hand, since `set_timesteps` refuses most of them."""
+    scheduler = SCMScheduler()
+
+    def set_timesteps(steps, device=None, **_):
+        assert steps == len(angles) - 1
+        scheduler.num_inference_steps = steps
+        scheduler.timesteps = torch.tensor(angles)
+        scheduler._step_index = scheduler._begin_index = None
+
+    scheduler.set_timesteps = set_timesteps
+    return scheduler
+
+
+def generators(seeds: list[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+class ImageToImage(SanaSprintImg2ImgPipeline):
+    """Draws the first noise from the seeds themselves, as we do; steps draw from seed + 1."""
+
+    seeds: list[int]
+
+    def prepare_latents(self, *args, **kwargs):
+        *args, _, latents = args
+        return super().prepare_latents(*args, generators(self.seeds), latents, **kwargs)
+
+
+def run_diffusers(parts: dict, angles: list[float], prompts, seeds, image=None, output="pt") -> torch.Tensor:
+    options = {"intermediate_timesteps": None, "use_resolution_binning": False, "output_type": output}
+    options |= {"width": SIZE[0], "height": SIZE[1], "generator": generators([seed + 1 for seed in seeds])}
+    options |= {"num_inference_steps": len(angles) - 1, "guidance_scale": 4.5}
+    kind = SanaSprintPipeline if image is None else ImageToImage
+    pipe = kind(**parts, scheduler=scheduler_with(angles))
+    pipe.set_progress_bar_config(disable=True)
+    if image is None:
+        noise = [torch.randn((1, 32, SIZE[1] // 32, SIZE[0] // 32), generator=g) for g in generators(seeds)]
+        options["latents"] = torch.cat(noise)
+    else:
+        pipe.seeds = seeds
+        options |= {"image": image.movedim(-1, 1), "strength": 1.0}  # the angles have it already
+    result = pipe(list(prompts), **options).images
+    return result if output == "latent" else result.movedim(1, -1)
+
+
+def latents_and_images(ours: Pipeline, prompts, seeds, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last prediction and the images."""
+    seen = []
+    images = ours.generate(prompts, seeds=seeds, size=SIZE, on_step=lambda i, x_s, x0: seen.append(x0), **options)
+    return seen[-1], images
+
+
+# --- against diffusers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_text_to_image_equals_diffusers(ours, parts, steps):
+    latents, images = latents_and_images(ours, PROMPTS[:2], SEEDS[:2], steps=steps)
+    angles = trigflow.schedule("paper", steps)
+    assert relative_error(latents, run_diffusers(parts, angles, PROMPTS[:2], SEEDS[:2], output="latent")) <= 1e-4
+    assert relative_error(images, run_diffusers(parts, angles, PROMPTS[:2], SEEDS[:2])) <= 1e-4
+    assert images.shape == (2, SIZE[1], SIZE[0], 3) and images.std() > 0.1
+
+
+@pytest.mark.parametrize("strength", [0.4, 0.75])
+def test_image_to_image_equals_diffusers(ours, parts, strength):
+    image = randn(2, SIZE[1], SIZE[0], 3).sigmoid()
+    latents, images = latents_and_images(ours, PROMPTS[:2], SEEDS[:2], image=image, strength=strength)
+    angles = trigflow.schedule("paper", 2, strength)
+    theirs = run_diffusers(parts, angles, PROMPTS[:2], SEEDS[:2], image, "latent")
+    assert relative_error(latents, theirs) <= 1e-4
+    assert relative_error(images, run_diffusers(parts, angles, PROMPTS[:2], SEEDS[:2], image)) <= 1e-4
+
+
+# --- properties -----------------------------------------------------------------------------------
+
+
+def test_a_batch_of_mixed_lengths_equals_single_images(ours):
+    latents, images = latents_and_images(ours, PROMPTS, SEEDS, steps=2)
+    _, mask = ours.encode_text(PROMPTS)
+    assert len(set(mask.sum(1).tolist())) == 4
+    for i, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS)):
+        latent, image = latents_and_images(ours, [prompt], [seed], steps=2)
+        assert relative_error(latents[i : i + 1], latent) <= 1e-5
+        assert relative_error(images[i : i + 1], image) <= 1e-5
+
+
+def test_same_seed_same_bytes(ours, folder):
+    first = ours.generate([PROMPT], seeds=[5], size=SIZE)
+    again = Pipeline.load(folder)
+    again.text_encoder = ours.text_encoder
+    assert first.numpy().tobytes() == again.generate([PROMPT], seeds=[5], size=SIZE).numpy().tobytes()
+    assert relative_error(ours.generate([PROMPT], seeds=[6], size=SIZE), first) > 0.01
+    assert relative_error(ours.generate(["a cat"], seeds=[5], size=SIZE), first) > 1e-3
+    assert relative_error(ours.generate([PROMPT], seeds=[5], size=SIZE, guidance=1.0), first) > 1e-3
+
+
+def test_little_strength_keeps_the_image(ours):
+    """With a tiny angle the result is the auto-encoder's round trip; one image serves a whole batch."""
+    image = randn(1, SIZE[1], SIZE[0], 3).sigmoid()
+    options = {"seeds": [1, 2], "image": image, "schedule": (1e-4,)}
+    out = ours.generate([PROMPT, "a cat"], **options)
+    assert relative_error(out, ours.decode(ours.encode_image(image)).expand(2, -1, -1, -1)) < 1e-3
+    shared = ours.generate([PROMPT, "a cat"], **{**options, "image": image.expand(2, -1, -1, -1)}, strength=0.5)
+    assert relative_error(shared, ours.generate([PROMPT, "a cat"], **options, strength=0.5)) < 1e-5
+
+
+def test_steps_are_reported_in_order(ours):
+    seen = []
+    ours.generate([PROMPT], seeds=[1], size=SIZE, schedule="app", steps=3, on_step=lambda i, *_: seen.append(i))
+    assert seen == [0, 1, 2]
+
+
+def test_bf16(folder, ours):
+    """A whole pipeline in bf16 is finite and near fp32; fp16 files run in bf16, since fp16 overflows."""
+    low = Pipeline.load(folder, dtype=torch.bfloat16)
+    low.text_encoder.prompts = ours.text_encoder.prompts
+    images = low.generate([PROMPT], seeds=[5], size=SIZE, steps=1)
+    assert images.dtype == torch.float32
+    assert relative_error(images, ours.generate([PROMPT], seeds=[5], size=SIZE, steps=1)) < 0.1
+    weights = checkpoint.load(folder, "autoencoder")
+    weights.tensors = {name: tensor.half() for name, tensor in weights.tensors.items()}
+    assert pipeline._dtype(weights, None) == torch.bfloat16 and pipeline._dtype(weights, torch.float32) == torch.float32
+
+
+def test_bad_arguments_are_refused(ours):
+    good = {"seeds": [1], "size": SIZE}
+    for change, message in (
+        ({"seeds": [1, 2]}, "1 prompts but 2 seeds"),
+        ({"guidance": 0.0}, "guidance is 0"),
+        ({"guidance": -1.0}, "guidance is -1"),
+        ({"guidance": math.nan}, "guidance is nan"),
+        ({"steps": 5}, "1 to 4 steps"),
+        ({"schedule": "1.0, 2.0"}, "2 lies outside"),
+        ({"strength": 0.0}, "strength"),
+        ({"image": torch.zeros(1, 50, 64, 3)}, "multiples of 32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ours.generate([PROMPT], **good | change)
+
+
+def test_nan_is_an_error_not_a_black_image(folder):
+    broken = Pipeline.load(folder)
+    broken.transformer.proj_out.bias[0] = math.nan
+    with pytest.raises(ValueError, match=r"sampler returned NaN in torch\.float32"):
+        broken.generate([PROMPT], seeds=[1], size=SIZE)
+    broken = Pipeline.load(folder)
+    broken.autoencoder.decoder.conv_out.bias[0] = math.nan
+    with pytest.raises(ValueError, match=r"auto-encoder decoded NaN in torch\.float32"):
+        broken.generate([PROMPT], seeds=[1], size=SIZE)
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def test_parts_from_several_places(folder, tmp_path, ours):
+    """One native file with everything, and each part from its own file, give the folder's image."""
+    weights = {kind: checkpoint.load(folder, kind) for kind in checkpoint.KINDS}
+    encoder = weights["text_encoder"]
+    encoder.extras |= text.tokenizer_state(checkpoint.load_tokenizer(encoder))
+    encoder.settings["text"] = {"instruction": None}
+    checkpoint.save(tmp_path / "all.safetensors", weights.values(), {})
+    for kind in ("transformer", "autoencoder", "text_encoder"):
+        checkpoint.save(tmp_path / f"{kind}.safetensors", [weights[kind]], {})
+    separate = {kind: tmp_path / f"{kind}.safetensors" for kind in ("autoencoder", "text_encoder")}
+    images = [
+        Pipeline.load(tmp_path / "all.safetensors").generate([PROMPT], seeds=[1], size=SIZE),
+        Pipeline.load(tmp_path / "transformer.safetensors", **separate).generate([PROMPT], seeds=[1], size=SIZE),
+    ]
+    plain = Pipeline.load(folder)
+    plain.text_encoder = text.TextEncoder(
+        plain.text_encoder.gemma, plain.text_encoder.prompts.tokenizer, text.TextPreset(None)
+    )
+    want = plain.generate([PROMPT], seeds=[1], size=SIZE)
+    assert all(relative_error(image, want) < 1e-5 for image in images)
+
+
+def test_multi_step_models_are_refused(tmp_path):
+    teacher = standin.make(tmp_path / "teacher", standin.TEACHER)
+    with pytest.raises(checkpoint.CheckpointError, match=r"teacher: a multi-step model; sample it in ComfyUI"):
+        Pipeline.load(teacher)
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def command(capsys, *words) -> dict:
+    """Run it; the last line of its output, read as JSON."""
+    capsys.readouterr()
+    assert pipeline.main([str(word) for word in words]) == 0
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_command_line(folder, tmp_path, capsys):
+    out = tmp_path / "new" / "image.png"
+    options = ("--model", folder, "--size", "96x64", "--out", out)
+    result = command(capsys, PROMPT, *options, "--seed", 7, "--batch", 2, "--steps", 4)
+    assert result["images"] == [str(out), str(tmp_path / "new" / "image-1.png")]
+    assert result | {"steps": 4, "seeds": [7, 8], "size": [96, 64], "device": "cpu"} == result
+    assert set(result["seconds"]) == {"load", "generate"}
+    want = Pipeline.load(folder).generate([PROMPT] * 2, seeds=[7, 8], size=(96, 64), steps=4)
+    for image, path in zip(want, result["images"]):
+        assert np.array_equal(pixels(path), image.mul(255).round().byte().numpy())
+    files = [Path(path).read_bytes() for path in result["images"]]
+    command(capsys, PROMPT, *options, "--seed", 7, "--batch", 2, "--steps", 4)
+    assert [Path(path).read_bytes() for path in result["images"]] == files  # same seed, same bytes
+
+
+def test_command_line_schedules_and_dtype(folder, tmp_path, capsys):
+    options = ("--model", folder, "--size", "64x64", "--out", tmp_path / "x.png")
+    for words, steps in ((("--schedule", "app", "--steps", 5), 5), (("--schedule", "1.5708,1.3,0.6"), 3)):
+        assert command(capsys, PROMPT, *options, *words)["steps"] == steps
+    assert command(capsys, PROMPT, *options, "--dtype", "bf16", "--guidance", 2)["steps"] == 2
+
+
+def test_command_line_image_to_image(folder, tmp_path, capsys, caplog):
+    source = tmp_path / "source.png"
+    Image.fromarray((randn(70, 100, 4).sigmoid() * 255).byte().numpy(), "RGBA").save(source)
+    options = ("--model", folder, "--image", source, "--out", tmp_path / "x.png")
+    result = command(capsys, PROMPT, *options, "--strength", 0.5, "--batch", 2)
+    assert result["size"] == [96, 64] and "size 100x70 rounded to 96x64" in caplog.text
+    resized = Image.open(source).convert("RGB").resize((96, 64), Image.Resampling.LANCZOS)
+    image = torch.from_numpy(np.array(resized)).float()[None] / 255
+    want = Pipeline.load(folder).generate([PROMPT] * 2, seeds=[0, 1], image=image, strength=0.5)
+    for one, path in zip(want, result["images"]):
+        assert np.array_equal(pixels(path), one.mul(255).round().byte().numpy())
+    assert command(capsys, PROMPT, *options, "--size", "64x64")["size"] == [64, 64]
+
+
+def test_command_line_without_a_model_says_that_it_paints_noise(tmp_path, capsys, caplog, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache" / "hub"))
+    result = command(capsys, PROMPT, "--size", "64x64", "--out", tmp_path / "x.png")
+    assert Path(result["images"][0]).is_file()
+    assert "a tiny stand-in with random weights, which paints noise" in caplog.text
+    assert (tmp_path / "cache" / "sana_sprint" / standin.NAME / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--steps", "5"), "1 to 4 steps, not 5"),
+        (("--schedule", "app", "--steps", "41"), "1 to 40 steps, not 41"),
+        (("--schedule", "2.0"), "angle 2 lies outside"),
+        (("--schedule", "0.5,1.0"), "angles must fall strictly"),
+        (("--schedule", "fast"), "a custom schedule is a list of angles"),
+        (("--size", "wide"), "--size wide: write it as 1024x1024"),
+        (("--size", "64"), "--size 64: write it as 1024x1024"),
+        (("--size", "16x64"), "size 16x64: sides must lie in 64 to 8192 pixels"),
+        (("--size", "64x9000"), "sides must lie in 64 to 8192 pixels"),
+        (("--batch", "0"), "--batch is 0; it must be at least 1"),
+        (("--guidance", "0"), "guidance is 0"),
+        (("--guidance", "nan"), "guidance is nan"),
+        (("--image", "nowhere.png"), "nowhere.png"),
+        (("--model", "nowhere"), "nowhere: no such file"),
+        (("--model", "sprint-0.6B"), "hf download Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers"),
+        (("--vae", "nowhere.safetensors"), "nowhere.safetensors: no such file"),
+    ],
+)
+def test_command_line_errors(folder, tmp_path, capsys, caplog, monkeypatch, words, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert pipeline.main([PROMPT, "--model", str(folder), *words]) == 1
+    record = caplog.records[-1]
+    assert record.levelno == logging.ERROR and message in record.getMessage()
+    assert "{" not in capsys.readouterr().out and not list(tmp_path.glob("*.png"))
+
+
+def test_command_line_refuses_bad_images_and_strengths(folder, tmp_path, caplog):
+    source, text_file = tmp_path / "source.png", tmp_path / "text.png"
+    Image.new("RGB", (64, 64)).save(source)
+    text_file.write_text("no image")
+    options = [PROMPT, "--model", str(folder), "--out", str(tmp_path / "x.png")]
+    for strength in ("0", "1.5", "nan"):
+        assert pipeline.main([*options, "--image", str(source), "--strength", strength]) == 1
+        assert f"strength (denoise) is {strength}" in caplog.records[-1].getMessage()
+    assert pipeline.main([*options, "--image", str(text_file)]) == 1
+    assert "text.png" in caplog.records[-1].getMessage()
+    with pytest.raises(SystemExit) as stop:
+        pipeline.main([*options, "--seed", "one"])
+    assert stop.value.code == 2  # argparse's own, with its usage line
+
+
+def test_nvlabs_file_and_folder_paint_the_same_picture(folder, tmp_path, capsys, monkeypatch):
+    tiny = pipeline.presets.Preset("tiny", "", standin.TRANSFORMER, 64)
+    monkeypatch.setitem(pipeline.presets.PRESETS, "tiny", tiny)
+    native = checkpoint.load(folder, "transformer").tensors
+    torch.save({"state_dict": keymaps.from_native(native, keymaps.NVLABS)}, tmp_path / "Sana_Sprint.pth")
+    options = ("--vae", folder, "--text-encoder", folder, "--size", "96x64", "--out", tmp_path / "x.png")
+    pictures = []
+    for model in (folder, tmp_path / "Sana_Sprint.pth"):
+        command(capsys, PROMPT, "--model", model, *options)
+        pictures.append((tmp_path / "x.png").read_bytes())
+    assert pictures[0] == pictures[1]
