@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..trigflow import SIGMA_DATA, T_MAX, add_noise, flow_input, s_from_t
+from .randomness import SampleRandom
 from .scm import Proposal
 from .transform import per_sample
 
@@ -65,17 +66,16 @@ class Critic(nn.Module):
         return torch.cat(logits, dim=1)
 
 
-def generator_angles(proposal: Proposal, count: int, generator: torch.Generator, device="cpu") -> Tensor:
-    """Angles [count] of the student's own samples: pi/2 with probability 0.5, else from its proposal."""
-    t = proposal.draw(count, generator)
-    at_maximum = torch.rand(count, generator=generator) < MAX_TIME_SHARE
-    return torch.where(at_maximum, torch.tensor(T_MAX), t).to(device)
+def generator_angles(proposal: Proposal, random: SampleRandom) -> Tensor:
+    """Angles [b] of the student's own samples: pi/2 with probability 0.5, else from its proposal."""
+    t = proposal.draw(random)
+    return torch.where(random.uniform() < MAX_TIME_SHARE, torch.tensor(T_MAX), t)
 
 
-def renoise(x0: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
+def renoise(x0: Tensor, t: Tensor, random: SampleRandom) -> Tensor:
     """Noise x0, of standard deviation sigma_data, to the critic's angles t [b]."""
-    z = SIGMA_DATA * torch.randn(x0.shape, generator=generator).to(x0)
-    return add_noise(x0, z, per_sample(t, x0))
+    z = SIGMA_DATA * random.normal(*x0.shape[1:]).to(x0)
+    return add_noise(x0, z, per_sample(t.to(x0), x0))
 
 
 def critic_loss(real: Tensor, fakes: Sequence[Tensor]) -> Tensor:

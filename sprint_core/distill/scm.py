@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..trigflow import SIGMA_DATA, T_MAX
 from .jvp import value_and_tangent
+from .randomness import SampleRandom
 from .transform import Network, per_sample
 
 TANGENT_EPS = 0.1  # in g / (||g|| + 0.1)
@@ -25,10 +26,10 @@ class Proposal:
     mean: float = 0.2
     std: float = 1.6
 
-    def draw(self, count: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
-        """[count] angles in (0, pi/2), from a CPU generator."""
-        n = torch.randn(count, generator=generator) * self.std + self.mean
-        return torch.atan(n.exp() / SIGMA_DATA).clamp(max=T_MAX).to(device)
+    def draw(self, random: SampleRandom) -> Tensor:
+        """[b] angles in (0, pi/2)."""
+        n = random.normal() * self.std + self.mean
+        return torch.atan(n.exp() / SIGMA_DATA).clamp(max=T_MAX)
 
 
 def guided_velocity(teacher: Callable[..., Tensor], x: Tensor, t: Tensor, w: Tensor, captions, nulls) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 
 from sprint_core import standin, trigflow
 from sprint_core.distill import jvp, ladd, scm
+from sprint_core.distill.randomness import SampleRandom
 from sprint_core.distill.transform import per_sample, trigflow_network
 from sprint_core.layers import sdpa
 from sprint_core.transformer import SanaTransformer, TransformerConfig
@@ -118,7 +119,7 @@ def test_guided_velocity_is_classifier_free_guidance():
 
 
 def test_proposal_has_its_median_and_stays_below_pi_half():
-    t = scm.Proposal(0.2, 1.6).draw(20000, torch.Generator().manual_seed(0))
+    t = scm.Proposal(0.2, 1.6).draw(SampleRandom(0, 0, "", range(8000)))
     assert t.max() <= trigflow.T_MAX and t.min() > 0
     assert abs(float((t.tan() * SIGMA_DATA).log().median()) - 0.2) < 0.05
 
@@ -145,7 +146,7 @@ def test_ladd_reaches_student_and_heads_but_no_teacher(network, condition):
     condition = {name: value.float() for name, value in condition.items()}
     x0 = torch.randn(2, 32, 4, 4, requires_grad=True)
     t = torch.tensor([0.4, 1.1])
-    noisy = ladd.renoise(x0, t, torch.Generator().manual_seed(0))
+    noisy = ladd.renoise(x0, t, SampleRandom(0, 0, "", range(2)))
     ladd.generator_loss(critic(teacher, noisy, t, **condition)).backward()
     assert x0.grad.abs().sum() > 0
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in critic.parameters() if p.ndim > 1)
@@ -175,7 +176,7 @@ def test_critic_sees_the_blocks_it_names(network, condition):
 
 
 def test_half_of_the_generators_angles_are_at_maximum():
-    t = ladd.generator_angles(scm.Proposal(), 4000, torch.Generator().manual_seed(0))
+    t = ladd.generator_angles(scm.Proposal(), SampleRandom(0, 0, "", range(4000)))
     assert abs(float((t == trigflow.T_MAX).float().mean()) - ladd.MAX_TIME_SHARE) < 0.03
 
 

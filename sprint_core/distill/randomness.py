@@ -1,0 +1,42 @@
+"""Randomness that belongs to a sample, not to a process: (run's seed, step, phase, sample) -> numbers.
+
+So a resumed run repeats itself without saving generators, and N processes that share a batch draw
+what one process would have drawn for the whole of it.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class SampleRandom:
+    """One CPU generator for each sample of a batch; every draw returns one row per sample."""
+
+    def __init__(self, seed: int, step: int, phase: str, samples: Sequence[int]):
+        self.generators = [torch.Generator().manual_seed(_key(seed, step, phase, i)) for i in samples]
+
+    def __len__(self) -> int:
+        return len(self.generators)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Unit normal [b, *shape]."""
+        return torch.stack([torch.randn(shape, generator=g) for g in self.generators])
+
+    def uniform(self) -> Tensor:
+        """[b] in [0, 1)."""
+        return torch.stack([torch.rand((), generator=g) for g in self.generators])
+
+    def integers(self, high: int) -> list[int]:
+        """b integers in [0, high)."""
+        return [int(torch.randint(high, (), generator=g)) for g in self.generators]
+
+    def choice(self, values: Sequence[float]) -> Tensor:
+        """[b] of the values, each as likely."""
+        return torch.tensor([values[i] for i in self.integers(len(values))])
+
+
+def _key(seed: int, step: int, phase: str, sample: int) -> int:
+    text = f"{seed}/{step}/{phase}/{sample}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
