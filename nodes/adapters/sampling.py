@@ -1,5 +1,7 @@
 """SANA-Sprint's sampling loop inside ComfyUI's samplers, guiders and previews."""
 
+import math
+
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -8,6 +10,7 @@ import node_helpers
 from torch import Tensor
 from tqdm import tqdm
 
+from ...sprint_core import presets
 from ...sprint_core import sampler as core
 from . import model as model_adapter
 
@@ -51,6 +54,8 @@ def sample(model, positive, latent: dict, sigmas: Tensor, seed: int, guidance: f
             "this MODEL is not a SANA-Sprint; sample multi-step models such as SANA 1.0 and 1.5, or Sprint's "
             "teachers, with KSampler"
         )
+    if not 0.0 < guidance < math.inf:
+        raise ValueError(f"guidance is {guidance:g}; it must be above 0 ({presets.GUIDANCE:g} is the model's default)")
     ratio = latent.get("downscale_ratio_spacial")
     start = comfy.sample.fix_empty_latent_channels(model, latent["samples"], ratio)
     seeds = [seed + int(i) for i in latent.get("batch_index") or range(len(start))]
