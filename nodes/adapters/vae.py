@@ -45,15 +45,19 @@ class SanaVAE(comfy.sd.VAE):
         self.model_size()
 
     def decode(self, samples_in, *args, **kwargs):
-        if samples_in.ndim != 4 or samples_in.shape[1] != self.latent_channels:
-            raise ValueError(
-                f"this latent has shape {list(samples_in.shape)}; SANA's VAE decodes [batch, {self.latent_channels}, "
-                "height/32, width/32]. Connect the VAE of the model that made the latent"
-            )
+        self._require_own(samples_in)
         return self._checked(super().decode(samples_in, *args, **kwargs))
 
     def decode_tiled(self, samples, *args, **kwargs):
+        self._require_own(samples)
         return self._checked(super().decode_tiled(samples, *args, **kwargs))
+
+    def _require_own(self, latent):
+        if latent.ndim != 4 or latent.shape[1] != self.latent_channels:
+            raise ValueError(
+                f"this latent has shape {list(latent.shape)}; SANA's VAE decodes [batch, {self.latent_channels}, "
+                "height/32, width/32]. Connect the VAE of the model that made the latent"
+            )
 
     def _checked(self, image):
         if not torch.isfinite(image).all():
