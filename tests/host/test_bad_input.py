@@ -1,0 +1,275 @@
+"""Bad input: an error that names the file or value, what is wrong and what to do; and the next run works."""
+
+import logging
+import pickle
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sprint_core import checkpoint, tensorfile
+
+
+@pytest.fixture
+def refused(node, host, unchanged):
+    """refused(loader id, input, file, "what", ...): loading it fails; the message has its name and the rest."""
+
+    def check(id, name, file, *words):
+        with unchanged(), pytest.raises(ValueError) as error:
+            node(id, **{name: file})
+        message = str(error.value)
+        for word in (file, *words):
+            assert word in message, message
+        return message
+
+    return check
+
+
+@pytest.fixture
+def file(host):
+    """file("name.safetensors", tensors): a file in models/checkpoints; tensors may be bytes."""
+
+    def write(name, content):
+        path = host.base / "models" / "checkpoints" / name
+        path.parent.mkdir(exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            tensorfile.write(path, {key: torch.zeros(2, 2) for key in content}, {})
+        return name
+
+    return write
+
+
+MODEL = ("SanaSprintModelLoader", "model")
+TEXT = ("SanaSprintTextEncoderLoader", "text_encoder")
+VAE = ("SanaSprintVAELoader", "vae")
+SLOTS = [MODEL, TEXT, VAE, ("SanaSprintLoader", "model")]
+SLOT_IDS = ["model", "text", "vae", "all"]
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slot", SLOTS, ids=SLOT_IDS)
+def test_a_truncated_file(refused, host, stored, slot):
+    path = host.base / "models" / "checkpoints" / stored("transformer", "truncated.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(*slot, path.name, "truncated", "download it again")
+
+
+@pytest.mark.parametrize("name", ["empty.safetensors", "empty.pth"])
+def test_an_empty_file(refused, file, name):
+    refused(*MODEL, file(name, b""), "empty", "download it again")
+
+
+@pytest.mark.parametrize("name", ["page.safetensors", "page.pth"])
+def test_a_web_page_saved_as_a_model(refused, file, name):
+    refused(*MODEL, file(name, b"<!DOCTYPE html><html>404</html>" * 10), "not a")
+
+
+class Code:
+    ran = False
+
+    def __reduce__(self):
+        return (exec, ("import os; os.environ['SANA_SPRINT_PICKLE_RAN'] = '1'",))
+
+
+@pytest.mark.parametrize("pack", [pickle.dumps, None], ids=["bare pickle", "torch.save"])
+def test_a_pickle_that_wants_to_run_code(refused, file, host, monkeypatch, pack):
+    import os
+
+    monkeypatch.delenv("SANA_SPRINT_PICKLE_RAN", raising=False)
+    name = file("code.pth", pickle.dumps(Code()))
+    if pack is None:
+        torch.save({"state_dict": Code()}, host.base / "models" / "checkpoints" / name)
+    refused(*MODEL, name, "would run code", "safetensors")
+    assert "SANA_SPRINT_PICKLE_RAN" not in os.environ
+
+
+@pytest.mark.parametrize(
+    "names, what",
+    [
+        (
+            ["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.mid.block_1.norm1.weight"],
+            "SDXL",
+        ),
+        (["double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight"], "FLUX"),
+        (["transformer.transformer_blocks.0.attn1.to_q.lora_A.weight"], "a LoRA"),
+        (["lora_unet_transformer_blocks_0_attn1_to_q.lora_up.weight"], "a LoRA"),
+        (["controlnet_blocks.0.weight", "transformer_blocks.0.ff.conv_inverted.weight"], "ControlNet"),
+        (["decoder.mid.block_1.norm1.weight", "encoder.conv_in.weight"], "auto-encoder"),
+        (["encoder.block.0.layer.0.SelfAttention.q.weight"], "T5"),
+        (["what.is.this"], "does not know"),
+    ],
+)
+def test_a_model_of_another_family(refused, file, names, what):
+    message = refused(*MODEL, file("foreign.safetensors", names), what, "choose another file")
+    assert "SANA transformer" in message
+
+
+@pytest.mark.parametrize(
+    "slot, kind, what, wanted",
+    [
+        (MODEL, "autoencoder", "a DC-AE", "SANA transformer"),
+        (MODEL, "text_encoder", "Gemma-2", "SANA transformer"),
+        (VAE, "transformer", "SANA transformer", "a DC-AE"),
+        (TEXT, "autoencoder", "a DC-AE", "Gemma-2"),
+    ],
+)
+def test_our_own_files_in_the_wrong_slot(refused, stored, slot, kind, what, wanted):
+    message = refused(*slot, stored(kind, f"misplaced-{kind}.safetensors"), what, "choose another file")
+    assert re.search(f"this is .*{what}.*, not .*{wanted}", message)
+
+
+@pytest.mark.parametrize("slot, kind", [(MODEL, "transformer"), (TEXT, "text_encoder"), (VAE, "autoencoder")])
+def test_missing_and_extra_tensors_are_listed_but_at_most_ten(refused, stored, slot, kind):
+    def damage(tensors):
+        kept = sorted(tensors)
+        for name in kept[-12:]:
+            del tensors[name]
+        return tensors | {"surplus.weight": torch.zeros(2)}
+
+    message = refused(
+        *slot, stored(kind, f"damaged-{kind}.safetensors", damage), "12 tensors missing", "1 tensors unexpected",
+        "surplus.weight", ", ...", "download it again",
+    )  # fmt: skip
+    listed = message.split("missing: ")[1].split(";")[0]
+    assert listed.count(",") == 10  # ten names, and the dots
+
+
+def test_a_tensor_of_another_shape(refused, stored):
+    change = lambda tensors: tensors | {"proj_out.bias": torch.zeros(7)}  # noqa: E731
+    refused(*MODEL, stored("transformer", "shape.safetensors", change), "proj_out.bias (7,) instead of (32,)")
+
+
+def test_a_text_encoder_folder_without_a_tokenizer(refused, host, pipeline_folder):
+    folder = host.base / "models" / "text_encoders" / "no-tokenizer"
+    shutil.copytree(pipeline_folder / "text_encoder", folder)
+    refused(*TEXT, folder.name, "no tokenizer", "tokenizer.json")
+
+
+def test_a_pipeline_folder_without_one_part(refused, host, pipeline_folder):
+    folder = host.base / "models" / "diffusers" / "incomplete"
+    shutil.copytree(pipeline_folder, folder)
+    shutil.rmtree(folder / "vae")
+    refused("SanaSprintLoader", "model", folder.name, "vae")
+
+
+def test_a_file_that_is_gone(node, unchanged):
+    with unchanged(), pytest.raises(ValueError, match=r"gone\.safetensors .*diffusion_models.* refresh"):
+        node("SanaSprintModelLoader", model="gone.safetensors")
+
+
+# --- latents and sizes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [4, 16])
+def test_a_latent_of_another_vae(sample, ksample, unchanged, channels):
+    latent = {"samples": torch.ones(1, channels, 12, 16)}
+    for run in (sample, ksample):
+        with unchanged(), pytest.raises(ValueError, match=f"{channels} channels.*32.*DC-AE.*Empty SANA Latent"):
+            run(latent_image=latent)
+
+
+def test_decoding_a_latent_of_another_vae(node, vae, unchanged):
+    for id in ("VAEDecode", "VAEDecodeTiled"):
+        with unchanged(), pytest.raises(ValueError, match=r"\[1, 4, 12, 16\].*32"):
+            node(id, vae=vae, samples={"samples": torch.ones(1, 4, 12, 16)})
+
+
+def test_sizes_are_rounded_to_32_and_it_is_said(node, caplog):
+    with caplog.at_level(logging.WARNING):
+        latent = node("SanaSprintEmptyLatent", size="custom", width=1000, height=530)
+    assert latent["samples"].shape == (1, 32, 17, 31)
+    assert "1000 x 530 rounded to 992 x 544" in caplog.text
+
+
+@pytest.mark.parametrize("size", [(0, 512), (512, 63), (16384, 512)])
+def test_sizes_out_of_range(node, unchanged, size):
+    with unchanged(), pytest.raises(ValueError, match=f"{size[0]}x{size[1]}.*64 to 8192"):
+        node("SanaSprintEmptyLatent", size="custom", width=size[0], height=size[1])
+
+
+# --- numbers that reach a node through a link, which ComfyUI does not check ----------------------------
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        ({"steps": 0}, "1 to 4 steps, not 0"),
+        ({"steps": 5}, "1 to 4 steps, not 5; 'app' has up to 40"),
+        ({"steps": 41, "schedule": "app"}, "1 to 40 steps, not 41"),
+        ({"denoise": 0.0}, r"denoise.* is 0.*\(0, 1\]"),
+        ({"denoise": 1.5}, r"denoise.* is 1.5.*\(0, 1\]"),
+        ({"denoise": float("nan")}, "denoise.* is nan"),
+        ({"schedule": "custom", "angles": ""}, "at least one angle"),
+        ({"schedule": "custom", "angles": "fast"}, "list of angles"),
+        ({"schedule": "custom", "angles": "1.0, 1.3"}, "fall strictly, but 1.3 follows 1"),
+        ({"schedule": "custom", "angles": "2.0, 1.3"}, "2 lies outside"),
+        ({"schedule": "custom", "angles": "1.3, -0.5"}, "-0.5 lies outside"),
+        ({"schedule": "custom", "angles": "nan"}, "nan lies outside"),
+    ],
+)
+def test_steps_angles_and_strength_out_of_range(node, sample, unchanged, inputs, message):
+    for run in (lambda: sample(**inputs), lambda: node("SanaSprintSchedule", **inputs)):
+        with unchanged(), pytest.raises(ValueError, match=message):
+            run()
+
+
+@pytest.mark.parametrize("guidance", [0.0, -4.5, float("nan"), float("inf")])
+def test_guidance_out_of_range(sample, unchanged, guidance):
+    with unchanged(), pytest.raises(ValueError, match=f"guidance is {guidance:g}.*4.5"):
+        sample(guidance=guidance)
+
+
+# --- foreign objects ------------------------------------------------------------------------------------
+
+
+def test_a_model_of_another_family_in_our_sampler(node, sample, unchanged):
+    foreign = SimpleNamespace(model=object())
+    with unchanged(), pytest.raises(ValueError, match=r"not a SANA-Sprint.*KSampler"):
+        sample(model=foreign)
+    with pytest.raises(ValueError, match="not a SANA"):
+        node("SanaSprintEmptyLatent", model=foreign)
+
+
+# --- NaN ------------------------------------------------------------------------------------------------
+
+
+def nan(tensors):
+    name = next(name for name in tensors if name in ("proj_out.bias", "decoder.conv_in.bias"))
+    return tensors | {name: torch.full_like(tensors[name], torch.nan)}
+
+
+def test_nan_from_the_model_is_an_error_once_after_the_last_step(node, stored, sample, ksample, unchanged):
+    broken = node("SanaSprintModelLoader", model=stored("transformer", "nan.safetensors", nan))
+    steps = []
+    hook = broken.model.diffusion_model.register_forward_hook(lambda *_: steps.append(1))
+    for run in (sample, ksample):
+        with unchanged(), pytest.raises(ValueError, match=r"NaN.*float32.*bf16 or fp32"):
+            run(model=broken, steps=3, **({"schedule": "app"} if run is sample else {}))
+    hook.remove()
+    assert len(steps) == 6
+
+
+def test_nan_from_the_vae_is_an_error_and_no_black_image(node, stored, unchanged):
+    broken = node("SanaSprintVAELoader", vae=stored("autoencoder", "nan-vae.safetensors", nan))
+    latent = {"samples": torch.zeros(1, 32, 4, 4)}
+    for id in ("VAEDecode", "VAEDecodeTiled"):
+        with unchanged(), pytest.raises(ValueError, match=r"nan-vae\.safetensors decoded NaN.*fp32"):
+            node(id, vae=broken, samples=latent, **({"tile_size": 64} if "Tiled" in id else {}))
+
+
+def test_a_nan_latent_is_no_black_image(node, vae, unchanged):
+    with unchanged(), pytest.raises(ValueError, match="NaN"):
+        node("VAEDecode", vae=vae, samples={"samples": torch.full((1, 32, 3, 4), torch.nan)})
+
+
+def test_every_message_is_one_the_core_can_make(stored, host):
+    """Loading is the core's: the node adds nothing to the message that a script would miss."""
+    path = host.base / "models" / "checkpoints" / stored("autoencoder", "same.safetensors")
+    with pytest.raises(tensorfile.CheckpointError, match=re.escape(str(path))):
+        checkpoint.load(path, "transformer")

@@ -1,0 +1,190 @@
+"""What the loaders list, and which precisions and quantisations they load."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from sprint_core import checkpoint, standin, tensorfile
+
+
+def listed(node, id, name):
+    return node.ids[id].INPUT_TYPES()["required"][name][1]["options"]
+
+
+@pytest.fixture
+def load(node):
+    return lambda name, **inputs: node("SanaSprintModelLoader", model=name, **inputs)
+
+
+# --- lists ------------------------------------------------------------------------------------------
+
+
+def test_the_stand_in_comes_first_everywhere(node):
+    for id, name in (
+        ("SanaSprintLoader", "model"),
+        ("SanaSprintModelLoader", "model"),
+        ("SanaSprintTextEncoderLoader", "text_encoder"),
+        ("SanaSprintVAELoader", "vae"),
+    ):
+        assert listed(node, id, name)[0] == standin.NAME
+
+
+def test_files_of_each_folder_are_listed_once_with_their_subfolder(node, host, pipeline_folder):
+    models = host.base / "models"
+    weights = pipeline_folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    for folder in ("diffusion_models/sana", "checkpoints"):
+        (models / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(weights, models / folder / f"listed-{folder[0]}.safetensors")
+    (models / "checkpoints" / "notes.txt").write_text("no model")
+    names = listed(node, "SanaSprintModelLoader", "model")
+    assert names.count("sana/listed-d.safetensors") == names.count("listed-c.safetensors") == 1
+    assert "notes.txt" not in names
+    assert "sana/listed-d.safetensors" not in listed(node, "SanaSprintVAELoader", "vae")
+
+
+def test_a_folder_is_one_entry_and_its_shards_are_hidden(node, host, pipeline_folder, clip):
+    """A Hugging Face text encoder in two shards, as Gemma is published."""
+    folder = host.base / "models" / "text_encoders" / "gemma-sharded"
+    folder.mkdir(parents=True)
+    source = pipeline_folder / "text_encoder"
+    tensors = tensorfile.read(source).tensors
+    names = sorted(tensors)
+    parts = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+    for file, some in parts.items():
+        tensorfile.write(folder / file, {name: tensors[name] for name in some}, {})
+    index = {"weight_map": {name: file for file, some in parts.items() for name in some}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.copy(source / "config.json", folder)
+    shutil.copy(pipeline_folder / "tokenizer" / "tokenizer.json", folder)
+    shutil.copy(folder / next(iter(parts)), folder.parent / next(iter(parts)))  # loose, as a download leaves it
+
+    entries = [name for name in listed(node, "SanaSprintTextEncoderLoader", "text_encoder") if "gemma" in name]
+    assert entries == ["gemma-sharded"]
+    assert not any("-of-" in name for name in listed(node, "SanaSprintTextEncoderLoader", "text_encoder"))
+    sharded = node("SanaSprintTextEncoderLoader", text_encoder="gemma-sharded")
+    assert torch.equal(*(node("CLIPTextEncode", clip=c, text="a cat")[0][0] for c in (sharded, clip)))
+
+
+def test_folders_of_extra_model_paths_are_listed(node, host, pipeline_folder, tmp_path):
+    import folder_paths
+
+    shutil.copytree(pipeline_folder / "transformer", tmp_path / "unet" / "elsewhere")
+    folder_paths.add_model_folder_path("diffusion_models", str(tmp_path / "unet"))  # as the yaml file does
+    try:
+        assert "elsewhere" in listed(node, "SanaSprintModelLoader", "model")
+        assert node("SanaSprintModelLoader", model="elsewhere").model.sprint
+    finally:
+        folder_paths.folder_names_and_paths["diffusion_models"][0].remove(str(tmp_path / "unet"))
+    assert "elsewhere" not in listed(node, "SanaSprintModelLoader", "model")
+
+
+def test_a_changed_file_is_read_again(node, host, stored):
+    kind = node.ids["SanaSprintModelLoader"]
+    name = stored("transformer", "changing.safetensors")
+    stamp = kind.fingerprint_inputs(name, "auto", "auto")
+    assert stamp == kind.fingerprint_inputs(name, "auto", "auto")
+    stored("transformer", "changing.safetensors", lambda t: {k: v + 1 for k, v in t.items()})
+    assert stamp != kind.fingerprint_inputs(name, "auto", "auto")
+
+
+def test_a_pipeline_folder_serves_every_loader(node, loaded, pipeline_folder, sample):
+    name = pipeline_folder.name
+    assert torch.equal(sample(model=node("SanaSprintModelLoader", model=name)), sample())
+    assert node("SanaSprintVAELoader", vae=name).first_stage_model.config == loaded[2].first_stage_model.config
+    assert node("SanaSprintTextEncoderLoader", text_encoder=name).tokenizer.preset == loaded[1].tokenizer.preset
+
+
+# --- precision --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, dtype, limit", [("fp32", torch.float32, 0.0), ("fp16", torch.float16, 0.01), ("bf16", torch.bfloat16, 0.05)]
+)
+def test_the_chosen_dtype_is_used(load, pipeline_folder, sample, close, name, dtype, limit):
+    model = load(pipeline_folder.name, dtype=name)
+    assert model.model_dtype() == dtype
+    error = close(sample(model=model, steps=1), sample(steps=1), limit)
+    assert (error > 0) == (limit > 0)
+
+
+def test_the_all_in_one_loader_gives_every_part_its_dtype(node, pipeline_folder, sample, pixels, close):
+    model, clip, vae = node("SanaSprintLoader", model=pipeline_folder.name, dtype="bf16")
+    assert model.model_dtype() == clip.cond_stage_model.compute_dtype == vae.vae_dtype == torch.bfloat16
+    latent = node("VAEEncode", vae=vae, pixels=pixels)
+    image = node("VAEDecode", vae=vae, samples=latent)
+    assert latent["samples"].dtype == image.dtype == torch.float32
+    assert image.isfinite().all()
+
+
+# --- quantised files ----------------------------------------------------------------------------------
+
+
+def layers(tensors):
+    """The matrices of the blocks: what quantised files of other families leave in full precision stays so."""
+    return [k for k, v in tensors.items() if v.ndim == 2 and k.startswith(("transformer_blocks.", "model.layers."))]
+
+
+def linear(tensors):
+    return [name for name in layers(tensors) if "scale_shift_table" not in name and name.endswith(".weight")]
+
+
+def comfy_quant(tensors, format="float8_e4m3fn"):
+    """ComfyUI's per-layer format: weight in fp8, weight_scale, and comfy_quant, JSON as bytes."""
+    import comfy.quant_ops
+
+    about = torch.tensor(list(json.dumps({"format": format}).encode()), dtype=torch.uint8)
+    for name in linear(tensors):
+        layout = comfy.quant_ops.QUANT_ALGOS[format]["comfy_tensor_layout"]
+        weight = comfy.quant_ops.QuantizedTensor.from_float(tensors[name], layout, scale="recalculate")
+        stem = name.removesuffix(".weight")
+        tensors |= {
+            name: weight._qdata,
+            f"{stem}.weight_scale": weight._params.scale.reshape(()),
+            f"{stem}.comfy_quant": about.clone(),
+        }
+    return tensors
+
+
+def scaled_fp8(tensors):
+    """The older format: weight in fp8, scale_weight, and one marker for the file."""
+    for name in linear(tensors):
+        scale = tensors[name].abs().max() / 448
+        tensors[name.removesuffix("weight") + "scale_weight"] = scale.reshape(())
+        tensors[name] = (tensors[name] / scale).to(torch.float8_e4m3fn)
+    return tensors | {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+
+
+def plain_fp8(tensors):
+    return {k: v.to(torch.float8_e4m3fn) for k, v in tensors.items()}
+
+
+@pytest.mark.parametrize("change, limit", [(plain_fp8, 0.2), (comfy_quant, 0.05), (scaled_fp8, 0.05)])
+def test_fp8_models_load_sample_and_take_a_lora(node, load, stored, sample, clip, close, write_lora, change, limit):
+    name = stored("transformer", f"{change.__name__}.safetensors", change)
+    quantised = load(name)
+    weight = quantised.model.diffusion_model.transformer_blocks[0].attn1.to_q.weight
+    if change is not plain_fp8:  # ComfyUI widens that where there is memory for it
+        assert weight._qdata.dtype == torch.float8_e4m3fn
+    image = sample(model=quantised, steps=1)
+    print(change.__name__, close(image, sample(steps=1), limit))
+    write_lora("fp8.safetensors", "lora_unet_", {"transformer_blocks.0.attn1.to_q": (64, 64)})
+    patched = node("LoraLoader", model=quantised, clip=clip, lora_name="fp8.safetensors")[0]
+    assert (sample(model=patched, steps=1) - image).abs().max() > 1e-2
+    assert torch.equal(sample(model=quantised, steps=1), image)
+
+
+@pytest.mark.parametrize("change, limit", [(plain_fp8, 0.2), (comfy_quant, 0.05), (scaled_fp8, 0.05)])
+def test_fp8_text_encoders_load_and_encode(node, stored, clip, close, change, limit):
+    file = stored("text_encoder", f"te-{change.__name__}.safetensors", change)
+    quantised = node("SanaSprintTextEncoderLoader", text_encoder=file)
+    tokens = [node("CLIPTextEncode", clip=c, text="a cat")[0][0] for c in (quantised, clip)]
+    print(change.__name__, close(*tokens, limit))
+
+
+def test_quantised_files_are_for_comfyui_alone(host, stored):
+    name = stored("transformer", "core.safetensors", comfy_quant)
+    weights = checkpoint.load(host.base / "models" / "checkpoints" / name, "transformer")
+    with pytest.raises(ValueError, match=r"core\.safetensors.*quantised"):
+        checkpoint.build(weights)

@@ -1,0 +1,138 @@
+"""ComfyUI's memory management on our objects: partly loaded, moved, cast, they compute the same."""
+
+import pytest
+import torch
+
+LIMIT = 1e-5
+
+
+@pytest.fixture
+def encode(node, clip):
+    return lambda clip=clip: node("CLIPTextEncode", clip=clip, text="a cat")[0][0]
+
+
+@pytest.fixture
+def round_trip(node, vae, pixels):
+    return lambda vae=vae: node("VAEDecode", vae=vae, samples=node("VAEEncode", vae=vae, pixels=pixels))
+
+
+@pytest.fixture
+def low_memory(monkeypatch):
+    """low_memory(budget in bytes): what is loaded from now on keeps only that much on the compute device."""
+    import comfy.model_management as mm
+
+    real = mm.LoadedModel.model_load
+
+    def start(budget):
+        mm.unload_all_models()
+        load = lambda self, lowvram_model_memory=0, **kwargs: real(self, budget, **kwargs)  # noqa: E731
+        monkeypatch.setattr(mm.LoadedModel, "model_load", load)
+
+    yield start
+    monkeypatch.undo()
+    mm.unload_all_models()
+
+
+# --- partial loading, as --lowvram and --novram do it --------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [1, 200_000])
+def test_a_partly_loaded_model_gives_the_same_image(model, sample, low_memory, budget):
+    expected = sample()
+    low_memory(budget)
+    assert torch.equal(sample(), expected)
+    assert model.model.model_lowvram and model.loaded_size() < model.model_size() / 2 + 200_000
+
+
+def test_a_partly_loaded_model_takes_patches_of_every_weight(node, model, clip, stored, sample, low_memory, close):
+    """Merging changes all tensors, the modulation tables included."""
+    change = lambda tensors: {k: v * (1.7 if "scale_shift_table" in k else 0.9) for k, v in tensors.items()}  # noqa: E731
+    second = node("SanaSprintModelLoader", model=stored("transformer", "low-memory.safetensors", change))
+    merged = node("ModelMergeSimple", model1=model, model2=second, ratio=0.5)
+    expected = sample(model=merged, steps=1)
+    low_memory(1)
+    close(sample(model=merged, steps=1), expected, LIMIT)
+    assert model.model.model_lowvram
+
+
+def test_a_partly_loaded_text_encoder_and_vae_give_the_same(clip, vae, encode, round_trip, low_memory):
+    before = encode(), round_trip()
+    low_memory(1)
+    assert torch.equal(encode(), before[0]) and clip.patcher.model.model_lowvram
+    assert torch.equal(round_trip(), before[1]) and vae.patcher.model.model_lowvram
+
+
+def test_a_model_can_be_unloaded_a_bit_at_a_time(model, sample):
+    expected = sample()
+    freed = model.partially_unload(model.offload_device, 50_000)
+    assert freed >= 50_000
+    assert torch.equal(sample(), expected)
+
+
+def test_comfyui_can_make_a_plain_copy_of_each_object(model, clip, vae, sample, round_trip, pipeline_folder):
+    """What TorchCompileModel, hooks and device selection ask for where weights are streamed."""
+    for patcher in (model, clip.patcher, vae.patcher):
+        factory, arguments = patcher.cached_patcher_init
+        copy = factory(*arguments, disable_dynamic=True)
+        assert not copy.is_dynamic()
+        ours, theirs = patcher.model.state_dict(), copy.model.state_dict()
+        assert ours.keys() == theirs.keys()
+    assert torch.equal(sample(model=model.cached_patcher_init[0](*model.cached_patcher_init[1])), sample())
+
+
+def test_memory_estimates_grow_with_the_image(model, vae):
+    small, large = [1, 32, 8, 8], [1, 32, 64, 64]
+    assert 0 < model.memory_required(small) < model.memory_required(large)
+    for estimate, scale in ((vae.memory_used_decode, 1), (vae.memory_used_encode, 32)):
+        one, two = (estimate([1, 3, n * scale, n * scale], torch.bfloat16) for n in (8, 16))
+        assert two == 4 * one > 0
+        assert estimate([1, 3, 8 * scale, 8 * scale], torch.float32) == 2 * one
+
+
+# --- devices ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """device(bf16=, fp16=): what the compute device is said to be good at."""
+    import comfy.model_management as mm
+
+    def pretend(bf16, fp16):
+        monkeypatch.setattr(mm, "should_use_bf16", lambda *args, **kwargs: bf16)
+        monkeypatch.setattr(mm, "should_use_fp16", lambda *args, **kwargs: fp16)
+
+    return pretend
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_text_encoder_and_vae_never_run_in_fp16(node, device, pipeline_folder, encode, round_trip, sample, bf16):
+    device(bf16=bf16, fp16=True)
+    model, clip, vae = node("SanaSprintLoader", model=pipeline_folder.name)
+    allowed = (torch.bfloat16, torch.float32) if bf16 else (torch.float32,)
+    assert clip.cond_stage_model.compute_dtype == allowed[0]
+    assert vae.vae_dtype in allowed
+    assert model.model.get_dtype_inference() in allowed
+    assert sample(model=model).isfinite().all()
+    assert encode(clip).isfinite().all() and round_trip(vae).isfinite().all()
+
+
+def test_an_fp16_file_of_gemma_is_computed_in_fp32_where_there_is_no_bf16(node, stored, encode, close):
+    half = stored("text_encoder", "half.safetensors", lambda t: {k: v.half() for k, v in t.items()})
+    clip = node("SanaSprintTextEncoderLoader", text_encoder=half)
+    assert clip.cond_stage_model.compute_dtype == torch.float32
+    close(encode(clip), encode(), 0.01)
+
+
+def test_sdpa_replaces_only_the_slow_attention_functions(host, monkeypatch):
+    import comfy.ldm.modules.attention as attention
+
+    adapter = host.pack("nodes.adapters.model")
+    flash = lambda *args, **kwargs: None  # noqa: E731
+    for chosen, expected in (
+        (attention.attention_sub_quad, attention.attention_pytorch),
+        (attention.attention_split, attention.attention_pytorch),
+        (attention.attention_pytorch, attention.attention_pytorch),
+        (flash, flash),
+    ):
+        monkeypatch.setattr(attention, "optimized_attention", chosen)
+        assert adapter.attention_function() is expected
