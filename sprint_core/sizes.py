@@ -4,7 +4,7 @@ from .autoencoder_config import DOWNSCALE
 
 MIN_PX, MAX_PX = 64, 8192
 
-# (width, height) of the 1024px models' resolution bins, tall to wide; about a megapixel each.
+# (width, height) of the 1024px models' resolution bins, wide to tall; about a megapixel each.
 BINS = (
     (2048, 512), (1856, 512), (1792, 576), (1728, 576), (1664, 576), (1600, 640), (1536, 640), (1472, 704),
     (1408, 704), (1344, 704), (1344, 768), (1280, 768), (1216, 832), (1152, 832), (1152, 896), (1088, 896),
