@@ -7,13 +7,12 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import AutoencoderDC
+from oracles import relative_error, shapes_of
 
 from sprint_core.autoencoder import Autoencoder, channel_norm
 from sprint_core.autoencoder_config import SANA, SCALE, AutoencoderConfig, config_from_diffusers, infer_config
 from sprint_core.config import from_dict
 from sprint_core.tiling import tile_windows
-
-torch.set_num_threads(2)
 
 RES, VIT = "ResBlock", "EfficientViTBlock"
 
@@ -81,15 +80,6 @@ def pair(layout: dict, seed: int = 0) -> tuple[Autoencoder, AutoencoderDC]:
 
 def random(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
-    assert a.shape == b.shape
-    return ((a - b).norm() / b.norm()).item()
-
-
-def shapes_of(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
 # --- the model against diffusers ------------------------------------------------------------------

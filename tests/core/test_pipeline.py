@@ -234,6 +234,18 @@ def test_parts_from_several_places(folder, tmp_path, ours):
     assert all(relative_error(image, want) < 1e-5 for image in images)
 
 
+def test_the_stand_in_is_the_same_everywhere(folder, tmp_path):
+    """Every file of it, byte for byte; one that is there stays as it is."""
+    again = standin.make(tmp_path / "sprint")
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
+    assert all((folder / file).read_bytes() == (again / file).read_bytes() for file in files)
+    (again / "model_index.json").write_text("{}")
+    (again / "vae" / "config.json").unlink()
+    standin.make(again)
+    assert not (again / "vae" / "config.json").exists()
+
+
 def test_multi_step_models_are_refused(tmp_path):
     teacher = standin.make(tmp_path / "teacher", standin.TEACHER)
     with pytest.raises(checkpoint.CheckpointError, match=r"teacher: a multi-step model; sample it in ComfyUI"):
