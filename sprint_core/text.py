@@ -281,9 +281,8 @@ def pad_embeddings(rows: Sequence[Tensor], length: int | None = None) -> tuple[T
     length = longest if length is None else length
     if longest > length:
         raise ValueError(f"a text of {longest} tokens does not fit into {length}")
-    padded = rows[0].new_zeros(len(rows), length, rows[0].shape[-1])
-    for target, row in zip(padded, rows):
-        target[: len(row)] = row
+    padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    padded = torch.nn.functional.pad(padded, (0, 0, 0, length - longest))
     counts = torch.tensor([len(row) for row in rows], device=padded.device)
     return padded, torch.arange(length, device=padded.device) < counts[:, None]
 
