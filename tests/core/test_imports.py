@@ -31,6 +31,7 @@ ORDER = (
     "standin",
     "pipeline",
     "scenes",
+    "judge",
 )
 # What ComfyUI installs, so that the core runs wherever it does.
 ALLOWED = {"torch", "safetensors", "einops", "transformers", "sentencepiece", "tokenizers", "numpy", "PIL", "tqdm"}
