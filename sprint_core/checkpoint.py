@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 METADATA_KEY = "sana_sprint"  # JSON in a safetensors header
 TENSOR_KEY = "sana_sprint_config"  # the same JSON as bytes, for files that a host writes
-QUANT_SUFFIXES = (".comfy_quant", ".weight_scale", ".weight_scale_2", ".scale_weight", ".scale_input", ".input_scale")
+QUANT_KEY = "_quantization_metadata"  # ComfyUI's description of quantised layers, JSON in a safetensors header
+QUANT_SUFFIXES = (".comfy_quant", "_scale", ".weight_scale_2", ".scale_weight", ".scale_input")
 LISTED = 10  # names in an error message
 
 
@@ -165,7 +166,8 @@ def load(path: str | os.PathLike, kind: str, time_scale: float | None = None) ->
     prefix = prefix_of(file.tensors, kind)
     if prefix is None or kind not in kinds_in(file.tensors):
         raise _refuse(path, kind, list(file.tensors))
-    tensors = {k[len(prefix) :]: v for k, v in file.tensors.items() if k.startswith(prefix)}
+    tensors = file.tensors | _quantised_layers(path, file.metadata)
+    tensors = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
     stored = _stored(path, file.metadata, tensors, kind)
     config_json = path / "config.json" if path.is_dir() else None
     given = tensorfile.read_json(config_json) if config_json and config_json.is_file() else None
@@ -197,6 +199,15 @@ def _stored(path: Path, metadata: Mapping[str, str], tensors: dict[str, Tensor],
         raise CheckpointError(f"{path}: its {METADATA_KEY} metadata is damaged ({error}); download it again") from None
 
 
+def _quantised_layers(path: Path, metadata: Mapping[str, str]) -> dict[str, Tensor]:
+    """What the header says of quantised layers, as the byte tensors beside them that say the same in other files."""
+    try:
+        layers = json.loads(metadata.get(QUANT_KEY, "{}")).get("layers", {})
+        return {f"{name}.comfy_quant": _json_bytes(about) for name, about in layers.items()}
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its {QUANT_KEY} metadata is damaged ({error}); download it again") from None
+
+
 def describe(weights: Weights) -> dict:
     """What `load` reads back from a saved file: {kind: {config, settings}}."""
     return {weights.kind: {"config": dataclasses.asdict(weights.config), "settings": weights.settings}}
@@ -204,7 +215,11 @@ def describe(weights: Weights) -> dict:
 
 def describe_tensor(weights: Weights) -> Tensor:
     """`describe` as a byte tensor, for files whose header belongs to a host."""
-    return torch.tensor(list(json.dumps(describe(weights)).encode()), dtype=torch.uint8)
+    return _json_bytes(describe(weights))
+
+
+def _json_bytes(data: Any) -> Tensor:
+    return torch.tensor(list(json.dumps(data).encode()), dtype=torch.uint8)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
