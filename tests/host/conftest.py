@@ -88,8 +88,11 @@ def snapshot() -> dict[str, object]:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item, nextitem):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tensors are tiny: on a busy machine threads would only wait for each other
     with torch.inference_mode():  # as ComfyUI's executor
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

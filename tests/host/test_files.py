@@ -156,6 +156,24 @@ def scaled_fp8(tensors):
     return tensors | {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
 
 
+@pytest.fixture
+def quant_header(host, pipeline_folder):
+    """The format of ComfyUI's documentation: the layers are named in the header, and by their names in the file."""
+    weights = checkpoint.load(pipeline_folder, "transformer")
+    tensors = comfy_quant(dict(weights.tensors))
+    layers = {k.removesuffix(".comfy_quant"): {"format": "float8_e4m3fn"} for k in tensors if k.endswith("_quant")}
+    prefix, header = "model.diffusion_model.", {checkpoint.METADATA_KEY: json.dumps(checkpoint.describe(weights))}
+    header["_quantization_metadata"] = json.dumps({"layers": {prefix + name: about for name, about in layers.items()}})
+    tensors = {prefix + k: v for k, v in tensors.items() if not k.endswith("_quant")}
+    tensorfile.write(host.base / "models" / "checkpoints" / "header.safetensors", tensors, header)
+    return "header.safetensors"
+
+
+def test_layers_that_the_header_calls_quantised(load, quant_header, stored, sample):
+    same = load(stored("transformer", "no-header.safetensors", comfy_quant))
+    assert torch.equal(sample(model=load(quant_header), steps=1), sample(model=same, steps=1))
+
+
 def plain_fp8(tensors):
     return {k: v.to(torch.float8_e4m3fn) for k, v in tensors.items()}
 
