@@ -96,12 +96,12 @@ def test_step_equals_diffusers_scheduler():
     scheduler.timesteps = scheduler.timesteps.double()
     t, t_next = scheduler.timesteps[0], scheduler.timesteps[1]
     x_t, F = SIGMA_DATA * tensor(1), tensor(2)
-    generator = torch.Generator().manual_seed(7)
-    theirs = scheduler.step(SIGMA_DATA * F, t, x_t, generator=generator)
-    z = SIGMA_DATA * torch.randn(x_t.shape, generator=generator.manual_seed(7), dtype=torch.float64)
+    theirs = scheduler.step(SIGMA_DATA * F, t, x_t, generator=torch.Generator().manual_seed(7))
+    z = SIGMA_DATA * randn(*x_t.shape, seed=7)  # drawn in fp32
     x0 = trigflow.predict_x0(F, x_t, t)
-    torch.testing.assert_close(x0, theirs.pred_original_sample, rtol=0, atol=1e-6)  # its noise and times are fp32
-    torch.testing.assert_close(trigflow.add_noise(x0, z.to(x0), t_next).shape, theirs.prev_sample.shape)
+    close = {"rtol": 0, "atol": 1e-12}
+    torch.testing.assert_close(x0, theirs.pred_original_sample, **close)
+    torch.testing.assert_close(trigflow.add_noise(x0, z.double(), t_next), theirs.prev_sample, **close)
 
 
 def test_times_and_angles_are_inverse():
