@@ -1,0 +1,259 @@
+"""The judge: does a picture show what a caption says? From pixels alone.
+
+    (1) colours     each pixel takes the nearest colour of the world, or none where all are far
+    (2) blobs       connected pixels of one object colour; specks are forgotten
+    (3) shapes      the template of highest IoU over the blob's own box, if clearly ahead of the second;
+                    its size from the box
+    (4) background  the empty scene nearest to what is left; what neither explains is murk
+    (5) verdict     the blobs are exactly the wanted things: none missing, none more, nothing murky
+
+The thresholds let through what a small autoencoder does to edges (blur, ringing, faint noise) and nothing that
+the eye would call another shape, colour, size, place or number.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import permutations
+
+import numpy as np
+from PIL import Image
+
+from .scenes import (
+    BACKGROUNDS,
+    CANVAS_PX,
+    COLOURS,
+    RADIUS_PX,
+    SHAPES,
+    SQUARE_SIDE,
+    TRIANGLE_HEIGHT,
+    Requirement,
+    Wanted,
+    backdrop,
+    centre_px,
+    distance,
+    parse,
+)
+
+GRID_PX = 128  # pictures are judged at this size; all lengths below are in canvas pixels of 256
+STEP_PX = CANVAS_PX // GRID_PX
+COLOUR_REACH = 85  # farthest RGB distance, of 255, at which a pixel still has a colour
+SPECK_AREA = 250  # a small cross covers 3700
+IOU_LEAST, IOU_LEAD = 0.77, 0.06
+ASPECT_SLACK = 1.2
+RADIUS_RANGE_PX = (28, 68)
+PLACE_SLACK_PX = 24  # 64 px or more lie between two places
+RELATION_LEAST_PX = 64
+BACKDROP_REACH, MURK_REACH = 40, 60
+EDGE_PX = 10  # how far around a blob its blurred edge may reach
+MURK_AREA = 400
+
+_HALF_EXTENTS = {"circle": (1, 1), "square": (SQUARE_SIDE,) * 2, "triangle": (1, TRIANGLE_HEIGHT), "cross": (1, 1)}
+_OBJECT_RGB = np.float32(list(COLOURS.values()))
+_GROUND_RGB = np.unique(np.float32(list(BACKGROUNDS.values())).reshape(-1, 3), axis=0)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One blob; lengths in canvas pixels. `shape` is None where no template fits, `size` where no size does."""
+
+    shape: str | None
+    colour: str
+    size: str | None
+    centre: tuple[float, float]  # x right, y down, of its box
+    area: int
+
+
+@dataclass(frozen=True)
+class Sight:
+    """All that is seen in a picture. `background` is None where it is none of the world's."""
+
+    detections: tuple[Detection, ...]
+    background: str | None
+    murk_area: int
+
+
+# --- seeing -----------------------------------------------------------------------------------------
+
+
+def _shrink(image: np.ndarray) -> np.ndarray:
+    """[h, w, 3] uint8, or float in [0, 1], to [GRID_PX, GRID_PX, 3] float32 in [0, 255], each pixel a mean."""
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"the judge sees pictures [h, w, 3], not {list(image.shape)}")
+    if image.dtype != np.uint8:
+        image = (np.nan_to_num(image.astype(np.float32)).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    if image.shape[:2] != (CANVAS_PX, CANVAS_PX):
+        image = np.asarray(Image.fromarray(image).resize((CANVAS_PX, CANVAS_PX), Image.Resampling.BOX))
+    offsets = range(STEP_PX)
+    return sum(image[i::STEP_PX, j::STEP_PX].astype(np.float32) for i in offsets for j in offsets) / STEP_PX**2
+
+
+def _distance(image: np.ndarray, other: np.ndarray) -> np.ndarray:
+    red, green, blue = np.moveaxis(image - other, -1, 0)
+    return np.sqrt(red**2 + green**2 + blue**2)
+
+
+def _nearest(image: np.ndarray, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index of and distance to the nearest of rgb [n, 3], per pixel."""
+    distances = np.stack([_distance(image, one) for one in rgb])
+    return distances.argmin(0), distances.min(0)
+
+
+def _colours(image: np.ndarray) -> np.ndarray:
+    """Eq. (1): per pixel the index of its object colour, or -1."""
+    index, reach = _nearest(image, _OBJECT_RGB)
+    return np.where((reach < COLOUR_REACH) & (reach < _nearest(image, _GROUND_RGB)[1]), index, -1)
+
+
+def components(classes: np.ndarray) -> np.ndarray:
+    """Eq. (2): labels [h, w] of the 4-connected regions of equal class, counted from 1; class -1 is labelled 0."""
+    h, w = classes.shape
+    starts = np.ones((h, w), bool)
+    starts[:, 1:] = classes[:, 1:] != classes[:, :-1]
+    run = np.cumsum(starts).reshape(h, w) - 1  # horizontal runs of one class, numbered through the picture
+    parent = list(range(run[-1, -1] + 1))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    touching = (classes[1:] == classes[:-1]) & (classes[1:] >= 0)
+    for i, j in np.unique(np.stack((run[:-1][touching], run[1:][touching]), -1), axis=0).tolist():
+        parent[root(j)] = root(i)
+    roots = np.array([root(i) for i in range(len(parent))])
+    roots[classes[starts] < 0] = -1
+    names = np.unique(roots[roots >= 0])
+    return np.where(roots < 0, 0, np.searchsorted(names, roots) + 1)[run]
+
+
+@cache
+def _template(shape: str, h: int, w: int) -> np.ndarray:
+    """A shape that fills a box of h by w pixels: bool."""
+    half_w, half_h = _HALF_EXTENTS[shape]
+    x = ((np.arange(w) + 0.5) / w * 2 - 1) * half_w
+    y = ((np.arange(h) + 0.5) / h * 2 - 1) * half_h
+    return distance(shape, x[None, :], y[:, None]) <= 0
+
+
+def _shape(mask: np.ndarray) -> str | None:
+    """Eq. (3): which shape fills its box as the mask does, if one does."""
+    scores = []
+    for shape in SHAPES:
+        template = _template(shape, *mask.shape)
+        scores.append(((mask & template).sum() / (mask | template).sum(), shape))
+    (second, _), (best, shape) = sorted(scores)[-2:]
+    half_w, half_h = _HALF_EXTENTS[shape]
+    aspect = mask.shape[1] / mask.shape[0] * half_h / half_w
+    fits = best >= IOU_LEAST and best - second >= IOU_LEAD and 1 / ASPECT_SLACK <= aspect <= ASPECT_SLACK
+    return shape if fits else None
+
+
+def _size(shape: str | None, h: int, w: int) -> str | None:
+    if shape is None:
+        return None
+    radius = STEP_PX * np.sqrt(h * w / np.prod(_HALF_EXTENTS[shape])) / 2
+    if not RADIUS_RANGE_PX[0] <= radius <= RADIUS_RANGE_PX[1]:
+        return None
+    return min(RADIUS_PX, key=lambda size: abs(RADIUS_PX[size] - radius))
+
+
+def _detection(mask: np.ndarray, colour: str) -> Detection:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    box = mask[top:bottom, left:right]
+    shape = _shape(box)
+    centre = (float(left + right) * STEP_PX / 2, float(top + bottom) * STEP_PX / 2)
+    return Detection(shape, colour, _size(shape, *box.shape), centre, int(mask.sum()) * STEP_PX**2)
+
+
+def _spread(mask: np.ndarray, reach: int) -> np.ndarray:
+    """The mask grown by `reach` pixels in each direction, as a square."""
+    for _ in range(2):
+        grown = mask.copy()
+        for shift in range(1, reach + 1):
+            grown[shift:] |= mask[:-shift]
+            grown[:-shift] |= mask[shift:]
+        mask = grown.T
+    return mask
+
+
+def _background(image: np.ndarray, things: np.ndarray) -> tuple[str | None, int]:
+    """Eq. (4): the nearest empty scene outside of the things, and the area there that it does not explain."""
+    rest = ~_spread(things, EDGE_PX // STEP_PX)
+    if not rest.any():
+        return None, 0
+    away = {name: _distance(image, backdrop(name, GRID_PX))[rest] for name in BACKGROUNDS}
+    name = min(away, key=lambda name: away[name].mean())
+    murk = int((away[name] > MURK_REACH).sum()) * STEP_PX**2
+    return (name if np.median(away[name]) < BACKDROP_REACH else None), murk
+
+
+def see(image: np.ndarray) -> Sight:
+    """Everything in a picture [h, w, 3], uint8 or float in [0, 1]; largest blobs first."""
+    image = _shrink(image)
+    classes = _colours(image)
+    labels = components(classes)
+    areas = np.bincount(labels.ravel())
+    areas[0] = 0
+    found = np.flatnonzero(areas * STEP_PX**2 >= SPECK_AREA)
+    found = found[np.argsort(-areas[found], kind="stable")]
+    colours = list(COLOURS)
+    masks = [labels == label for label in found]
+    detections = tuple(_detection(mask, colours[classes[mask][0]]) for mask in masks)
+    return Sight(detections, *_background(image, np.isin(labels, found)))
+
+
+def detect(image: np.ndarray) -> list[Detection]:
+    """The blobs of object colours in a picture [h, w, 3], largest first."""
+    return list(see(image).detections)
+
+
+# --- judging ----------------------------------------------------------------------------------------
+
+
+def _is(found: Detection, wanted: Wanted) -> bool:
+    if found.shape != wanted.shape or found.size is None:
+        return False
+    if wanted.colour not in (None, found.colour) or wanted.size not in (None, found.size):
+        return False
+    if wanted.place is None:
+        return True
+    row, column = wanted.place
+    ideal = (centre_px(found.size, column), centre_px(found.size, row))
+    return max(abs(a - b) for a, b in zip(found.centre, ideal)) <= PLACE_SLACK_PX
+
+
+def _holds(relation: str | None, first: Detection, second: Detection) -> bool:
+    """The relation by centres, by a clear distance, and more so than across it."""
+    if relation is None:
+        return True
+    right, down = (b - a for a, b in zip(first.centre, second.centre))
+    along, across = (right, down) if relation == "left" else (down, right)
+    return along >= RELATION_LEAST_PX and along > abs(across)
+
+
+def fault(image: np.ndarray, text: str | Requirement) -> str | None:
+    """Why a picture [h, w, 3] does not show what a caption says, or None where it does. Raises ValueError on a
+    text that is no caption."""
+    requirement = parse(text) if isinstance(text, str) else text
+    sight = see(image)
+    if sight.murk_area > MURK_AREA:
+        return f"{sight.murk_area} px are neither background nor thing"
+    if sight.background is None or requirement.background not in (None, sight.background):
+        return f"the background is {sight.background or 'none of the world'}, not {requirement.background or 'known'}"
+    wanted = [thing for thing in requirement.things for _ in range(thing.count)]
+    if len(sight.detections) != len(wanted):
+        return f"{len(sight.detections)} things, not {len(wanted)}"
+    orders = [order for order in permutations(sight.detections) if all(map(_is, order, wanted))]
+    if not orders:
+        seen = ", ".join(f"{thing.size} {thing.colour} {thing.shape}" for thing in sight.detections)
+        return f"other things, or elsewhere: {seen}"
+    if not any(_holds(requirement.relation, order[0], order[-1]) for order in orders):
+        return f"not {requirement.relation}"
+    return None
+
+
+def judge(image: np.ndarray, text: str | Requirement) -> bool:
+    """Whether a picture [h, w, 3], uint8 or float in [0, 1], shows what a caption says, and nothing else."""
+    return fault(image, text) is None
