@@ -1,0 +1,75 @@
+"""What the stages are trained on: procedural scenes as images, and as latents that are encoded once."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import scenes, tensorfile
+from ..autoencoder import Autoencoder
+from ..autoencoder_config import SCALE
+from .randomness import SampleRandom
+
+SHARD = 1000  # scenes
+BATCH = 50
+
+
+def images(seeds: Sequence[int], split: str = "train") -> Tensor:
+    """Renders of the scenes with these seeds: [b, 3, 256, 256] in [-1, 1]."""
+    drawn = scenes.render_batch([scenes.scene_and_caption(seed, split)[0] for seed in seeds])
+    return torch.from_numpy(drawn).movedim(-1, 1).float().div_(127.5).sub_(1.0)
+
+
+def captions(seeds: Sequence[int], split: str = "train") -> list[str]:
+    return [scenes.scene_and_caption(seed, split)[1] for seed in seeds]
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Identifies a model by its weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class SceneLatents:
+    """Scaled latents of scenes 0 to count - 1, encoded once into shards of `folder`.
+
+    Shards of another auto-encoder, or damaged ones, are made anew; whole ones are kept, so that an
+    interrupted encoding goes on where it stopped.
+    """
+
+    def __init__(self, model: Autoencoder, folder: Path, count: int):
+        self.folder, self.hash, self.count = Path(folder), weights_hash(model), count
+        shards = [self._shard(model, start) for start in tqdm(range(0, count, SHARD), desc="latents", leave=False)]
+        self.latents = torch.cat(shards)[:count]
+
+    def batch(self, random: SampleRandom) -> tuple[Tensor, list[str]]:
+        """Latents [b, 32, 8, 8] and captions, for the stages."""
+        chosen = random.integers(self.count)
+        return self.latents[chosen].float(), captions(chosen)
+
+    def _shard(self, model: Autoencoder, start: int) -> Tensor:
+        path = self.folder / f"latents_{start // SHARD:05d}.safetensors"
+        if path.is_file():
+            try:
+                with safe_open(path, framework="pt") as file:
+                    if (file.metadata() or {}).get("autoencoder") == self.hash:
+                        return file.get_tensor("latents")
+            except Exception as error:
+                tqdm.write(f"{path}: damaged ({error}); encoding it again")
+        latents = encode_scenes(model, range(start, start + SHARD))
+        tensorfile.write(path, {"latents": latents}, {"autoencoder": self.hash})
+        return latents
+
+
+@torch.inference_mode()
+def encode_scenes(model: Autoencoder, seeds: Sequence[int]) -> Tensor:
+    """Scaled latents [n, 32, 8, 8] in fp16."""
+    parts = [model.encode(images(seeds[i : i + BATCH])) * SCALE for i in range(0, len(seeds), BATCH)]
+    return torch.cat(parts).half()
