@@ -47,7 +47,7 @@ class SceneLatents:
     def __init__(self, model: Autoencoder, folder: Path, count: int):
         self.folder, self.hash, self.count = Path(folder), weights_hash(model), count
         shards = [self._shard(model, start) for start in tqdm(range(0, count, SHARD), desc="latents", leave=False)]
-        self.latents = torch.cat(shards)[:count]
+        self.latents = torch.cat(shards)
 
     def batch(self, random: SampleRandom) -> tuple[Tensor, list[str]]:
         """Latents [b, 32, 8, 8] and captions, for the stages."""
@@ -60,10 +60,12 @@ class SceneLatents:
             try:
                 with safe_open(path, framework="pt") as file:
                     if (file.metadata() or {}).get("autoencoder") == self.hash:
-                        return file.get_tensor("latents")
+                        latents = file.get_tensor("latents")
+                        if len(latents) == min(SHARD, self.count - start):
+                            return latents
             except Exception as error:
                 tqdm.write(f"{path}: damaged ({error}); encoding it again")
-        latents = encode_scenes(model, range(start, start + SHARD))
+        latents = encode_scenes(model, range(start, min(start + SHARD, self.count)))
         tensorfile.write(path, {"latents": latents}, {"autoencoder": self.hash})
         return latents
 

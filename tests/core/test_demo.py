@@ -1,0 +1,87 @@
+"""The demo recipe from nothing to a loaded model, a few steps long."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from sprint_core import checkpoint, scenes
+from sprint_core.distill import __main__ as command
+from sprint_core.distill import data, demo
+from sprint_core.distill.autoencoder import initialise
+from sprint_core.distill.randomness import SampleRandom
+from sprint_core.pipeline import Pipeline
+
+SHORT = {
+    name: dataclasses.replace(schedule, steps=2, batch=2, warmup_steps=1) for name, schedule in demo.SCHEDULES.items()
+}
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(data, "SHARD", 4)
+
+
+def test_from_nothing_to_an_image(tmp_path, small_shards):
+    run = demo.Demo(tmp_path, SHORT, pool=6)
+    student, teacher = run.export(tmp_path, "the command")
+    assert student.stat().st_size < 12e6
+    pipeline = Pipeline.load(student, dtype=torch.float32)
+    assert pipeline.size_px == 256
+    assert pipeline.text_encoder.prompts.preset == run.preset
+    image = pipeline.generate(["a red circle"], seeds=[0], steps=1)
+    assert image.shape == (1, 256, 256, 3)
+    assert checkpoint.load(teacher, "transformer").config.guidance_embed is False
+    again = demo.Demo(tmp_path, SHORT, pool=6).export(
+        tmp_path / "again", "the command"
+    )  # resumes: nothing is left to do
+    assert again[0].read_bytes() == student.read_bytes()
+
+
+def test_every_caption_has_its_own_tokens():
+    words = demo.tokenizer()
+    ids = words.encode(" ".join(scenes.VOCABULARY))
+    assert len(set(ids)) == len(scenes.VOCABULARY) + 1 and 3 not in ids  # BOS; 3 is unknown
+    assert words.encode("A red, CIRCLE!") == words.encode("a red circle")
+    longest = max((scenes.scene_and_caption(seed)[1] for seed in range(500)), key=lambda text: len(text.split()))
+    assert len(words.encode(longest)) <= demo.MAX_TOKENS
+
+
+def test_latents_resume_and_follow_the_autoencoder(tmp_path, small_shards, monkeypatch):
+    model = demo.Autoencoder(demo.recipes.DEMO_AUTOENCODER).eval()
+    initialise(model, 0)
+    first = data.SceneLatents(model, tmp_path, 6)
+    assert first.latents.shape == (6, 32, 8, 8)
+    encoded = []
+    encode = data.encode_scenes
+    monkeypatch.setattr(data, "encode_scenes", lambda m, seeds: encoded.append(seeds) or encode(m, seeds))
+    (tmp_path / "latents_00001.safetensors").write_bytes(b"damaged")
+    second = data.SceneLatents(model, tmp_path, 6)
+    assert encoded == [range(4, 6)] and torch.equal(first.latents, second.latents)
+    model.encoder.conv_out.bias.data.add_(1.0)
+    data.SceneLatents(model, tmp_path, 6)
+    assert encoded[1:] == [range(0, 4), range(4, 6)]
+    latents, captions = second.batch(SampleRandom(0, 0, "", range(3)))
+    chosen = SampleRandom(0, 0, "", range(3)).integers(6)
+    assert torch.equal(latents, second.latents[chosen].float()) and captions == data.captions(chosen)
+
+
+def test_images_are_the_scenes():
+    drawn = data.images([3, 4])
+    scene, _ = scenes.scene_and_caption(4)
+    expected = torch.from_numpy(scenes.render(scene)).movedim(-1, 0) / 127.5 - 1
+    torch.testing.assert_close(drawn[1], expected.float())
+
+
+def test_command_line(tmp_path, small_shards, capsys, caplog):
+    short = [f"--set={stage}.{key}=2" for stage in demo.STAGES for key in ("steps", "batch")]
+    assert command.main(["--out", str(tmp_path), "--stage", "autoencoder", "--pool", "6", *short]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["files"] == []
+    assert (tmp_path / "decoder" / "state.pt").is_file()
+    assert command.main(["--out", str(tmp_path), "--set", "teacher.stepz=3"]) == 1
+    assert "no setting stepz" in caplog.text
+    assert command.main(["--out", str(tmp_path), "--set", "steps=3"]) == 1
+    assert "STAGE.KEY=VALUE" in caplog.text
+    assert command.main(["--out", str(tmp_path), "--stage", "autoencoder", "--pool", "6"]) == 1
+    assert "another run" in caplog.text
