@@ -264,13 +264,13 @@ def write_lora(host):
 
 @pytest.fixture(scope="session")
 def stored(host, pipeline_folder):
-    """stored(kind, name, change=f): a native file in models/checkpoints with the stand-in's weights, f applied."""
+    """stored(kind, name, change, config): the stand-in's weights, changed, as a native file in models/checkpoints."""
     from sprint_core import checkpoint
 
-    def write(kind, name, change=lambda tensors: tensors, folder=pipeline_folder, settings=()):
-        weights = checkpoint.load(folder, kind)
+    def write(kind, name, change=lambda tensors: tensors, config=None):
+        weights = checkpoint.load(pipeline_folder, kind)
         weights.tensors = change(dict(weights.tensors))
-        weights.settings |= dict(settings)
+        weights.config = config or weights.config
         if kind == "text_encoder":
             tokenizer = checkpoint.load_tokenizer(weights)
             weights.extras = {tokenizer.state_key: torch.tensor(list(tokenizer.data), dtype=torch.uint8)}

@@ -44,6 +44,16 @@ def test_files_of_each_folder_are_listed_once_with_their_subfolder(node, host, p
     assert "sana/listed-d.safetensors" not in listed(node, "SanaSprintVAELoader", "vae")
 
 
+def test_of_equal_names_the_first_folder_counts(node, host, stored, sample):
+    name = stored("transformer", "twice.safetensors")
+    first = host.base / "models" / "diffusion_models" / name
+    first.parent.mkdir(exist_ok=True)
+    (host.base / "models" / "checkpoints" / name).rename(first)
+    expected = sample(model=node("SanaSprintModelLoader", model=name), steps=1)
+    stored("transformer", name, lambda tensors: {k: v * 0.5 for k, v in tensors.items()})
+    assert torch.equal(sample(model=node("SanaSprintModelLoader", model=name), steps=1), expected)
+
+
 def test_a_folder_is_one_entry_and_its_shards_are_hidden(node, host, pipeline_folder, clip):
     """A Hugging Face text encoder in two shards, as Gemma is published."""
     folder = host.base / "models" / "text_encoders" / "gemma-sharded"

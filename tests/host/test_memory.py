@@ -116,6 +116,12 @@ def test_text_encoder_and_vae_never_run_in_fp16(node, device, pipeline_folder, e
     assert encode(clip).isfinite().all() and round_trip(vae).isfinite().all()
 
 
+def test_fp16_is_computed_when_asked_for_by_name(node, device, pipeline_folder):
+    device(bf16=False, fp16=True)
+    model = node("SanaSprintModelLoader", model=pipeline_folder.name, dtype="fp16")
+    assert model.model.get_dtype_inference() == torch.float16
+
+
 def test_an_fp16_file_of_gemma_is_computed_in_fp32_where_there_is_no_bf16(node, stored, encode, close):
     half = stored("text_encoder", "half.safetensors", lambda t: {k: v.half() for k, v in t.items()})
     clip = node("SanaSprintTextEncoderLoader", text_encoder=half)

@@ -303,6 +303,15 @@ def test_vae_decode_tiled_is_close_and_works_in_tiles(node, vae, calls):
     assert torch.allclose(single, whole, atol=1e-5)  # one tile is no tiling
 
 
+def test_tiled_nodes_show_their_progress(node, vae, monkeypatch):
+    import comfy.utils
+
+    seen = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append(value / total))
+    node("VAEDecodeTiled", vae=vae, samples={"samples": torch.zeros(2, 32, 8, 6)}, tile_size=128, overlap=64)
+    assert len(seen) > 1 and seen == sorted(seen) and seen[-1] == 1.0  # ComfyUI passes on a few a second
+
+
 def test_vae_encode_tiled_is_close_and_works_in_tiles(node, vae, pixels, calls):
     image = torch.nn.functional.interpolate(pixels.movedim(-1, 1), (256, 192)).movedim(1, -1)
     whole = node("VAEEncode", vae=vae, pixels=image)["samples"]
@@ -402,8 +411,8 @@ def test_torch_compile_gives_the_same_image(node, model, sample, close):
     close(sample(model=compiled, steps=1, latent_image=larger), sample(steps=1, latent_image=larger), LIMIT)
 
 
-def test_skip_layer_guidance_replaces_blocks(node, model, custom):
-    """Stock block patches reach our blocks: block 1 skipped is the model without it."""
+def test_stock_block_patches_reach_our_blocks(node, model, custom):
+    """As skip-layer guidance sets them."""
     seen = []
 
     def skip(args, extra):

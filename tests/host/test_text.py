@@ -140,6 +140,19 @@ def test_clip_hooks_never_meet_a_cached_prefix(node, model, clip, encode, lora, 
     assert torch.equal(encode("a cat"), before)
 
 
+def test_a_hook_that_changes_over_time_is_encoded_at_each_strength(node, model, clip, encode, lora):
+    without, fully = (
+        encode("a cat"),
+        encode("a cat", clip=node("LoraLoader", model=model, clip=clip, lora_name=lora)[1]),
+    )
+    frames = node("CreateHookKeyframe", strength_mult=0.0, start_percent=0.0)
+    frames = node("CreateHookKeyframe", strength_mult=1.0, start_percent=0.5, prev_hook_kf=frames)
+    hooks = node("SetHookKeyframes", hooks=node("CreateHookLora", lora_name=lora), hook_kf=frames)
+    hooked = node("SetClipHooks", clip=clip, apply_to_conds=True, schedule_clip=True, hooks=hooks)
+    early, late = node("CLIPTextEncode", clip=hooked, text="a cat")
+    assert torch.allclose(early[0], without, atol=1e-4) and torch.allclose(late[0], fully, atol=1e-4)
+
+
 # --- the prefix cache -------------------------------------------------------------------------------
 
 
