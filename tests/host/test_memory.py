@@ -116,10 +116,17 @@ def test_text_encoder_and_vae_never_run_in_fp16(node, device, pipeline_folder, e
     assert encode(clip).isfinite().all() and round_trip(vae).isfinite().all()
 
 
-def test_fp16_is_computed_when_asked_for_by_name(node, device, pipeline_folder):
+@pytest.mark.parametrize("quantised", [False, True])
+def test_fp16_is_computed_when_asked_for_by_name(node, device, stored, quantised):
+    def change(tensors):
+        marker = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)} if quantised else {}
+        return tensors | marker | ({"proj_out.scale_weight": torch.ones(())} if quantised else {})
+
     device(bf16=False, fp16=True)
-    model = node("SanaSprintModelLoader", model=pipeline_folder.name, dtype="fp16")
-    assert model.model.get_dtype_inference() == torch.float16
+    file = stored("transformer", f"fp16-{quantised}.safetensors", change)
+    for dtype, expected in (("fp16", torch.float16), ("auto", torch.float32)):
+        model = node("SanaSprintModelLoader", model=file, dtype=dtype)
+        assert model.model.get_dtype_inference() == expected
 
 
 def test_an_fp16_file_of_gemma_is_computed_in_fp32_where_there_is_no_bf16(node, stored, encode, close):
