@@ -27,6 +27,7 @@ from ...sprint_core.autoencoder_config import DOWNSCALE, SCALE
 from ...sprint_core.presets import GUIDANCE
 from ...sprint_core.transformer import LATENT_CHANNELS, SanaTransformer, TransformerConfig
 from . import quantised
+from .preview import RGBFit
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,14 @@ class SanaLatent(comfy.latent_formats.LatentFormat):
     scale_factor = SCALE
     latent_channels = LATENT_CHANNELS
     spacial_downscale_ratio = DOWNSCALE
+
+    @property
+    def latent_rgb_factors(self):
+        return RGBFit.latest and RGBFit.latest.factors()[0]
+
+    @property
+    def latent_rgb_factors_bias(self):
+        return RGBFit.latest and RGBFit.latest.factors()[1]
 
 
 class SanaConfig(comfy.supported_models_base.BASE):

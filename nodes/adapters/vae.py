@@ -1,5 +1,6 @@
 """A DC-AE as ComfyUI's VAE: raw latents on the wires, feathered tiles, never fp16."""
 
+import contextlib
 import logging
 
 import comfy.model_management as mm
@@ -12,6 +13,7 @@ import torch
 from ...sprint_core import checkpoint
 from ...sprint_core.autoencoder import Autoencoder
 from ...sprint_core.autoencoder_config import DOWNSCALE
+from .preview import RGBFit
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +22,25 @@ ENCODE_FACTOR, DECODE_FACTOR = 850, 1050
 RETRY_TILE, RETRY_OVERLAP = 16, 4  # latent cells: what ComfyUI falls back to when memory runs out
 
 
+@contextlib.contextmanager
+def without_log_line(beginning: str):
+    """Drop one kind of line that ComfyUI logs to the root logger, which would mislead here."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return beginning not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(keep)
+    try:
+        yield
+    finally:
+        root.removeFilter(keep)
+
+
 class SanaVAE(comfy.sd.VAE):
     def __init__(self, weights: checkpoint.Weights, dtype: torch.dtype | None = None):
-        super().__init__(sd={})  # sets every field of this ComfyUI's version, then stops for want of weights
+        with without_log_line("No VAE weights detected"):
+            super().__init__(sd={})  # sets every field of this ComfyUI's version, then stops for want of weights
         self.downscale_ratio = self.upscale_ratio = DOWNSCALE
         self.latent_channels = weights.config.latent_channels
         self.working_dtypes = [torch.bfloat16, torch.float32]
@@ -32,6 +50,7 @@ class SanaVAE(comfy.sd.VAE):
         )
         self.about = checkpoint.describe_tensor(weights)
         self.path = weights.path
+        self.colours = RGBFit()
         self.device = mm.vae_device()
         self.vae_dtype = dtype or mm.vae_dtype(self.device, self.working_dtypes)
         self.output_device = mm.intermediate_device()
@@ -46,11 +65,11 @@ class SanaVAE(comfy.sd.VAE):
 
     def decode(self, samples_in, *args, **kwargs):
         self._require_own(samples_in)
-        return self._checked(super().decode(samples_in, *args, **kwargs))
+        return self._checked(samples_in, super().decode(samples_in, *args, **kwargs))
 
     def decode_tiled(self, samples, *args, **kwargs):
         self._require_own(samples)
-        return self._checked(super().decode_tiled(samples, *args, **kwargs))
+        return self._checked(samples, super().decode_tiled(samples, *args, **kwargs))
 
     def _require_own(self, latent):
         if latent.ndim != 4 or latent.shape[1] != self.latent_channels:
@@ -59,12 +78,14 @@ class SanaVAE(comfy.sd.VAE):
                 "height/32, width/32]. Connect the VAE of the model that made the latent"
             )
 
-    def _checked(self, image):
+    def _checked(self, latent, image):
+        """The image, once it is known to be one; the previews' colours learn from it."""
         if not torch.isfinite(image).all():
             raise ValueError(
                 f"the VAE {self.path.name} decoded NaN or infinity in {self.vae_dtype}; load it in fp32, "
                 "and check the latent that it was given"
             )
+        self.colours.observe(latent, image)
         return image
 
     def decode_tiled_(self, samples, tile_x=RETRY_TILE, tile_y=RETRY_TILE, overlap=RETRY_OVERLAP):

@@ -216,3 +216,12 @@ def test_quantised_files_are_for_comfyui_alone(host, stored):
     weights = checkpoint.load(host.base / "models" / "checkpoints" / name, "transformer")
     with pytest.raises(ValueError, match=r"core\.safetensors.*quantised"):
         checkpoint.build(weights)
+
+
+def test_loading_a_vae_logs_no_complaint_of_comfyuis(node, host, pipeline_folder, caplog):
+    import logging
+
+    filters = list(logging.getLogger().filters)
+    node("SanaSprintVAELoader", vae=pipeline_folder.name)
+    assert "No VAE weights" not in caplog.text
+    assert logging.getLogger().filters == filters
