@@ -125,9 +125,7 @@ def _pop_widgets(inputs: dict, order: dict, with_widget: set, rest: list, prefix
             if kind == DYNAMIC_COMBO:
                 chosen = next((o["inputs"] for o in options["options"] if o["key"] == value), {})
                 yield from _pop_widgets(chosen, {}, with_widget, rest, f"{prefix}{name}.")
-            elif options.get("control_after_generate", name in ("seed", "noise_seed")) and _next_in(
-                rest, SEED_CONTROLS
-            ):
+            elif options.get("control_after_generate", name in SEEDS) and _next_in(rest, SEED_CONTROLS):
                 rest.pop(0)
         if upload and _next_in(rest, {"image"}):
             rest.pop(0)

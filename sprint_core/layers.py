@@ -93,12 +93,12 @@ def sincos_2d(height: int, width: int, dim: int, base_size: int, scale: float, d
 
     Positions are stretched so that any size spans `base_size` positions, then divided by `scale`.
     """
-    omega = 1.0 / 10000 ** (torch.arange(dim // 4, dtype=torch.float64, device=device) / (dim / 4))
+    omega = 1.0 / 10000 ** (torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))  # on the CPU: not all have fp64
 
     def axis(n: int) -> Tensor:
-        angles = torch.arange(n, dtype=torch.float64, device=device)[:, None] * (base_size / n / scale) * omega
+        angles = torch.arange(n, dtype=torch.float64)[:, None] * (base_size / n / scale) * omega
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
     rows = axis(height)[:, None].expand(-1, width, -1)
     columns = axis(width)[None].expand(height, -1, -1)
-    return rearrange(torch.cat([columns, rows], dim=-1), "h w c -> 1 (h w) c").float()
+    return rearrange(torch.cat([columns, rows], dim=-1), "h w c -> 1 (h w) c").to(device, torch.float32)

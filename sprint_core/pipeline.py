@@ -92,6 +92,10 @@ class Pipeline:
             raise ValueError(f"guidance is {guidance:g}; it must be above 0 (4.5 is the model's default)")
         sigmas = torch.tensor(trigflow.sigmas(schedule, steps, strength))
         width, height = size or ((self.size_px,) * 2 if image is None else (image.shape[2], image.shape[1]))
+        if sizes.round_size(width, height) != (width, height):
+            raise ValueError(f"size {width}x{height}: both must be multiples of {DOWNSCALE}")
+        if image is not None and tuple(image.shape[1:]) != (height, width, 3):
+            raise ValueError(f"image is {list(image.shape)}; it must be [b, {height}, {width}, 3]")
         device = next(self.transformer.parameters()).device
         caption, mask = self.encode_text(prompts)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 WEIGHT_SUFFIXES = SAFETENSORS + PICKLES
-VARIANTS = ("", ".bf16", ".fp16", ".fp32")  # of diffusers file names, in order of preference
+VARIANTS = ("", ".bf16", ".fp16", ".fp32")  # of diffusers file names, in order of preference, which is diffusers' own
 NESTED = ("state_dict_ema", "state_dict", "model", "generator")  # where training saves keep their weights
 
 
@@ -81,16 +81,26 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _read_folder(folder: Path) -> TensorFile:
-    index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
+    index = _index(folder)
     if index is None:
         return read(_single_file(folder))
     weight_map = read_json(index).get("weight_map")
     names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing or not names:
         raise CheckpointError(f"{folder}: {index.name} lists files that are not there: {', '.join(missing) or 'none'}")
     shards = [read(folder / name) for name in names]
     return TensorFile(folder, {k: v for shard in shards for k, v in shard.tensors.items()}, shards[0].metadata)
+
+
+def _index(folder: Path) -> Path | None:
+    """The index of shards, of the preferred variant, or None."""
+    indexes = sorted(folder.glob("*.safetensors.index*.json"))
+    for variant in VARIANTS:
+        for index in indexes:
+            if index.name.endswith(f".safetensors.index{variant}.json"):
+                return index
+    return None
 
 
 def _single_file(folder: Path) -> Path:

@@ -6,7 +6,6 @@ weight) plus one entry of ours that says which of them the transformer reads.
 """
 
 import dataclasses
-import inspect
 import logging
 
 import comfy.model_management as mm
@@ -165,13 +164,10 @@ def compute_dtype(device: torch.device, asked: torch.dtype | None) -> torch.dtyp
 
 
 def load_clip(path, options=None, disable_dynamic=False):
-    """CLIP of a file or folder. options: {'dtype', 'tokenizer'}; tokenizer: where to find it if not beside it.
-
-    Raises CheckpointError.
-    """
+    """CLIP of a file or folder. options: {'dtype'}. Raises CheckpointError."""
     options = options or {}
     weights = checkpoint.load(path, "text_encoder")
-    tokenizer = checkpoint.load_tokenizer(weights, options.get("tokenizer"))
+    tokenizer = checkpoint.load_tokenizer(weights)
     preset = checkpoint.text_preset(weights)
     quant = quantised.prepare(weights)
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())
@@ -186,28 +182,31 @@ def load_clip(path, options=None, disable_dynamic=False):
     def make_tokenizer(embedding_directory=None, tokenizer_data=None):
         return SanaTokenizer(tokenizer, preset, about)
 
-    stored = options.get("dtype") or comfy.utils.weight_dtype(weights.tensors)
-    kwargs = {"state_dict": [weights.tensors], "disable_dynamic": disable_dynamic}
-    known = inspect.signature(comfy.sd.CLIP.__init__).parameters
     clip = comfy.sd.CLIP(
         comfy.supported_models_base.ClipTarget(make_tokenizer, model),
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=comfy.utils.calculate_parameters(weights.tensors),
-        model_options={"dtype": stored},
-        **{name: value for name, value in kwargs.items() if name in known},
+        state_dict=[weights.tensors],
+        model_options={"dtype": options.get("dtype") or comfy.utils.weight_dtype(weights.tensors)},
+        disable_dynamic=disable_dynamic,
     )
-    if "state_dict" not in known:
-        clip.load_sd(weights.tensors)
     model = clip.cond_stage_model
     model.hooked_weights = clip.patcher.hook_backup
-    clip.patcher.add_callback_with_key(comfy.patcher_extension.CallbacksMP.ON_DETACH, NAME, _forget_when_unloaded)
+    events = comfy.patcher_extension.CallbacksMP
+    clip.patcher.add_callback_with_key(events.ON_DETACH, NAME, _forget_when_unloaded)
+    for event in (events.ON_INJECT_MODEL, events.ON_EJECT_MODEL):  # they change the network, not its patches
+        clip.patcher.add_callback_with_key(event, NAME, _forget)
     clip.patcher.cached_patcher_init = (load_clip_patcher, (path, options))
     return clip
 
 
+def _forget(patcher) -> None:
+    patcher.model.prefixes.clear()
+
+
 def _forget_when_unloaded(patcher, unpatched: bool) -> None:
     if unpatched:  # ComfyUI also detaches, without unpatching, before each use
-        patcher.model.prefixes.clear()
+        _forget(patcher)
 
 
 def load_clip_patcher(path, options=None, disable_dynamic=False):

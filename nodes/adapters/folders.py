@@ -42,7 +42,9 @@ def models(*keys: str) -> dict[str, Path]:
     """What lies in these model folders, and the pipelines: {name: path}. The first of equal names counts."""
     found: dict[str, Path] = {}
     for key in (*keys, PIPELINES):
-        for root in folder_paths.get_folder_paths(key) if key in folder_paths.folder_names_and_paths else ():
+        if key not in folder_paths.folder_names_and_paths:
+            continue
+        for root in folder_paths.get_folder_paths(key):
             entries = _entries(Path(root))
             if key == PIPELINES:
                 entries = {name: path for name, path in entries.items() if path.is_dir()}
@@ -50,10 +52,10 @@ def models(*keys: str) -> dict[str, Path]:
     return found
 
 
-def choices(*keys: str, default: str | None = standin.NAME) -> list[str]:
-    """The names for a drop-down; the bundled default first."""
+def choices(*keys: str) -> list[str]:
+    """The names for a drop-down; the default first."""
     names = sorted(models(*keys), key=str.lower)
-    return names if default is None else [default, *(name for name in names if name != default)]
+    return [standin.NAME, *(name for name in names if name != standin.NAME)]
 
 
 def find(name: str, *keys: str) -> Path:
@@ -71,7 +73,7 @@ def find(name: str, *keys: str) -> Path:
 
 def stamp(name: str, *keys: str) -> str:
     """Changes when the file or folder behind a name does, so that it is read again."""
-    path = models(*keys).get(name)
+    path = None if name == standin.NAME else models(*keys).get(name)  # the stand-in never changes
     if path is None:
         return name
     files = sorted(path.rglob("*")) if path.is_dir() else [path]

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 WRAPPER_KEY = "sana_sprint"
 TABLE_SIZE = 2520  # sigmas in the table that stock schedulers pick from: divided evenly by 1 to 10 steps
+CFG_NAMES = ("cfg", "cfg1", "cfg2")  # where CFGGuider and DualCFGGuider keep their scales
 MEMORY_FACTOR = 4.5  # activations, in ComfyUI's unit: 3.4 measured for the 1.6B on the CPU, and a third
 
 
@@ -100,8 +101,9 @@ class TrigFlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.mod
         super().set_parameters(shift, timesteps, multiplier)
 
     def sigma(self, timestep):
-        t = torch.as_tensor(timestep, dtype=torch.float64) / self.multiplier * trigflow.T_MAX
-        return trigflow.s_from_t(t).clamp(max=1.0).float()
+        timestep = torch.as_tensor(timestep)
+        t = timestep.to("cpu", torch.float64) / self.multiplier * trigflow.T_MAX
+        return trigflow.s_from_t(t).clamp(max=1.0).to(timestep.device, torch.float32)
 
     def percent_to_sigma(self, percent):
         return min(1.0, trigflow.s_from_t(min(max(1.0 - percent, 0.0), 1.0) * trigflow.T_MAX))
@@ -209,27 +211,34 @@ def guard_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
             f"this latent has {latent_image.shape[1]} channels; SANA's have {LATENT_CHANNELS}. Encode the image "
             "with SANA's own VAE (DC-AE), or start from Empty SANA Latent"
         )
-    cfg = getattr(guider, "cfg", 1.0)
-    ignore = model.sprint and not math.isclose(cfg, 1.0)
-    if ignore:
-        if not getattr(model, "warned_cfg", False):
-            log.warning(
-                "SANA-Sprint has its guidance built in: cfg %g is treated as 1 and the negative prompt is "
-                "unused. Set cfg to 1, and steer with FluxGuidance or the guidance input.", cfg,
-            )  # fmt: skip
-        model.warned_cfg = True
-        guider.cfg = 1.0
+    scales = {name: getattr(guider, name) for name in CFG_NAMES if model.sprint and hasattr(guider, name)}
+    ignored = [cfg for cfg in scales.values() if not math.isclose(cfg, 1.0)]
+    if ignored:
+        _warn_of_cfg(model, ignored[0])
     try:
+        for name in scales:
+            setattr(guider, name, 1.0)
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     finally:
-        if ignore:
-            guider.cfg = cfg
+        for name, cfg in scales.items():
+            setattr(guider, name, cfg)
     if not torch.isfinite(samples).all():
         raise ValueError(
             f"the sampler returned NaN or infinity with the model in {model.get_dtype_inference()}; load it in "
             "bf16 or fp32 (Load SANA-Sprint, dtype), and check any LoRA"
         )
     return samples
+
+
+def _warn_of_cfg(model: SanaModel, cfg: float) -> None:
+    """Once per loaded model."""
+    if not getattr(model, "warned_cfg", False):
+        log.warning(
+            "SANA-Sprint has its guidance built in: cfg %g is treated as 1 and the negative prompt is unused. "
+            "Set cfg to 1, and steer with FluxGuidance or the guidance input.",
+            cfg,
+        )
+    model.warned_cfg = True
 
 
 # --- loading --------------------------------------------------------------------------------------
@@ -247,18 +256,7 @@ def load_model(path, options=None, disable_dynamic=False):
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())
     config = SanaConfig(weights)
     load, offload = mm.get_torch_device(), mm.unet_offload_device()
-    supported = list(config.supported_inference_dtypes)
-    dtype = options.get("dtype")
-    if dtype is None:
-        dtype = mm.unet_dtype(
-            model_params=comfy.utils.calculate_parameters(weights.tensors),
-            supported_dtypes=supported,
-            weight_dtype=None if quant else comfy.utils.weight_dtype(weights.tensors),
-        )
-    config.quant_config = quant
-    if dtype == torch.float16:
-        supported.insert(0, dtype)  # asked for by name
-    config.set_inference_dtype(dtype, mm.unet_manual_cast(None if quant else dtype, load, supported))
+    dtype = _set_dtypes(config, weights, quant, options.get("dtype"), load)
     log.info("%s", checkpoint.summary(weights))
 
     model = config.get_model(weights.tensors)
@@ -267,7 +265,24 @@ def load_model(path, options=None, disable_dynamic=False):
     if not mm.is_device_cpu(offload):
         model.to(offload)
     model.load_model_weights(weights.tensors, "", assign=patcher.is_dynamic())
+    if not patcher.is_dynamic() and not quant:
+        model.diffusion_model.to(dtype)  # layers that ComfyUI fills late keep the file's dtype
     wrapper = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
     patcher.add_wrapper_with_key(wrapper, WRAPPER_KEY, guard_run)
     patcher.cached_patcher_init = (load_model, (path, options))
     return patcher
+
+
+def _set_dtypes(config: SanaConfig, weights: checkpoint.Weights, quant, asked: torch.dtype | None, device):
+    """Choose the dtypes of weights and computation as ComfyUI does for its own models; returns the weights'."""
+    supported = list(config.supported_inference_dtypes)
+    dtype = asked or mm.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(weights.tensors),
+        supported_dtypes=supported,
+        weight_dtype=None if quant else comfy.utils.weight_dtype(weights.tensors),
+    )
+    if dtype == torch.float16:
+        supported.insert(0, dtype)  # asked for by name
+    config.quant_config = quant
+    config.set_inference_dtype(dtype, mm.unet_manual_cast(None if quant else dtype, device, supported))
+    return dtype

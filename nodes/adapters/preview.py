@@ -1,7 +1,7 @@
 """Colours for ComfyUI's live previews, learnt from the user's own pictures.
 
 ComfyUI paints a preview as a linear map from latent channels to RGB. No such map is published for
-DC-AE, so each picture that the VAE decodes or encodes improves a least-squares fit, and from the
+DC-AE, so each picture that the VAE decodes improves a least-squares fit, and from the
 second run on the previews have colours. Nothing is fitted, stored or downloaded otherwise.
 """
 
@@ -30,8 +30,9 @@ class RGBFit:
         cells = F.avg_pool2d(image.movedim(-1, 1).float().cpu(), DOWNSCALE).movedim(1, -1).reshape(-1, 3)
         x = (latent.float().cpu() * SCALE).movedim(1, -1).reshape(-1, LATENT_CHANNELS)
         x = torch.cat([x, torch.ones(len(x), 1)], dim=1).double()
-        self.moments += x.T @ x
-        self.products += x.T @ (cells.double() * 2 - 1)
+        # Not in place: ComfyUI makes this object in inference mode, others may decode outside it.
+        self.moments = self.moments + x.T @ x
+        self.products = self.products + x.T @ (cells.double() * 2 - 1)
         self.solution = None
         RGBFit.latest = self
 

@@ -37,6 +37,13 @@ def without_log_line(beginning: str):
         root.removeFilter(keep)
 
 
+def _never_fp16(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """bf16 or fp32 where ComfyUI was told fp16 (--fp16-vae), which DC-AE's activations overflow."""
+    if dtype != torch.float16:
+        return dtype
+    return torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
+
+
 class SanaVAE(comfy.sd.VAE):
     def __init__(self, weights: checkpoint.Weights, dtype: torch.dtype | None = None):
         with without_log_line("No VAE weights detected"):
@@ -52,15 +59,17 @@ class SanaVAE(comfy.sd.VAE):
         self.path = weights.path
         self.colours = RGBFit()
         self.device = mm.vae_device()
-        self.vae_dtype = dtype or mm.vae_dtype(self.device, self.working_dtypes)
+        self.vae_dtype = dtype or _never_fp16(mm.vae_dtype(self.device, self.working_dtypes), self.device)
         self.output_device = mm.intermediate_device()
-        self.first_stage_model = Autoencoder(weights.config, ops=comfy.ops.disable_weight_init).eval()
-        self.first_stage_model.to(self.vae_dtype).requires_grad_(False)
+        ops = comfy.ops.disable_weight_init
+        self.first_stage_model = Autoencoder(weights.config, ops=ops, dtype=self.vae_dtype).eval().requires_grad_(False)
         mm.archive_model_dtypes(self.first_stage_model)
         self.patcher = comfy.model_patcher.CoreModelPatcher(
             self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device()
         )
         self.first_stage_model.load_state_dict(weights.tensors, strict=True, assign=self.patcher.is_dynamic())
+        if not self.patcher.is_dynamic():
+            self.first_stage_model.to(self.vae_dtype)  # layers that ComfyUI fills late keep the file's dtype
         self.model_size()
 
     def decode(self, samples_in, *args, **kwargs):
@@ -105,10 +114,10 @@ class SanaVAE(comfy.sd.VAE):
         overlap_px = min(overlap // DOWNSCALE * DOWNSCALE, tile - DOWNSCALE)
 
         def run(image, progress):
-            latent = self.first_stage_model.encode_tiled(self.process_input(image), tile, overlap_px, progress)
+            latent = self.first_stage_model.encode_tiled(image, tile, overlap_px, progress)
             return latent.to(self.output_device, torch.float32)
 
-        return self._by_image(pixel_samples, run)
+        return self._by_image(self.process_input(pixel_samples), run)
 
     def _by_image(self, batch, run):
         """One image at a time, since tiling is for want of memory, with a progress bar."""

@@ -192,7 +192,8 @@ def test_bad_arguments_are_refused(ours):
         ({"steps": 5}, "1 to 4 steps"),
         ({"schedule": "1.0, 2.0"}, "2 lies outside"),
         ({"strength": 0.0}, "strength"),
-        ({"image": torch.zeros(1, 50, 64, 3)}, "multiples of 32"),
+        ({"size": (100, 64)}, "multiples of 32"),
+        ({"image": torch.zeros(1, 32, 64, 3)}, "it must be"),
     ):
         with pytest.raises(ValueError, match=message):
             ours.generate([PROMPT], **good | change)

@@ -161,6 +161,25 @@ def make_shards(folder: Path) -> list[str]:
     return names
 
 
+def test_shards_of_a_variant(tmp_path):
+    """As in a download of one variant: model.safetensors.index.bf16.json, and whole files of another part's."""
+    for name in make_shards(tmp_path):
+        (tmp_path / name).rename(tmp_path / name.replace("model-", "model.bf16-"))
+    index = tmp_path / "model.safetensors.index.json"
+    index.with_name("model.safetensors.index.bf16.json").write_text(index.read_text().replace("model-", "model.bf16-"))
+    index.unlink()
+    assert_holds(read(tmp_path), TENSORS)
+
+
+def test_shards_outside_the_folder_are_refused(tmp_path):
+    (tmp_path / "inside").mkdir()
+    save_safetensors(tmp_path / "outside.safetensors", TENSORS)
+    index = {"weight_map": dict.fromkeys(TENSORS, "../outside.safetensors")}
+    (tmp_path / "inside" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"files that are not there: \.\./outside"):
+        read(tmp_path / "inside")
+
+
 def test_shards(tmp_path):
     names = make_shards(tmp_path)
     assert_holds(read(tmp_path), TENSORS)

@@ -1,10 +1,13 @@
 """The training loop: resuming, skipping, averaging and sharing a batch, on a toy stage."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
 from torch import nn
 
 from sprint_core.autoencoder import Autoencoder
@@ -14,6 +17,7 @@ from sprint_core.distill.randomness import SampleRandom
 from sprint_core.distill.recipes import DEMO_AUTOENCODER, Schedule, override
 from sprint_core.distill.trainer import Trainer, batch_samples
 
+ROOT = Path(__file__).resolve().parents[2]
 SCHEDULE = Schedule(steps=12, batch=4, lr=0.05, warmup_steps=3, ema=0.9)
 
 
@@ -121,7 +125,10 @@ def two_processes(rank: int, out: str) -> None:
 
 
 def test_two_processes_equal_one(tmp_path):
-    torch.multiprocessing.spawn(two_processes, (str(tmp_path),), nprocs=2)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in range(2)]
+    workers = [subprocess.Popen(command, env=environment) for command in commands]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
     single = Trainer(Toy(), SCHEDULE, tmp_path / "single")
     single.train()
     for rank in range(2):
@@ -194,3 +201,7 @@ def test_autoencoder_stage_learns():
         optimizer.step()
         losses.append(loss.item())
     assert losses[3] < losses[0] and metrics["psnr"].isfinite()
+
+
+if __name__ == "__main__":
+    two_processes(int(sys.argv[1]), sys.argv[2])

@@ -1,5 +1,7 @@
 """ComfyUI's memory management on our objects: partly loaded, moved, cast, they compute the same."""
 
+import threading
+
 import pytest
 import torch
 
@@ -149,3 +151,46 @@ def test_sdpa_replaces_only_the_slow_attention_functions(host, monkeypatch):
     ):
         monkeypatch.setattr(attention, "optimized_attention", chosen)
         assert adapter.attention_function() is expected
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_a_plain_copy_under_dynamic_memory_has_one_dtype(host, stored, monkeypatch, dtype):
+    """With comfy-aimdo on, ComfyUI fills layers late, in the file's dtype; compile and hooks ask for plain copies."""
+    import comfy.memory_management
+    import comfy.model_management as mm
+
+    wanted = {"fp16": torch.float16, "fp32": torch.float32}[dtype]
+    model_name = stored("transformer", f"late-{dtype}.safetensors", lambda t: {k: v.to(wanted) for k, v in t.items()})
+    vae_name = stored("autoencoder", f"late-vae-{dtype}.safetensors", lambda t: {k: v.to(wanted) for k, v in t.items()})
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    monkeypatch.setattr(mm, "should_use_bf16", lambda *args, **kwargs: True)
+    folder = host.base / "models" / "checkpoints"
+    patcher = host.pack("nodes.adapters.model").load_model(folder / model_name, disable_dynamic=True)
+    vae = host.pack("nodes.adapters.vae").load_vae(folder / vae_name)
+    assert {p.dtype for p in patcher.model.diffusion_model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in vae.first_stage_model.parameters()} == {torch.bfloat16}
+    x, s = torch.randn(1, 32, 2, 2).bfloat16(), torch.tensor([0.5])
+    velocity = patcher.model.diffusion_model(x, s, torch.randn(1, 4, 64).bfloat16(), guidance=4.5)
+    assert velocity.isfinite().all()
+    assert vae.first_stage_model.decode(x).isfinite().all()
+
+
+def test_fp16_vae_asked_for_on_the_command_line_becomes_bf16_or_fp32(node, pipeline_folder, monkeypatch):
+    import comfy.model_management as mm
+
+    monkeypatch.setattr(mm.args, "fp16_vae", True)
+    assert node("SanaSprintVAELoader", vae=pipeline_folder.name).vae_dtype == torch.float32
+
+
+def test_the_vae_decodes_in_another_thread(vae):
+    """Threads start outside inference mode, in which the loader ran."""
+    found = []
+
+    def decode():
+        with torch.no_grad():
+            found.append(vae.decode(torch.zeros(1, 32, 2, 2)))
+
+    thread = threading.Thread(target=decode)
+    thread.start()
+    thread.join()
+    assert found[0].shape == (1, 64, 64, 3)

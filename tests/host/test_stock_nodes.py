@@ -462,3 +462,17 @@ def test_diffusion_model_wrappers_run(node, model, custom):
     patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "test", double)
     image = custom(model=patched, sigmas=one_step(node))  # no velocity: x0 is the noise itself
     assert 0.8 < (image * 0.41407).std() < 1.2
+
+
+def test_dual_cfg_guider_is_basic_guider(node, model, positive, other, custom):
+    inputs = {
+        "cond1": positive,
+        "cond2": other,
+        "negative": other,
+        "cfg_conds": 8.0,
+        "cfg_cond2_negative": 8.0,
+        "style": "regular",
+    }
+    guider = node("DualCFGGuider", model=model, **inputs)
+    assert torch.equal(custom(guider=guider), custom(guider=node("BasicGuider", model=model, conditioning=positive)))
+    assert (guider.cfg1, guider.cfg2) == (8.0, 8.0)

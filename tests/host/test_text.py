@@ -195,3 +195,27 @@ def test_bf16_text_is_close(node, pipeline_folder, encode, close):
     assert result.dtype == torch.float32
     close(result, encode("a cat"), 0.05)
     assert not torch.equal(result, encode("a cat"))
+
+
+def test_injections_never_meet_a_cached_prefix(clip, encode):
+    """Bypass LoRA and the like change the network's forward, not its patches."""
+    from comfy.model_patcher import PatcherInjection
+
+    plain = encode("a cat")
+    changed = clip.clone()
+    projection = changed.cond_stage_model.gemma2_2b.transformer.model.layers[0].self_attn.q_proj
+    forward = projection.forward
+
+    def inject(patcher):
+        projection.forward = lambda x: forward(x) * 0.5
+
+    def eject(patcher):
+        projection.forward = forward
+
+    changed.patcher.set_injections("test", [PatcherInjection(inject=inject, eject=eject)])
+    with_prefix = encode("a cat", clip=changed)
+    clip.cond_stage_model.prefixes.clear()
+    changed.cond_stage_model.prefixes.clear()
+    assert torch.equal(with_prefix, encode("a cat", clip=changed)) and not torch.equal(with_prefix, plain)
+    changed.patcher.eject_model()
+    assert torch.equal(encode("a cat"), plain)
