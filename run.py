@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Set up SANA-Sprint for ComfyUI and use it, with nothing but Python >= 3.10.
 
-  python run.py ["PROMPT"] [--steps N] [--seed N] [--out FILE]   make an image in a headless ComfyUI
-  python run.py serve [--port N]                                 open ComfyUI, with the workflows among its templates
-  python run.py test [pytest arguments]                          run the tests
-  python run.py python [arguments]                               run the prepared Python
+  python run.py ["PROMPT"] [--model NAME] [--steps N] [--seed N] [--out FILE]   make an image, headless
+  python run.py serve [--port N]                 open ComfyUI, with the workflows among its templates
+  python run.py test [pytest arguments]          run the tests
+  python run.py python [arguments]               run the prepared Python
 
 The set-up lives in .host (or SPRINT_HOST) and is made once. ComfyUI is that of COMFYUI_PATH (run by
 SPRINT_PYTHON or its own virtual environment), else the one whose custom_nodes holds this folder, else
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import difflib
 import hashlib
 import itertools
 import json
@@ -47,9 +48,10 @@ MODEL_FOLDERS = ("checkpoints", "diffusers", "diffusion_models", "loras", "text_
 
 WORKFLOW = ROOT / "workflows" / "01_text_to_image.json"
 PROMPT = "a red circle to the left of a blue square"
-# What the command line changes in that workflow: the text of these nodes, steps and seed of the sampler.
+# What the command line changes in that workflow: the text of these nodes, the sampler's steps and seed, the model.
 TEXT_NODES = {"SanaSprintTextEncode", "CLIPTextEncode"}
-SAMPLER_NODE = "SanaSprintSampler"
+SAMPLER_NODE, LOADER_NODE = "SanaSprintSampler", "SanaSprintLoader"
+COMMANDS = ("serve", "test", "python")
 
 CHROMIUM = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge"]
 CHROMIUM_ELSEWHERE = [
@@ -276,15 +278,18 @@ def image(argv: list[str]) -> int:
         prog="run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("prompt", nargs="?", default=PROMPT, help=f"what to draw (default: {PROMPT})")
-    parser.add_argument("--steps", type=int, help="sampling steps, 1 to 4 (default: the workflow's)")
+    parser.add_argument("--model", help="a name that Load SANA-Sprint lists (default: the workflow's)")
+    parser.add_argument("--steps", type=int, choices=range(1, 5), help="sampling steps (default: the workflow's)")
     parser.add_argument("--seed", type=int, help="seed of the noise (default: the workflow's)")
     parser.add_argument("--out", type=Path, help="PNG file to write (default: a new one in output/)")
     options = parser.parse_args(argv)
+    if meant := difflib.get_close_matches(options.prompt, COMMANDS, cutoff=0.75):
+        parser.error(f"{options.prompt!r}: did you mean the command {meant[0]}?")
     if options.out and options.out.suffix.lower() != ".png":
         parser.error(f"--out {options.out}: ComfyUI saves PNG; choose a name that ends in .png")
     with comfyui_server() as server:
         prompt = server.prompt_of(WORKFLOW)
-        steps, seed = edit(prompt, options.prompt, options.steps, options.seed)
+        steps, seed = edit(prompt, options.prompt, options.steps, options.seed, options.model)
         start = time.monotonic()
         history = server.run(prompt, ProgressBar(prompt))
         seconds = time.monotonic() - start
@@ -307,13 +312,16 @@ def unused(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def edit(prompt: dict, text: str, steps: int | None, seed: int | None) -> tuple[int, int]:
+def edit(prompt: dict, text: str, steps: int | None, seed: int | None, model: str | None = None) -> tuple[int, int]:
     """Put the command line's choices into the prompt; return the steps and the seed that it has now."""
     nodes = [node for node in prompt.values() if node["class_type"] in TEXT_NODES]
     samplers = [node["inputs"] for node in prompt.values() if node["class_type"] == SAMPLER_NODE]
     if len(nodes) != 1 or len(samplers) != 1:
         raise Fault(f"{WORKFLOW.name} needs one of {sorted(TEXT_NODES)} and one {SAMPLER_NODE} to be run from here")
     nodes[0]["inputs"]["text"] = text
+    for node in prompt.values():
+        if model and node["class_type"] == LOADER_NODE:
+            node["inputs"]["model"] = model
     samplers[0].update({key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None})
     return samplers[0]["steps"], samplers[0]["seed"]
 
@@ -379,7 +387,7 @@ def hand_over(arguments: list, environment: Mapping[str, str]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    commands = {"serve": serve, "test": test, "python": run_python}
+    commands = dict(zip(COMMANDS, (serve, test, run_python)))
     try:
         if argv and argv[0] in commands:
             return commands[argv[0]](argv[1:])

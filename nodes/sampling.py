@@ -51,7 +51,7 @@ def sigmas_of(node_id, steps: int, schedule: str, denoise: float, angles: str) -
     """SIGMAS of the node's inputs, with the angles shown on the node. Raises ValueError."""
     name = trigflow.parse_angles(angles) if schedule == "custom" else schedule
     shown = trigflow.schedule(name, steps, denoise)[:-1]
-    screen.say(node_id, "angles " + ", ".join(f"{t:.4g}" for t in shown))
+    screen.say(node_id, "angles used: " + ", ".join(f"{t:.4g}" for t in shown))
     return torch.tensor(trigflow.sigmas(name, steps, denoise))
 
 

@@ -29,6 +29,7 @@ from .transformer import LATENT_CHANNELS, SanaTransformer
 
 log = logging.getLogger(__name__)
 
+SPRINTS = [name for name, preset in presets.PRESETS.items() if preset.transformer.guidance_embed]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -173,7 +174,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sprint_core.pipeline", description="SANA-Sprint, text to image.")
     add = parser.add_argument
     add("prompt")
-    add("--model", help="pipeline folder, file, or preset: " + ", ".join(presets.PRESETS))
+    add("--model", help="pipeline folder, file, or preset: " + ", ".join(SPRINTS))
     add("--vae", help="DC-AE, when --model holds none")
     add("--text-encoder", help="Gemma-2, when --model holds none")
     add("--steps", type=int, default=2)

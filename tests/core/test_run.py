@@ -147,3 +147,22 @@ def test_an_earlier_image_is_kept(tmp_path):
         names.append(run.unused(path).name)
         run.unused(path).touch()
     assert names == ["image_.png", "image_2.png", "image_3.png"]
+
+
+def test_the_model_can_be_chosen():
+    prompt = {
+        "1": {"class_type": run.LOADER_NODE, "inputs": {"model": "a", "dtype": "auto"}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": ""}},
+        "3": {"class_type": run.SAMPLER_NODE, "inputs": {"steps": 2, "seed": 0}},
+    }
+    run.edit(prompt, "a cat", None, None, "Sana_Sprint_0.6B")
+    assert prompt["1"]["inputs"] == {"model": "Sana_Sprint_0.6B", "dtype": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"), [(["serv"], "did you mean the command serve"), (["cat", "--steps", "9"], "9")]
+)
+def test_mistyped_commands_and_steps_are_refused_at_once(capsys, argv, says):
+    with pytest.raises(SystemExit) as caught:
+        run.main(argv)
+    assert caught.value.code == 2 and says in capsys.readouterr().err

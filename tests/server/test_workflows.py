@@ -1,6 +1,7 @@
 """A real ComfyUI executes every shipped workflow."""
 
 import io
+import itertools
 import json
 import re
 from pathlib import Path
@@ -47,3 +48,14 @@ def test_workflow_can_be_shared(workflow):
     for node in ours:
         assert (node["properties"].get("cnr_id"), node["properties"].get("ver")) == (name, version), node["type"]
     assert Image.open(workflow.with_suffix(".jpg")).format == "JPEG"
+
+
+def test_no_node_covers_another(workflow):
+    title = 30
+    boxes = {}
+    for node in json.loads(workflow.read_text(encoding="utf-8"))["nodes"]:
+        (x, y), (width, height) = node["pos"][:2], node["size"][:2]
+        boxes[node["id"]] = (x, y - title, x + width, y + height)
+    for a, b in itertools.combinations(boxes, 2):
+        (left, top, right, bottom), (left2, top2, right2, bottom2) = boxes[a], boxes[b]
+        assert left >= right2 or left2 >= right or top >= bottom2 or top2 >= bottom, f"nodes {a} and {b} overlap"
