@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .config import from_dict
+from .config import check_numbers, from_dict
 
 # latent = raw * SCALE. The pipeline or ComfyUI's latent format applies it, once; no network does.
 SCALE = 0.41407
@@ -41,6 +41,11 @@ class AutoencoderConfig:
     upsample: str = "interpolate"
 
     def __post_init__(self) -> None:
+        check_numbers(self, ("in_channels", "latent_channels", "head_dim"))
+        for name, largest in (("channels", 65536), ("layers", 100)):
+            for side in (getattr(self, f"{side}_{name}") for side in ("encoder", "decoder")):
+                if not all(isinstance(n, int) and 0 <= n <= largest for n in side):
+                    raise ValueError(f"{name} are {side!r}")
         stages = len(self.encoder_channels)
         for f in fields(self):
             value = getattr(self, f.name)
@@ -110,7 +115,7 @@ def config_from_diffusers(data: Mapping[str, Any]) -> AutoencoderConfig:
         if isinstance(ours[name], str):
             ours[name] = (ours[name],) * len(ours["encoder_channels"])
     for name in ("downsample", "upsample"):
-        ours[name] = ours[name].lower()  # published files have "Conv"
+        ours[name] = str(ours[name]).lower()  # published files have "Conv"
     for side in ("encoder", "decoder"):  # residual stages have no attention, whatever the file says
         pairs = zip(ours[f"{side}_blocks"], ours[f"{side}_multiscales"])
         ours[f"{side}_multiscales"] = tuple(scales if kind == VIT else () for kind, scales in pairs)

@@ -171,9 +171,22 @@ def load(path: str | os.PathLike, kind: str, time_scale: float | None = None) ->
     stored = _stored(path, file.metadata, tensors, kind)
     given = _given(path)
     weights = _READERS[kind](path, tensors, stored, given)
+    _check_settings(weights)
     if kind == "transformer":
         _complete_transformer(weights, stored or given, root, time_scale)
+        _check_settings(weights)
     return weights
+
+
+def _check_settings(weights: Weights) -> None:
+    """Refuse settings that would only fail later, or silently."""
+    settings = weights.settings
+    good = isinstance(settings, dict)
+    if good:
+        shift, size_px = settings.get("flow_shift", 1.0), settings.get("size_px", 1024)
+        good = isinstance(shift, int | float) and 0 < shift <= 100 and isinstance(size_px, int) and 0 < size_px <= 65536
+    if not good:
+        raise CheckpointError(f"{weights.path}: its settings cannot be used: {settings!r}")
 
 
 def _given(path: Path) -> dict | None:
@@ -199,9 +212,11 @@ def _stored(path: Path, metadata: Mapping[str, str], tensors: dict[str, Tensor],
     """Our own description of a part: from the header, or from the tensor that a host's save kept."""
     blob = tensors.pop(TENSOR_KEY, None)
     try:
-        text = bytes(blob.tolist()).decode() if blob is not None else metadata.get(METADATA_KEY)
+        if blob is not None and (blob.dtype != torch.uint8 or blob.ndim != 1):
+            raise ValueError(f"{TENSOR_KEY} is no text")
+        text = blob.numpy().tobytes().decode() if blob is not None else metadata.get(METADATA_KEY)
         return None if text is None else json.loads(text).get(kind)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: its {METADATA_KEY} metadata is damaged ({error}); download it again") from None
 
 
@@ -237,7 +252,7 @@ def _config(kind: str, path: Path, stored: dict | None, given: dict | None, read
         if stored is not None:
             return from_dict(KINDS[kind].config, stored["config"])
         return read(given) if given is not None else infer()
-    except (KeyError, IndexError, ValueError, TypeError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: cannot tell the configuration of {NAMES[kind]}: {error}") from None
 
 
@@ -287,11 +302,17 @@ def load_tokenizer(weights: Weights) -> text.Tokenizer:
         if source is None:
             continue
         try:
-            return text.load_tokenizer(source)
+            tokenizer = text.load_tokenizer(source)
         except FileNotFoundError:
             continue
         except (ValueError, RuntimeError) as error:
             raise CheckpointError(f"{weights.path}: its tokenizer cannot be used: {error}") from None
+        if tokenizer.size > weights.config.vocab:
+            raise CheckpointError(
+                f"{weights.path}: its tokenizer has {tokenizer.size} tokens, the encoder {weights.config.vocab}; "
+                "take the tokenizer of gemma-2-2b-it"
+            )
+        return tokenizer
     raise CheckpointError(
         f"{weights.path}: no tokenizer in this file or in {folder}; put tokenizer.json or tokenizer.model of "
         "gemma-2-2b-it beside the weights"
@@ -301,7 +322,10 @@ def load_tokenizer(weights: Weights) -> text.Tokenizer:
 def text_preset(weights: Weights) -> text.TextPreset:
     """How this encoder wants its prompts: what its file says, else the authors' format."""
     stored = weights.settings.get("text")
-    return text.text_preset() if stored is None else from_dict(text.TextPreset, stored)
+    try:
+        return text.text_preset() if stored is None else from_dict(text.TextPreset, stored)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{weights.path}: its prompt settings cannot be used: {error}") from None
 
 
 def _complete_transformer(weights: Weights, said: dict | None, root: Path | None, time_scale: float | None) -> None:

@@ -10,13 +10,15 @@ The instruction in front of each prompt is constant. `prefill` computes its keys
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from .config import check_numbers
 
 KV = tuple[Tensor, Tensor]  # keys after rotation and values, each [b, kv_heads, n, head_dim]
 
@@ -56,6 +58,11 @@ class GemmaConfig:
     softcap: float | None = 50.0
     query_scale: int = 256
     sliding_window: int = 4096
+
+    def __post_init__(self) -> None:
+        check_numbers(self, tuple(f.name for f in fields(self)))
+        if self.heads % self.kv_heads or self.head_dim % 2:
+            raise ValueError(f"{self.heads} heads of {self.head_dim} with {self.kv_heads} keys make no Gemma 2")
 
 
 def config_from_hf(json: Mapping[str, Any]) -> GemmaConfig:

@@ -30,6 +30,7 @@ from .transformer import LATENT_CHANNELS, SanaTransformer
 log = logging.getLogger(__name__)
 
 SPRINTS = [name for name, preset in presets.PRESETS.items() if preset.transformer.guidance_embed]
+MAX_GUIDANCE = 100.0
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -89,8 +90,8 @@ class Pipeline:
         """
         if len(prompts) != len(seeds):
             raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
-        if not guidance > 0:
-            raise ValueError(f"guidance is {guidance:g}; it must be above 0 (4.5 is the model's default)")
+        if not 0 < guidance <= MAX_GUIDANCE:
+            raise ValueError(f"guidance is {guidance:g}; it must lie in (0, {MAX_GUIDANCE:g}], and 4.5 is usual")
         sigmas = torch.tensor(trigflow.sigmas(schedule, steps, strength))
         width, height = size or ((self.size_px,) * 2 if image is None else (image.shape[2], image.shape[1]))
         if sizes.round_size(width, height) != (width, height):

@@ -88,7 +88,8 @@ def _read_folder(folder: Path) -> TensorFile:
     names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing or not names:
-        raise CheckpointError(f"{folder}: {index.name} lists files that are not there: {', '.join(missing) or 'none'}")
+        some = ", ".join(name[:100] for name in missing[:10]) or "none"
+        raise CheckpointError(f"{folder}: {index.name} lists files that are not there: {some}")
     shards = [read(folder / name) for name in names]
     return TensorFile(folder, {k: v for shard in shards for k, v in shard.tensors.items()}, shards[0].metadata)
 
@@ -119,7 +120,7 @@ def read_json(path: Path) -> dict:
     """A JSON object. Raises CheckpointError."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a JSON object")

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .config import check_numbers
 from .gemma import Gemma, KVPrefix
 
 PAD, BOS = 0, 2  # Gemma's ids
@@ -49,7 +50,13 @@ class TextPreset:
     max_tokens: int = 300
     lower: bool = False
 
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        if self.max_tokens < 2 or not isinstance(self.instruction, str | None):
+            raise ValueError(f"{self.max_tokens} tokens after the instruction {self.instruction!r}")
+
     def full_text(self, prompt: str) -> str:
+        prompt = prompt.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
         prompt = (prompt.lower() if self.lower else prompt).strip()
         return (self.instruction or "") + prompt
 
@@ -70,6 +77,7 @@ class Tokenizer(Protocol):
 
     data: bytes
     state_key: str
+    size: int  # ids lie below it
 
     def encode(self, text: str) -> list[int]:
         """Token ids, BOS first, neither padded nor cut."""
@@ -96,6 +104,7 @@ class SentencePieceTokenizer:
 
         self.data = data
         self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        self.size = self._model.get_piece_size()
         _require_gemma(self._model.bos_id(), self._model.pad_id())
         # sentencepiece spells control tokens out letter by letter, tokenizer.json recognises them in the text
         ids = list(range(self._model.get_piece_size()))
@@ -133,7 +142,11 @@ class HFTokenizer:
         import tokenizers  # what transformers runs underneath
 
         self.data = data
-        self._model = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+        try:
+            self._model = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise ValueError(f"damaged tokenizer.json ({error}); download it again") from None
+        self.size = 1 + max(self._model.get_vocab(with_added_tokens=True).values(), default=0)
         self._model.no_truncation()
         self._model.no_padding()
         _require_gemma(self._model.token_to_id("<bos>"), self._model.token_to_id("<pad>"))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .config import check_numbers
 from .layers import (
     MASKED,
     MLP,
@@ -51,6 +52,11 @@ class TransformerConfig:
     time_scale: float = 1.0  # the network embeds time_scale * s: 1 (Sprint and its teachers) or 1000
     pos_embed_base: int = 0  # latent size the 2K and 4K models number their positions for; 0: none
     pos_embed_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_numbers(self, ("width", "depth", "cross_heads", "caption_width", "mlp_ratio", "time_scale"))
+        if self.width % SELF_HEAD_DIM or self.width % self.cross_heads or self.mlp_ratio > 100:
+            raise ValueError(f"width {self.width}, {self.cross_heads} heads and ratio {self.mlp_ratio} make no SANA")
 
 
 class LinearSelfAttention(nn.Module):

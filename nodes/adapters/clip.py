@@ -129,6 +129,8 @@ class SanaTextModel(nn.Module):
         keep, instruction = token_weight_pairs.get(SELECTION, (range(len(ids)), []))
         batch = [text.Tokens(ids, list(keep))]
         weights = torch.tensor([pairs[i][1] for i in keep])
+        if not torch.isfinite(weights).all():
+            raise ValueError("a weight in this prompt is no finite number; write it as (word:1.2)")
         weighted = bool((weights != 1.0).any())
         if weighted:  # towards what an empty prompt says at the same positions, as in ComfyUI
             empty = (instruction or [text.BOS])[: len(ids)]

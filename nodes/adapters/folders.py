@@ -28,7 +28,7 @@ def _entries(root: Path, depth: int = 0) -> dict[str, Path]:
         return found
     for child in children:
         path = Path(child.path)
-        if child.is_dir():
+        if path.is_dir():  # unlike DirEntry's, quiet about links that lead in a circle
             if (path / "config.json").is_file() or (path / "model_index.json").is_file():
                 found[child.name] = path
             elif depth < MAX_DEPTH:
@@ -77,4 +77,4 @@ def stamp(name: str, *keys: str) -> str:
     if path is None:
         return name
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return repr([(str(file), file.stat().st_mtime_ns) for file in files])
+    return repr([(str(file), file.stat().st_mtime_ns) for file in files if file.exists()])

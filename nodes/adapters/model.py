@@ -167,10 +167,19 @@ class SanaModel(comfy.model_base.BaseModel):
         """The network takes s itself; ModelSamplingSD3 and the like multiply it."""
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
+    def _require_own(self, text: Tensor) -> None:
+        width = self.model_config.unet_config["config"].caption_width
+        if text.shape[-1] != width:
+            raise ValueError(
+                f"this conditioning is {text.shape[-1]} wide, the model reads {width}: encode the prompt with the CLIP "
+                "of Load SANA-Sprint or Load SANA Text Encoder"
+            )
+
     def extra_conds(self, **kwargs):
         out = {}
         text, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
         if text is not None:
+            self._require_own(text)
             # Repeating tokens to join prompts of different length is exact only without a mask.
             cond = comfy.conds.CONDCrossAttn if mask is None else comfy.conds.CONDRegular
             out["c_crossattn"] = cond(text)
@@ -180,6 +189,16 @@ class SanaModel(comfy.model_base.BaseModel):
             guidance = kwargs.get("guidance")  # FluxGuidance's key; FluxDisableGuidance sets None
             out["guidance"] = comfy.conds.CONDConstant(GUIDANCE if guidance is None else float(guidance))
         return out
+
+
+def require_latent(latent: Tensor) -> None:
+    """Refuse latents that are no SANA's: not [b, 32, h, w], or empty. Raises ValueError."""
+    if latent.ndim != 4 or latent.shape[1] != LATENT_CHANNELS or 0 in latent.shape:
+        raise ValueError(
+            f"this latent has {latent.shape[1] if latent.ndim > 1 else 0} channels and shape {list(latent.shape)}; "
+            f"SANA's have {LATENT_CHANNELS} channels at 1/32 of the image's size. Encode the image with SANA's own "
+            "VAE (DC-AE), or start from Empty SANA Latent"
+        )
 
 
 def _fit_mask(mask: Tensor, text: Tensor) -> Tensor:
@@ -206,11 +225,8 @@ def guard_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
     """Wraps one sampling run (OUTER_SAMPLE): refuses foreign latents, neutralises cfg, finds NaN."""
     guider = executor.class_obj
     model = guider.model_patcher.model
-    if latent_image.shape[1] != LATENT_CHANNELS:
-        raise ValueError(
-            f"this latent has {latent_image.shape[1]} channels; SANA's have {LATENT_CHANNELS}. Encode the image "
-            "with SANA's own VAE (DC-AE), or start from Empty SANA Latent"
-        )
+    require_latent(latent_image)
+    _require_finite(latent_image, sigmas)
     scales = {name: getattr(guider, name) for name in CFG_NAMES if model.sprint and hasattr(guider, name)}
     ignored = [cfg for cfg in scales.values() if not math.isclose(cfg, 1.0)]
     if ignored:
@@ -223,11 +239,23 @@ def guard_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         for name, cfg in scales.items():
             setattr(guider, name, cfg)
     if not torch.isfinite(samples).all():
+        dtype = model.get_dtype_inference()
+        advice = "" if dtype == torch.float32 else " load it in fp32 (the loader's dtype);"
         raise ValueError(
-            f"the sampler returned NaN or infinity with the model in {model.get_dtype_inference()}; load it in "
-            "bf16 or fp32 (Load SANA-Sprint, dtype), and check any LoRA"
+            f"the sampler returned NaN or infinity with the model in {dtype};{advice} check the weights, the "
+            "conditioning and any LoRA for NaN"
         )
     return samples
+
+
+def _require_finite(latent: Tensor, sigmas: Tensor) -> None:
+    """What would come out as NaN, said before the run. Raises ValueError."""
+    if not torch.isfinite(sigmas).all():
+        raise ValueError(f"these SIGMAS hold NaN or infinity: {sigmas.tolist()[:10]}")
+    if sigmas[-1] >= 1.0:
+        raise ValueError("these SIGMAS end at 1, which is pure noise: nothing would be denoised; check Split Sigmas")
+    if not torch.isfinite(latent).all():
+        raise ValueError("the latent holds NaN or infinity; check the image that it was encoded from")
 
 
 def _warn_of_cfg(model: SanaModel, cfg: float) -> None:

@@ -58,6 +58,7 @@ def sample(model, positive, latent: dict, sigmas: Tensor, seed: int, guidance: f
         raise ValueError(f"guidance is {guidance:g}; it must be above 0 ({presets.GUIDANCE:g} is the model's default)")
     ratio = latent.get("downscale_ratio_spacial")
     start = comfy.sample.fix_empty_latent_channels(model, latent["samples"], ratio)
+    model_adapter.require_latent(start)
     seeds = [seed + int(i) for i in latent.get("batch_index") or range(len(start))]
     noise = core.initial_noise(seeds, start.shape[1:])
     positive = node_helpers.conditioning_set_values(positive, {"guidance": guidance})

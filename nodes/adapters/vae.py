@@ -80,8 +80,22 @@ class SanaVAE(comfy.sd.VAE):
         self._require_own(samples)
         return self._checked(samples, super().decode_tiled(samples, *args, **kwargs))
 
+    def encode(self, pixel_samples, *args, **kwargs):
+        self._require_a_cell(pixel_samples)
+        return super().encode(pixel_samples, *args, **kwargs)
+
+    def encode_tiled(self, pixel_samples, *args, **kwargs):
+        self._require_a_cell(pixel_samples)
+        return super().encode_tiled(pixel_samples, *args, **kwargs)
+
+    def _require_a_cell(self, image):
+        """image [b, h, w, c]; ComfyUI crops it to multiples of 32."""
+        height, width = image.shape[1:3]
+        if min(height, width) < DOWNSCALE:
+            raise ValueError(f"this image is {width} x {height} pixels; SANA's VAE needs at least 32 x 32. Enlarge it")
+
     def _require_own(self, latent):
-        if latent.ndim != 4 or latent.shape[1] != self.latent_channels:
+        if latent.ndim != 4 or latent.shape[1] != self.latent_channels or 0 in latent.shape:
             raise ValueError(
                 f"this latent has shape {list(latent.shape)}; SANA's VAE decodes [batch, {self.latent_channels}, "
                 "height/32, width/32]. Connect the VAE of the model that made the latent"
@@ -91,7 +105,7 @@ class SanaVAE(comfy.sd.VAE):
         """The image, once it is known to be one; the previews' colours learn from it."""
         if not torch.isfinite(image).all():
             raise ValueError(
-                f"the VAE {self.path.name} decoded NaN or infinity in {self.vae_dtype}; load it in fp32, "
+                f"the VAE {self.path} decoded NaN or infinity in {self.vae_dtype}; load it in fp32, "
                 "and check the latent that it was given"
             )
         self.colours.observe(latent, image)

@@ -227,7 +227,7 @@ def test_full_size_has_the_names_and_shapes_of_diffusers(name):
 def test_presets_are_named_after_their_repositories():
     assert PRESETS["sprint-1.6B"].hub_id == "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers"
     assert len({preset.repo for preset in PRESETS.values()}) == len(PRESETS)
-    assert presets.name_of(TransformerConfig(width=96)) == "custom"
+    assert presets.name_of(TransformerConfig(width=96, cross_heads=3)) == "custom"
 
 
 # --- refusals -------------------------------------------------------------------------------------

@@ -249,7 +249,7 @@ def test_nan_from_the_model_is_an_error_once_after_the_last_step(node, stored, s
     steps = []
     hook = broken.model.diffusion_model.register_forward_hook(lambda *_: steps.append(1))
     for run in (sample, ksample):
-        with unchanged(), pytest.raises(ValueError, match=r"NaN.*float32.*bf16 or fp32"):
+        with unchanged(), pytest.raises(ValueError, match=r"NaN.*float32; check the weights"):
             run(model=broken, steps=3, **({"schedule": "app"} if run is sample else {}))
     hook.remove()
     assert len(steps) == 6
@@ -273,3 +273,117 @@ def test_every_message_is_one_the_core_can_make(stored, host):
     path = host.base / "models" / "checkpoints" / stored("autoencoder", "same.safetensors")
     with pytest.raises(tensorfile.CheckpointError, match=re.escape(str(path))):
         checkpoint.load(path, "transformer")
+
+
+# --- hostile and odd input ----------------------------------------------------------------------------
+
+
+def test_a_link_that_leads_in_a_circle_is_not_listed(node, host, pipeline_folder):
+    folder = host.base / "models" / "diffusers"
+    (folder / "circle").symlink_to("circle")
+    try:
+        listed = node.ids["SanaSprintLoader"].INPUT_TYPES()["required"]["model"]
+        assert pipeline_folder.name in str(listed) and "circle" not in str(listed)
+    finally:
+        (folder / "circle").unlink()
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("transformer", {"num_layers": 10**6}),
+        ("transformer", {"num_layers": "2"}),
+        ("transformer", {"num_attention_heads": 10**12}),
+        ("transformer", {"num_cross_attention_heads": 0}),
+        ("transformer", {"mlp_ratio": 1e308}),
+        ("vae", {"encoder_layers_per_block": [1, 1, 1, 1, 1, 10**6]}),
+        ("vae", {"attention_head_dim": 0}),
+        ("vae", {"downsample_block_type": 7}),
+        ("text_encoder", {"num_hidden_layers": 10**6}),
+        ("text_encoder", {"rope_theta": -1}),
+        ("text_encoder", {"query_pre_attn_scalar": 0}),
+        ("text_encoder", {"sliding_window": None}),
+    ],
+)
+def test_a_configuration_out_of_range(refused, host, pipeline_folder, part, change):
+    """Refused at once: a million layers would fill the memory before any tensor is missed."""
+    import json
+
+    broken = host.base / "models" / "diffusers" / "broken-config"
+    shutil.copytree(pipeline_folder, broken)
+    try:
+        file = broken / part / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+        refused("SanaSprintLoader", "model", broken.name, "cannot tell the configuration")
+    finally:
+        shutil.rmtree(broken)
+
+
+@pytest.mark.parametrize("blob", [torch.tensor(10**9), torch.ones(3), torch.ones(2, 2, dtype=torch.uint8)])
+def test_a_stored_description_that_is_no_text(refused, host, stored, blob):
+    name = stored("transformer", "blob.safetensors", lambda t: t | {checkpoint.TENSOR_KEY: blob})
+    refused(*MODEL, name, "metadata is damaged")
+
+
+@pytest.mark.parametrize("settings", [5, {"flow_shift": "3"}, {"flow_shift": -1}, {"size_px": 0}])
+def test_settings_out_of_range(refused, host, pipeline_folder, settings):
+    weights = checkpoint.load(pipeline_folder, "transformer")
+    weights.settings = settings
+    checkpoint.save(host.base / "models" / "checkpoints" / "settings.safetensors", [weights], {})
+    refused(*MODEL, "settings.safetensors", "settings cannot be used")
+
+
+def test_a_damaged_tokenizer(refused, host, pipeline_folder):
+    broken = host.base / "models" / "diffusers" / "broken-words"
+    shutil.copytree(pipeline_folder, broken)
+    file = broken / "tokenizer" / "tokenizer.json"
+    file.write_bytes(file.read_bytes()[:2000])
+    try:
+        refused(*TEXT, broken.name, "damaged tokenizer.json", "download it again")
+    finally:
+        shutil.rmtree(broken)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_encoder(refused, host, pipeline_folder):
+    broken = host.base / "models" / "diffusers" / "many-words"
+    shutil.copytree(pipeline_folder, broken)
+    file = broken / "tokenizer" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"<0xFF>": 259', '"<0xFF>": 5000'))
+    try:
+        refused(*TEXT, broken.name, "5001 tokens", "gemma-2-2b-it")
+    finally:
+        shutil.rmtree(broken)
+
+
+@pytest.mark.parametrize("tiled", ["VAEEncode", "VAEEncodeTiled"])
+def test_an_image_smaller_than_a_latent_cell(node, vae, tiled):
+    with pytest.raises(ValueError, match=r"31 x 31 pixels.*at least 32 x 32"):
+        node(tiled, vae=vae, pixels=torch.zeros(1, 31, 31, 3))
+
+
+def test_conditioning_of_another_family(sample, unchanged):
+    with unchanged(), pytest.raises(ValueError, match="768 wide, the model reads 64"):
+        sample(positive=[[torch.zeros(1, 77, 768), {}]])
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 0, 4), (0, 32, 4, 4), (1, 32, 1, 4, 4)])
+def test_latents_that_are_no_image(sample, unchanged, shape):
+    with unchanged(), pytest.raises(ValueError, match="SANA's have 32 channels"):
+        sample(latent_image={"samples": torch.zeros(shape)})
+
+
+def test_sigmas_that_denoise_nothing(custom, unchanged):
+    with unchanged(), pytest.raises(ValueError, match="pure noise"):
+        custom(sigmas=torch.tensor([1.0]))
+    with unchanged(), pytest.raises(ValueError, match="SIGMAS hold NaN"):
+        custom(sigmas=torch.tensor([1.0, float("nan"), 0.0]))
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "1e309"])
+def test_weights_that_are_no_number(node, clip, weight):
+    with pytest.raises(ValueError, match="no finite number"):
+        node("CLIPTextEncode", clip=clip, text=f"(a:{weight})")
+
+
+def test_half_a_surrogate_pair_is_no_error(node, clip):
+    assert node("CLIPTextEncode", clip=clip, text="a cat \ud83d")[0][0].isfinite().all()
