@@ -33,27 +33,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", choices=["demo"], default="demo")
     parser.add_argument("--stage", choices=[*demo.STAGES, "all"], default="all", help="the last one to run")
     parser.add_argument("--out", type=Path, required=True, help="folder of this run; the same again resumes it")
+    parser.add_argument("--autoencoder", type=Path, metavar="FILE", help="start from this DC-AE, trained before")
     parser.add_argument("--pool", type=int, default=demo.POOL, help="training scenes")
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="settings")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     started = time.perf_counter()
     try:
-        run = demo.Demo(args.out, _schedules(args.settings), args.pool)
+        run = demo.Demo(args.out, _schedules(args.settings), args.pool, args.autoencoder)
+        command = " ".join(["python", "-m", "sprint_core.distill", *(argv if argv is not None else sys.argv[1:])])
+        files = []
         if args.stage in ("autoencoder", "decoder"):
-            run.autoencoder()
+            files = run.export_autoencoder(args.out, command)
         elif args.stage == "teacher":
             run.teacher()
         elif args.stage == "distill":
             run.student()
-        files = []
-        if args.stage == "all":
-            words = ["python", "-m", "sprint_core.distill", *(argv if argv is not None else sys.argv[1:])]
-            files = [str(path) for path in run.export(args.out, " ".join(words))]
+        else:
+            files = run.export(args.out, command)
     except (ValueError, OSError) as error:
         log.error("error: %s", error)
         return 1
-    tqdm.write(json.dumps({"files": files, "seconds": round(time.perf_counter() - started, 1)}))
+    tqdm.write(json.dumps({"files": [str(path) for path in files], "seconds": round(time.perf_counter() - started, 1)}))
     return 0
 
 

@@ -54,15 +54,19 @@ def tokenizer() -> text.HFTokenizer:
 
 
 class Demo:
-    """A run in one folder. `schedules` may shorten stages; `pool` the data."""
+    """A run in one folder. `schedules` may shorten stages, `pool` the data; `given` is a trained DC-AE to start from."""
 
-    def __init__(self, out: Path, schedules: Mapping[str, Schedule] = SCHEDULES, pool: int = POOL):
-        self.out, self.schedules, self.pool = Path(out), schedules, pool
+    def __init__(
+        self, out: Path, schedules: Mapping[str, Schedule] = SCHEDULES, pool: int = POOL, given: Path | None = None
+    ):
+        self.out, self.schedules, self.pool, self.given = Path(out), schedules, pool, given
         self.words = tokenizer()
         self.preset = text.TextPreset(instruction=None, max_tokens=MAX_TOKENS)
 
     def autoencoder(self) -> Autoencoder:
-        """The DC-AE with unit latents, after both of its stages."""
+        """The DC-AE with unit latents: the given one, or after both of its stages. Raises CheckpointError."""
+        if self.given is not None:
+            return checkpoint.build(checkpoint.load(self.given, "autoencoder"), dtype=torch.float32)
         model = Autoencoder(recipes.DEMO_AUTOENCODER)
         autoencoder.initialise(model, SEED)
         schedule = self.schedules["autoencoder"]
@@ -93,6 +97,12 @@ class Demo:
         trained = Trainer(stage, self.schedules["distill"], self.out, SEED).train()
         return teacher, trained.transformer.eval()
 
+    def export_autoencoder(self, folder: Path, command: str) -> list[Path]:
+        """Write the DC-AE alone, for another run to start from."""
+        path = folder / "autoencoder.safetensors"
+        checkpoint.save(path, [self._part("autoencoder", self.autoencoder(), {})], _provenance(command))
+        return [path]
+
     def export(self, folder: Path, command: str) -> list[Path]:
         """Write the model as native files: the student with its encoder and DC-AE, and the teacher."""
         vae = self.autoencoder()
@@ -101,12 +111,15 @@ class Demo:
         encoder = self._part("text_encoder", teacher.gemma, {"text": described}, text.tokenizer_state(self.words))
         sizes = {"size_px": recipes.DEMO_PX, "flow_shift": 1.0}
         parts = [self._part("transformer", student, sizes), encoder, self._part("autoencoder", vae, {})]
-        provenance = {"source": "trained from nothing on sprint_core.scenes", "command": command}
         paths = [folder / "sana_sprint_tiny.safetensors", folder / "sana_tiny_teacher.safetensors"]
-        checkpoint.save(paths[0], parts, provenance)
-        checkpoint.save(paths[1], [self._part("transformer", teacher.transformer, sizes)], provenance)
+        checkpoint.save(paths[0], parts, _provenance(command))
+        checkpoint.save(paths[1], [self._part("transformer", teacher.transformer, sizes)], _provenance(command))
         return paths
 
     def _part(self, kind: str, model: torch.nn.Module, settings: dict, extras: dict | None = None):
         tensors = {name: tensor.detach().half() for name, tensor in model.state_dict().items()}
         return checkpoint.Weights(kind, model.config, tensors, self.out, settings, extras or {})
+
+
+def _provenance(command: str) -> dict:
+    return {"source": "trained from nothing on sprint_core.scenes", "command": command}
