@@ -54,7 +54,7 @@ def tokenizer() -> text.HFTokenizer:
 
 
 class Demo:
-    """A run in one folder. `schedules` may shorten stages, `pool` the data; `given` is a trained DC-AE to start from."""
+    """A run in one folder. `schedules` may shorten stages, `pool` the data; `given`: a trained DC-AE to start from."""
 
     def __init__(
         self, out: Path, schedules: Mapping[str, Schedule] = SCHEDULES, pool: int = POOL, given: Path | None = None
