@@ -68,7 +68,7 @@ class DecoderStage:
 
     name = averaged = "decoder"
 
-    def __init__(self, model: Autoencoder, images, steps: int, pool: int):
+    def __init__(self, model: Autoencoder, images, pool: int):
         self.model = model.requires_grad_(False)
         self.modules = {self.name: model.decoder.requires_grad_(True)}
         self.images, self.pool = images, pool

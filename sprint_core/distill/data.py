@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -58,13 +57,13 @@ class SceneLatents:
         path = self.folder / f"latents_{start // SHARD:05d}.safetensors"
         if path.is_file():
             try:
-                with safe_open(path, framework="pt") as file:
-                    if (file.metadata() or {}).get("autoencoder") == self.hash:
-                        latents = file.get_tensor("latents")
-                        if len(latents) == min(SHARD, self.count - start):
-                            return latents
-            except Exception as error:
-                tqdm.write(f"{path}: damaged ({error}); encoding it again")
+                file = tensorfile.read(path)
+                if file.metadata.get("autoencoder") == self.hash:
+                    latents = file.tensors["latents"]
+                    if len(latents) == min(SHARD, self.count - start):
+                        return latents
+            except tensorfile.CheckpointError as error:
+                tqdm.write(f"{error}: encoding it again")
         latents = encode_scenes(model, range(start, min(start + SHARD, self.count)))
         tensorfile.write(path, {"latents": latents}, {"autoencoder": self.hash})
         return latents

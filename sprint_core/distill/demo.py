@@ -6,6 +6,7 @@ Each stage resumes where it stopped; one that has ended costs nothing.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,6 +64,7 @@ class Demo:
         self.words = tokenizer()
         self.preset = text.TextPreset(instruction=None, max_tokens=MAX_TOKENS)
 
+    @functools.cached_property
     def autoencoder(self) -> Autoencoder:
         """The DC-AE with unit latents: the given one, or after both of its stages. Raises CheckpointError."""
         if self.given is not None:
@@ -75,37 +77,39 @@ class Demo:
         probe = [data.images(range(start, start + 50)) for start in range(0, min(1000, self.pool), 50)]
         autoencoder.fold(folded, *autoencoder.latent_statistics(folded, probe))
         schedule = self.schedules["decoder"]
-        stage = autoencoder.DecoderStage(folded, data.images, schedule.steps, self.pool)
+        stage = autoencoder.DecoderStage(folded, data.images, self.pool)
         folded.decoder = Trainer(stage, schedule, self.out, SEED).train()
         return folded.eval().requires_grad_(False)
 
+    @functools.cached_property
     def latents(self) -> data.SceneLatents:
-        return data.SceneLatents(self.autoencoder(), self.out / "latents", self.pool)
+        """Encoded once for the teacher and the student."""
+        return data.SceneLatents(self.autoencoder, self.out / "latents", self.pool)
 
     def teacher(self) -> Captioned:
         config = dataclasses.replace(recipes.DEMO_TRANSFORMER, guidance_embed=False)
         gemma, prompts = Gemma(recipes.DEMO_TEXT), text.PromptTokenizer(self.words, self.preset)
         model = Captioned(SanaTransformer(config), gemma, prompts)
         autoencoder.initialise(model, SEED)
-        stage = TeacherStage(model, self.latents().batch)
+        stage = TeacherStage(model, self.latents.batch)
         return Trainer(stage, self.schedules["teacher"], self.out, SEED).train().eval().requires_grad_(False)
 
     def student(self) -> tuple[Captioned, SanaTransformer]:
         """The teacher and its student."""
         teacher = self.teacher()
-        stage = DistillStage(teacher, self.latents().batch, DISTILLATION)
+        stage = DistillStage(teacher, self.latents.batch, DISTILLATION)
         trained = Trainer(stage, self.schedules["distill"], self.out, SEED).train()
         return teacher, trained.transformer.eval()
 
     def export_autoencoder(self, folder: Path, command: str) -> list[Path]:
         """Write the DC-AE alone, for another run to start from."""
         path = folder / "autoencoder.safetensors"
-        checkpoint.save(path, [self._part("autoencoder", self.autoencoder(), {})], _provenance(command))
+        checkpoint.save(path, [self._part("autoencoder", self.autoencoder, {})], _provenance(command))
         return [path]
 
     def export(self, folder: Path, command: str) -> list[Path]:
         """Write the model as native files: the student with its encoder and DC-AE, and the teacher."""
-        vae = self.autoencoder()
+        vae = self.autoencoder
         teacher, student = self.student()
         described = {"instruction": None, "max_tokens": MAX_TOKENS, "lower": False}
         encoder = self._part("text_encoder", teacher.gemma, {"text": described}, text.tokenizer_state(self.words))

@@ -79,8 +79,8 @@ def test_command_line(tmp_path, small_shards, capsys, caplog):
     assert command.main(["--out", str(tmp_path), "--stage", "autoencoder", "--pool", "6", *short]) == 0
     files = json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
     assert files == [str(tmp_path / "autoencoder.safetensors")]
-    given = demo.Demo(tmp_path / "other", SHORT, pool=6, given=files[0]).autoencoder()
-    own = demo.Demo(tmp_path, {**SHORT, **command._schedules([s[6:] for s in short])}, pool=6).autoencoder()
+    given = demo.Demo(tmp_path / "other", SHORT, pool=6, given=files[0]).autoencoder
+    own = demo.Demo(tmp_path, {**SHORT, **command._schedules([s[6:] for s in short])}, pool=6).autoencoder
     assert all(torch.equal(a, b.half().float()) for a, b in zip(given.state_dict().values(), own.state_dict().values()))
     assert command.main(["--out", str(tmp_path), "--set", "teacher.stepz=3"]) == 1
     assert "no setting stepz" in caplog.text
