@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .transformer import TransformerConfig
@@ -9,6 +10,8 @@ from .transformer import TransformerConfig
 GUIDANCE = 4.5  # the paper's, and the default wherever none is given
 FLOW_SHIFT, FLOW_SHIFT_4K = 3.0, 6.0  # of the multi-step models, as their scheduler_config.json has it
 HUB = "Efficient-Large-Model"
+BUNDLED_NAME = "SANA-Sprint-tiny"  # the model that comes with this repository; made by distill, see demo/README.md
+BUNDLED = Path(__file__).parent / "demo" / "sana_sprint_tiny.safetensors"
 
 
 @dataclass(frozen=True)

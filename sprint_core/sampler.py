@@ -1,4 +1,4 @@
-"""Multistep consistency sampling in flow variables, for the pipeline and for ComfyUI alike.
+"""Multistep consistency sampling in flow variables, for the pipeline and for ComfyUI alike; Euler for teachers.
 
 The sampler knows no network: `denoise(x_s, s) -> x0` is all it calls (ComfyUI's samplers speak the
 same protocol). Noise always comes from the CPU generator, one per image, so that a seed means the
@@ -57,4 +57,16 @@ def sample(
         if on_step is not None:
             on_step(i, x_s, x0)
         x_s = x0 if last[i + 1] else add_noise(x0, noise(), sigmas[i + 1])
+    return x_s
+
+
+def guided(conditional: Tensor, unconditional: Tensor, cfg: float) -> Tensor:
+    """Classifier-free guidance of two predictions; cfg 1 is the conditional one."""
+    return torch.lerp(unconditional, conditional, cfg)
+
+
+def euler(denoise: Callable[[Tensor, Tensor], Tensor], x_s: Tensor, sigmas: Tensor) -> Tensor:
+    """A multi-step teacher's samples: dx/ds = (x_s - x0) / s, in steps along `sigmas` (fp32, descending, [n + 1])."""
+    for s, s_next in zip(sigmas, sigmas[1:]):
+        x_s = x_s + (s_next - s) / s * (x_s - denoise(x_s, s))
     return x_s

@@ -123,6 +123,7 @@ class Prompt:
     text: str
     category: str
     requirement: Requirement
+    scene: Scene  # one that it is true of
 
 
 # --- pictures ---------------------------------------------------------------------------------------
@@ -384,10 +385,10 @@ def prompts(category_name: str, n: int, seed: int = 0, split: str = "test") -> l
     found: dict[str, Prompt] = {}
     stale = 0
     while len(found) < n:
-        _, requirement = _draw(KIND_OF[category_name], split, rng)
+        scene, requirement = _draw(KIND_OF[category_name], split, rng)
         text = write(requirement, rng)
         if category(requirement) == category_name and text not in found:
-            found[text] = Prompt(text, category_name, parse(text))
+            found[text] = Prompt(text, category_name, parse(text), scene)
             stale = 0
         stale += 1
         if stale > STALE_DRAWS:

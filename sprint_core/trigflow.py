@@ -161,3 +161,13 @@ def schedule(name: str | Sequence[float], steps: int = 2, strength: float = 1.0)
 def sigmas(name: str | Sequence[float], steps: int = 2, strength: float = 1.0) -> list[float]:
     """The same schedule as flow times s, which is what ComfyUI calls SIGMAS: at most 1, closed by 0."""
     return [min(s_from_t(t), 1.0) for t in schedule(name, steps, strength)]
+
+
+def shift(s, factor: float):
+    """Flow times moved towards noise, as the multi-step models were trained and are sampled: logit s + ln factor."""
+    return factor * s / (1 + (factor - 1) * s)
+
+
+def shifted_sigmas(steps: int, factor: float) -> list[float]:
+    """A multi-step model's SIGMAS: evenly from 1 to 0, then shifted."""
+    return [shift(1 - i / steps, factor) for i in range(steps + 1)]

@@ -11,15 +11,7 @@ from .randomness import SampleRandom
 CROP_PX, CROP_SHARE = 128, 0.5  # the first half of the steps sees crops: a quarter of the cost
 NOISE = 0.05  # on the latents, in their own standard deviations, so that the decoder forgives the sampler
 EDGE_WEIGHT = 0.5
-
-
-def initialise(model: nn.Module, seed: int) -> None:
-    """torch's own initialisation from a seed, and gains of 1, biases of 0 where a layer has no such method."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for module in model.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+SHOWN = 8  # pictures in the sample grids
 
 
 def image_loss(image: Tensor, target: Tensor) -> Tensor:
@@ -33,6 +25,11 @@ def psnr(image: Tensor, target: Tensor) -> Tensor:
     return 10 * torch.log10(4.0 / F.mse_loss(image.clamp(-1, 1), target))
 
 
+def displayed(images: Tensor) -> Tensor:
+    """[b, 3, h, w] in [-1, 1] -> [b, h, w, 3] in [0, 1]."""
+    return images.clamp(-1, 1).add(1).div(2).movedim(1, -1)
+
+
 class WholeStage:
     """Encoder and decoder together. `images(seeds)` -> [b, 3, px, px] in [-1, 1]."""
 
@@ -40,20 +37,24 @@ class WholeStage:
 
     def __init__(self, model: Autoencoder, images, steps: int, pool: int):
         self.modules = {self.name: model}
-        self.images, self.steps, self.pool = images, steps, pool
+        self.images, self.steps, self.pool, self.settings = images, steps, pool, {}
 
     def phases(self, step: int) -> tuple[str, ...]:
         return (self.name,)
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        target = self.images(random.integers(self.pool))
+        target = self.images(random.integers(self.pool)).to(_device(self.modules[self.name]))
         if step < CROP_SHARE * self.steps:
             target = crop(target, random)
         model = self.modules[self.name]
         latent = model.encode(target)
-        noise = NOISE * latent.detach().std(dim=(0, 2, 3), keepdim=True) * random.normal(*latent.shape[1:])
+        noise = NOISE * latent.detach().std(dim=(0, 2, 3), keepdim=True) * random.normal(*latent.shape[1:]).to(latent)
         image = model.decode(latent + noise)
         return image_loss(image, target), {"psnr": psnr(image.detach(), target), "latent_std": latent.detach().std()}
+
+    def samples(self, average: Autoencoder) -> Tensor:
+        """Round trips."""
+        return displayed(average.decode(average.encode(self.images(range(SHOWN)).to(_device(average)))))
 
 
 def crop(images: Tensor, random: SampleRandom) -> Tensor:
@@ -71,18 +72,26 @@ class DecoderStage:
     def __init__(self, model: Autoencoder, images, pool: int):
         self.model = model.requires_grad_(False)
         self.modules = {self.name: model.decoder.requires_grad_(True)}
-        self.images, self.pool = images, pool
+        self.images, self.pool, self.settings = images, pool, {}
 
     def phases(self, step: int) -> tuple[str, ...]:
         return (self.name,)
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        target = self.images(random.integers(self.pool))
+        target = self.images(random.integers(self.pool)).to(_device(self.model))
         with torch.no_grad():
             latent = self.model.encode(target)
-            latent = latent + NOISE / SCALE * random.normal(*latent.shape[1:])
+            latent = latent + NOISE / SCALE * random.normal(*latent.shape[1:]).to(latent)
         image = self.model.decode(latent)
         return image_loss(image, target), {"psnr": psnr(image.detach(), target)}
+
+    def samples(self, average: nn.Module) -> Tensor:
+        """Round trips."""
+        return displayed(average(self.model.encode(self.images(range(SHOWN)).to(_device(average)))))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ class SceneLatents:
     """
 
     def __init__(self, model: Autoencoder, folder: Path, count: int):
-        self.folder, self.hash, self.count = Path(folder), weights_hash(model), count
+        self.folder, self.identity, self.count = Path(folder), weights_hash(model), count
         shards = [self._shard(model, start) for start in tqdm(range(0, count, SHARD), desc="latents", leave=False)]
         self.latents = torch.cat(shards)
 
@@ -58,19 +58,20 @@ class SceneLatents:
         if path.is_file():
             try:
                 file = tensorfile.read(path)
-                if file.metadata.get("autoencoder") == self.hash:
+                if file.metadata.get("autoencoder") == self.identity:
                     latents = file.tensors["latents"]
                     if len(latents) == min(SHARD, self.count - start):
                         return latents
             except tensorfile.CheckpointError as error:
                 tqdm.write(f"{error}: encoding it again")
         latents = encode_scenes(model, range(start, min(start + SHARD, self.count)))
-        tensorfile.write(path, {"latents": latents}, {"autoencoder": self.hash})
+        tensorfile.write(path, {"latents": latents}, {"autoencoder": self.identity})
         return latents
 
 
 @torch.inference_mode()
 def encode_scenes(model: Autoencoder, seeds: Sequence[int]) -> Tensor:
     """Scaled latents [n, 32, 8, 8] in fp16."""
-    parts = [model.encode(images(seeds[i : i + BATCH])) * SCALE for i in range(0, len(seeds), BATCH)]
-    return torch.cat(parts).half()
+    device = next(model.parameters()).device
+    parts = [model.encode(images(seeds[i : i + BATCH]).to(device)) * SCALE for i in range(0, len(seeds), BATCH)]
+    return torch.cat(parts).half().cpu().contiguous()  # as from a file: kernels for another layout round differently

@@ -8,35 +8,28 @@ Each stage resumes where it stopped; one that has ended costs nothing.
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from .. import checkpoint, scenes, text
+from .. import checkpoint, scenes, tensorfile, text
 from ..autoencoder import Autoencoder
+from ..autoencoder_config import SCALE
+from ..features import FeatureNetwork
 from ..gemma import Gemma
 from ..transformer import SanaTransformer
-from . import autoencoder, data, recipes
-from .recipes import Schedule
-from .student import DistillStage, Recipe
-from .teacher import Captioned, TeacherStage
-from .trainer import Trainer
+from . import autoencoder, data, features, recipes
+from .randomness import initialise
+from .recipes import Recipe
+from .student import DistillStage
+from .teacher import Captioned, Preview, TeacherStage
+from .trainer import Stage, Trainer
+from .workers import ALONE, Workers
 
 SEED = 0
 POOL = 20_000  # training scenes
 MAX_TOKENS = 24
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
-
-# stage -> how it learns; two CPU cores need about three hours for all of it
-SCHEDULES = {
-    "autoencoder": Schedule(steps=6000, batch=8, lr=5e-4),
-    "decoder": Schedule(steps=3000, batch=6, lr=3e-4, decay=0.9),
-    "teacher": Schedule(steps=12000, batch=32, lr=1e-3, decay=0.4),
-    "distill": Schedule(steps=1600, batch=32, lr=3e-4, decay=0.3, betas=(0.9, 0.99), clip=0.5, ema=0.995),
-}
-DISTILLATION = Recipe(tangent_warmup_steps=300)
-STAGES = tuple(SCHEDULES)
 
 
 def tokenizer() -> text.HFTokenizer:
@@ -55,12 +48,17 @@ def tokenizer() -> text.HFTokenizer:
 
 
 class Demo:
-    """A run in one folder. `schedules` may shorten stages, `pool` the data; `given`: a trained DC-AE to start from."""
+    """A run in one folder. `recipe` may shorten stages, `pool` the data; `given`: a trained DC-AE to start from."""
 
     def __init__(
-        self, out: Path, schedules: Mapping[str, Schedule] = SCHEDULES, pool: int = POOL, given: Path | None = None
+        self,
+        out: Path,
+        recipe: Recipe = recipes.RECIPES["demo"],
+        pool: int = POOL,
+        given: Path | None = None,
+        workers: Workers = ALONE,
     ):
-        self.out, self.schedules, self.pool, self.given = Path(out), schedules, pool, given
+        self.out, self.recipe, self.pool, self.given, self.workers = Path(out), recipe, pool, given, workers
         self.words = tokenizer()
         self.preset = text.TextPreset(instruction=None, max_tokens=MAX_TOKENS)
 
@@ -68,38 +66,62 @@ class Demo:
     def autoencoder(self) -> Autoencoder:
         """The DC-AE with unit latents: the given one, or after both of its stages. Raises CheckpointError."""
         if self.given is not None:
-            return checkpoint.build(checkpoint.load(self.given, "autoencoder"), dtype=torch.float32)
+            given = checkpoint.load(self.given, "autoencoder")
+            return checkpoint.build(given, dtype=torch.float32, device=self.workers.device)
         model = Autoencoder(recipes.DEMO_AUTOENCODER)
-        autoencoder.initialise(model, SEED)
-        schedule = self.schedules["autoencoder"]
-        stage = autoencoder.WholeStage(model, data.images, schedule.steps, self.pool)
-        folded = Trainer(stage, schedule, self.out, SEED).train().eval()
-        probe = [data.images(range(start, start + 50)) for start in range(0, min(1000, self.pool), 50)]
+        initialise(model, SEED)
+        steps = self.recipe.stages["autoencoder"].steps
+        folded = self._train(autoencoder.WholeStage(model, data.images, steps, self.pool)).eval()
+        starts = range(0, min(1000, self.pool), 50)
+        probe = [data.images(range(start, start + 50)).to(self.workers.device) for start in starts]
         autoencoder.fold(folded, *autoencoder.latent_statistics(folded, probe))
-        schedule = self.schedules["decoder"]
-        stage = autoencoder.DecoderStage(folded, data.images, self.pool)
-        folded.decoder = Trainer(stage, schedule, self.out, SEED).train()
+        folded.decoder = self._train(autoencoder.DecoderStage(folded, data.images, self.pool))
         return folded.eval().requires_grad_(False)
 
     @functools.cached_property
     def latents(self) -> data.SceneLatents:
         """Encoded once for the teacher and the student."""
-        return data.SceneLatents(self.autoencoder, self.out / "latents", self.pool)
+        model = self.autoencoder
+        with self.workers.first():
+            return data.SceneLatents(model, self.out / "latents", self.pool)
 
     def teacher(self) -> Captioned:
         config = dataclasses.replace(recipes.DEMO_TRANSFORMER, guidance_embed=False)
         gemma, prompts = Gemma(recipes.DEMO_TEXT), text.PromptTokenizer(self.words, self.preset)
         model = Captioned(SanaTransformer(config), gemma, prompts)
-        autoencoder.initialise(model, SEED)
-        stage = TeacherStage(model, self.latents.batch)
-        return Trainer(stage, self.schedules["teacher"], self.out, SEED).train().eval().requires_grad_(False)
+        initialise(model, SEED)
+        return (
+            self._train(TeacherStage(model, self.latents, recipes.DEMO_FLOW_SHIFT, self.preview))
+            .eval()
+            .requires_grad_(False)
+        )
 
     def student(self) -> tuple[Captioned, SanaTransformer]:
         """The teacher and its student."""
         teacher = self.teacher()
-        stage = DistillStage(teacher, self.latents.batch, DISTILLATION)
-        trained = Trainer(stage, self.schedules["distill"], self.out, SEED).train()
+        trained = self._train(DistillStage(teacher, self.latents, self.recipe.objective, self.preview))
         return teacher, trained.transformer.eval()
+
+    @property
+    def preview(self) -> Preview:
+        """Held-out prompts, one or two of each category."""
+        captions = [prompt.text for name in scenes.CATEGORIES for prompt in scenes.prompts(name, 2)]
+        model = self.autoencoder
+        decode = lambda latents: autoencoder.displayed(model.decode(latents / SCALE))  # noqa: E731
+        return Preview(captions, self.latents.latents.shape[1:], decode)
+
+    def _train(self, stage: Stage) -> torch.nn.Module:
+        return Trainer(stage, self.recipe.stages[stage.name], self.out, SEED, self.workers).train()
+
+    def export_features(self, folder: Path, command: str) -> list[Path]:
+        """Train and write the feature network of features.py."""
+        model = FeatureNetwork(features.QUESTIONS)
+        initialise(model, SEED)
+        trained = self._train(features.FeatureStage(model, self.pool))
+        path = folder / "features.safetensors"
+        tensors = {name: tensor.detach().half().cpu() for name, tensor in trained.state_dict().items()}
+        tensorfile.write(path, tensors, {"provenance": json.dumps(_provenance(command))})
+        return [path]
 
     def export_autoencoder(self, folder: Path, command: str) -> list[Path]:
         """Write the DC-AE alone, for another run to start from."""
@@ -111,9 +133,11 @@ class Demo:
         """Write the model as native files: the student with its encoder and DC-AE, and the teacher."""
         vae = self.autoencoder
         teacher, student = self.student()
+        if self.workers.rank:
+            return []
         described = {"instruction": None, "max_tokens": MAX_TOKENS, "lower": False}
         encoder = self._part("text_encoder", teacher.gemma, {"text": described}, text.tokenizer_state(self.words))
-        sizes = {"size_px": recipes.DEMO_PX, "flow_shift": 1.0}
+        sizes = {"size_px": recipes.DEMO_PX, "flow_shift": recipes.DEMO_FLOW_SHIFT}
         parts = [self._part("transformer", student, sizes), encoder, self._part("autoencoder", vae, {})]
         paths = [folder / "sana_sprint_tiny.safetensors", folder / "sana_tiny_teacher.safetensors"]
         checkpoint.save(paths[0], parts, _provenance(command))
@@ -121,7 +145,7 @@ class Demo:
         return paths
 
     def _part(self, kind: str, model: torch.nn.Module, settings: dict, extras: dict | None = None):
-        tensors = {name: tensor.detach().half() for name, tensor in model.state_dict().items()}
+        tensors = {name: tensor.detach().half().cpu() for name, tensor in model.state_dict().items()}
         return checkpoint.Weights(kind, model.config, tensors, self.out, settings, extras or {})
 
 

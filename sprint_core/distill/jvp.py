@@ -21,10 +21,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | 
     return rearrange(logits.softmax(-1).to(v.dtype) @ v, "b h n d -> b n (h d)")
 
 
-def value_and_tangent(network: Network, x: Tensor, t: Tensor, dx: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
-    """network(x, t), and its directional derivative along (dx, dt) in one forward pass.
-
-    The value keeps its graph, for the loss; the tangent is a constant target, detached.
-    """
-    value, tangent = torch.func.jvp(network, (x, t), (dx, dt))
-    return value, tangent.detach()
+def tangent(network: Network, x: Tensor, t: Tensor, dx: Tensor, dt: Tensor) -> Tensor:
+    """The directional derivative of network(x, t) along (dx, dt), as a constant: nothing is kept for a backward pass."""
+    with torch.no_grad():
+        return torch.func.jvp(network, (x, t), (dx, dt))[1]

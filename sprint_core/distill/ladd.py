@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from ..trigflow import SIGMA_DATA, T_MAX, add_noise, flow_input, s_from_t
 from .randomness import SampleRandom
+from .recompute import kept
 from .scm import Proposal
 from .transform import per_sample
 
 PUBLISHED_DEPTH, PUBLISHED_BLOCKS = 20, (2, 8, 14, 19)  # where the heads sit on the 1.6B
-MAX_TIME_SHARE = 0.5  # of the generator's samples that start at pi/2
-CRITIC_PROPOSAL = Proposal(-0.6, 1.0)  # of the angles at which the critic looks
 
 
 def block_ids(depth: int) -> tuple[int, ...]:
@@ -51,12 +50,15 @@ class Critic(nn.Module):
         self.blocks = block_ids(depth)
         self.heads = nn.ModuleList(Head(width) for _ in self.blocks)
 
-    def forward(self, teacher: Callable[..., Tensor], x_t: Tensor, t: Tensor, **condition) -> Tensor:
-        """teacher: a SanaTransformer; x_t [b, c, h, w] at angles t [b]; condition: its caption and mask."""
+    def forward(self, teacher: Callable[..., Tensor], x_t: Tensor, t: Tensor, around=kept, **condition) -> Tensor:
+        """teacher: a SanaTransformer; x_t [b, c, h, w] at angles t [b]; condition: its caption and mask.
+
+        around runs the teacher's blocks, as in recompute.py.
+        """
         features: list[Tensor] = []
 
         def collect(i: int, run: Callable, x: Tensor, caption: Tensor) -> Tensor:
-            x = run(x, caption)
+            x = around(i, run, x, caption)
             if i in self.blocks:
                 features.append(x)
             return x
@@ -66,10 +68,10 @@ class Critic(nn.Module):
         return torch.cat(logits, dim=1)
 
 
-def generator_angles(proposal: Proposal, random: SampleRandom) -> Tensor:
-    """Angles [b] of the student's own samples: pi/2 with probability 0.5, else from its proposal."""
+def generator_angles(proposal: Proposal, max_time_share: float, random: SampleRandom) -> Tensor:
+    """Angles [b] of the student's own samples: pi/2 with that probability, else from its proposal."""
     t = proposal.draw(random)
-    return torch.where(random.uniform() < MAX_TIME_SHARE, torch.tensor(T_MAX), t)
+    return torch.where(random.uniform() < max_time_share, torch.tensor(T_MAX), t)
 
 
 def renoise(x0: Tensor, t: Tensor, random: SampleRandom) -> Tensor:

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class SampleRandom:
@@ -35,6 +35,15 @@ class SampleRandom:
     def choice(self, values: Sequence[float]) -> Tensor:
         """[b] of the values, each as likely."""
         return torch.tensor([values[i] for i in self.integers(len(values))])
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """torch's own initialisation from a seed, and gains of 1, biases of 0 where a layer has no such method."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
 
 
 def _key(seed: int, step: int, phase: str, sample: int) -> int:

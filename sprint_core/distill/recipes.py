@@ -1,13 +1,21 @@
-"""Recipes: one aligned row per stage of what a run may change, and the demo model's sizes."""
+"""Recipes: one aligned row per stage of what a run may change, and the demo model's sizes.
+
+Every value can be overridden on the command line: --set STAGE.KEY=VALUE. The rows of sprint-0.6B and
+sprint-1.6B are the published configuration (arXiv 2503.09641, appendix; NVlabs/Sana
+configs/sana_sprint_config).
+"""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..autoencoder_config import RES, VIT, AutoencoderConfig
 from ..gemma import GemmaConfig
 from ..transformer import TransformerConfig
 
 DEMO_PX = 256
+DEMO_FLOW_SHIFT = 5.0  # scenes hold few bits, so what they show is decided at s of 0.75 to 0.98
 
 DEMO_AUTOENCODER = AutoencoderConfig(
     encoder_channels=(8, 16, 32, 64, 128, 128),
@@ -22,7 +30,7 @@ DEMO_AUTOENCODER = AutoencoderConfig(
     decoder_in_shortcut=False,
 )
 DEMO_TEXT = GemmaConfig(vocab=128, width=128, depth=2, heads=4, kv_heads=2, head_dim=32, ffn=256, query_scale=32)
-DEMO_TRANSFORMER = TransformerConfig(width=160, depth=6, cross_heads=5, caption_width=128)
+DEMO_TRANSFORMER = TransformerConfig(width=160, depth=6, cross_heads=5, caption_width=128, pos_embed_base=8)
 
 
 @dataclass(frozen=True)
@@ -34,9 +42,27 @@ class Schedule:
     lr: float
     warmup_steps: int = 100
     decay: float = 0.5  # the learning rate falls to 0 over this last share of the steps
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, ...] = (0.9, 0.95)
     clip: float = 1.0
     ema: float = 0.999
+    precision: str = "fp32"  # or "bf16": autocast
+    optimizer: str = "adamw"  # or "came"
+    recompute: bool = False  # a block's activations in the backward pass: less memory, a third more time
+    portion: int = 0  # samples that one process takes at a time, the rest accumulates; 0: all of its share
+
+    def __post_init__(self) -> None:
+        for name, known in (("precision", ("fp32", "bf16")), ("optimizer", ("adamw", "came"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; there are {' and '.join(known)}")
+        if min(self.steps, self.batch) < 1 or self.portion < 0 or self.lr <= 0 or self.clip <= 0:
+            raise ValueError(f"a schedule needs steps, batch, lr and clip above 0; this is {self}")
+        if len(self.betas) != (3 if self.optimizer == "came" else 2):
+            raise ValueError(f"{self.optimizer} does not take {len(self.betas)} betas")
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """What differs from the defaults: identifies a run, whatever later versions add."""
+        return _chosen(self)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -45,11 +71,94 @@ class Schedule:
         return self.lr * rise * fall
 
 
-def override(schedule: Schedule, settings: dict[str, str]) -> Schedule:
-    """A schedule with settings from the command line, each of the type it has. Raises ValueError."""
-    fields = {f.name: f for f in dataclasses.fields(schedule)}
-    unknown = sorted(set(settings) - set(fields))
-    if unknown:
-        raise ValueError(f"no setting {', '.join(unknown)}; there are {', '.join(fields)}")
-    values = {name: type(getattr(schedule, name)) for name in settings}
-    return dataclasses.replace(schedule, **{name: values[name](settings[name]) for name in settings})
+@dataclass(frozen=True)
+class Objective:
+    """What the distillation minimises; the defaults are the published configuration."""
+
+    guidance: tuple[float, ...] = (4.0, 4.5, 5.0)  # embedded in the student, drawn anew for every sample
+    scm_weight: float = 1.0
+    ladd_weight: float = 0.5
+    max_time_share: float = 0.5  # of the generator's samples that start at pi/2
+    tangent_warmup_steps: int = 4000
+    noise_mean: float = 0.2  # of the student's angles: tan t = exp(n) / sigma_data, n ~ N(mean, std^2)
+    noise_std: float = 1.6  # (the paper's ablation prefers mean 0)
+    critic_mean: float = -0.6  # the same for the angles at which the critic looks
+    critic_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.guidance or self.scm_weight < 0 or self.ladd_weight < 0 or self.scm_weight + self.ladd_weight == 0:
+            raise ValueError(f"an objective needs guidance scales, and a weight of sCM or LADD above 0; this is {self}")
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """What differs from the defaults."""
+        return _chosen(self)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A run: the schedule of each stage, and the objective of the last. preset: a row of presets.py; '': the demo."""
+
+    stages: Mapping[str, Schedule]
+    objective: Objective
+    preset: str = ""
+
+
+def _chosen(row: object) -> dict[str, str]:
+    return {f.name: repr(value) for f in dataclasses.fields(row) if (value := getattr(row, f.name)) != f.default}
+
+
+# Published: a batch over 32 GPUs, warm-up, then a constant rate. The demo takes one CPU core about three hours.
+CAME_BETAS = (0.9, 0.999, 0.9999)
+# fmt: off
+PUBLISHED = {
+    "teacher": Schedule( 5000, 1024, 2e-5,  500, 0.0, CAME_BETAS, 0.1, 0.9999, "bf16", "came", True, 16),
+    "distill": Schedule(20000,  512, 2e-6, 5000, 0.0, CAME_BETAS, 0.1, 0.9999, "bf16", "came", True, 16),
+}
+DEMO = {
+    "autoencoder": Schedule( 6000,  8, 5e-4),
+    "decoder":     Schedule( 3000,  6, 3e-4, decay=0.9),
+    "features":    Schedule( 1500, 32, 2e-3),
+    "teacher":     Schedule(12000, 32, 1e-3, decay=0.4, precision="bf16"),
+    "distill":     Schedule( 1600, 32, 3e-4, decay=0.3, betas=(0.9, 0.99), clip=0.5, ema=0.995, precision="bf16"),
+}
+# fmt: on
+RECIPES = {
+    "demo": Recipe(DEMO, Objective(tangent_warmup_steps=300)),
+    "sprint-0.6B": Recipe(PUBLISHED, Objective(), "sprint-0.6B"),
+    "sprint-1.6B": Recipe(PUBLISHED, Objective(), "sprint-1.6B"),
+}
+
+
+def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """The recipe with STAGE.KEY=VALUE settings, each of the type it has. Raises ValueError."""
+    stages, aims = {name: {} for name in recipe.stages}, {}  # applied together: some go only with others
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        stage, _, key = name.partition(".")
+        if stage not in stages or not key or not value:
+            raise ValueError(f"--set {setting}: write it as STAGE.KEY=VALUE, with a stage of {', '.join(stages)}")
+        if stage == "distill" and key in {f.name for f in dataclasses.fields(Objective)}:
+            aims[key] = _parsed(recipe.objective, key, value, setting)
+        else:
+            stages[stage][key] = _parsed(recipe.stages[stage], key, value, setting)
+    changed = {name: dataclasses.replace(recipe.stages[name], **values) for name, values in stages.items()}
+    return dataclasses.replace(recipe, stages=changed, objective=dataclasses.replace(recipe.objective, **aims))
+
+
+_PARSERS = {
+    tuple: lambda text: tuple(float(n) for n in text.split(",")),
+    bool: lambda text: {"true": True, "false": False}[text.lower()],
+}
+
+
+def _parsed(row: Schedule | Objective, key: str, value: str, setting: str) -> Any:
+    """The value of a setting, of the type it has. Raises ValueError."""
+    if key not in {f.name for f in dataclasses.fields(row)}:
+        known = [f.name for f in dataclasses.fields(row)]
+        raise ValueError(f"--set {setting}: no setting {key}; there are {', '.join(known)}")
+    kind = type(getattr(row, key))
+    try:
+        return _PARSERS.get(kind, kind)(value)
+    except (ValueError, KeyError):
+        raise ValueError(f"--set {setting}: {value!r} is no {kind.__name__}") from None

@@ -5,21 +5,55 @@ For the demo model the text encoder learns with it; for published weights it is 
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import text
+from .. import presets, sampler, text, trigflow
 from ..gemma import Gemma
-from ..transformer import Attention, SanaTransformer
-from ..trigflow import flow_add_noise
+from ..transformer import SanaTransformer, TransformerConfig
+from ..trigflow import flow_add_noise, flow_predict_x0
 from .jvp import plain_attention
-from .randomness import SampleRandom
+from .randomness import SampleRandom, initialise
+from .recompute import kept, recomputed
 from .transform import per_sample
 
 CAPTION_DROPOUT = 0.1
-Batch = Callable[[SampleRandom], tuple[Tensor, list[str]]]  # scaled latents [b, 32, h, w] and their captions
+FRESH_SEED = 0  # of what a student has and its teacher has not
+
+
+class Data(Protocol):
+    """Scaled latents and captions: texts, or their embeddings [n, c] where they were encoded before."""
+
+    identity: str  # of what encoded them
+
+    def batch(self, random: SampleRandom) -> tuple[Tensor, list]:
+        """Latents [b, 32, h, w] and b captions."""
+
+
+class Encoding(Protocol):
+    """A transformer and what encodes captions for it; "" is the caption of unguided predictions."""
+
+    transformer: SanaTransformer
+
+    def encode(self, captions: Sequence) -> tuple[Tensor, Tensor]:
+        """Caption embeddings [b, n, c] and their mask [b, n]."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a stage shows of itself: pictures for some captions, always from the same noise."""
+
+    captions: Sequence
+    shape: tuple[int, ...]  # of a latent
+    decode: Callable[[Tensor], Tensor]  # scaled latents -> images [b, h, w, 3] in [0, 1]
+
+    def noise(self, device: torch.device) -> Tensor:
+        """[b, *shape]."""
+        return sampler.initial_noise(range(len(self.captions)), self.shape).to(device)
 
 
 class Captioned(nn.Module):
@@ -46,26 +80,48 @@ class Captioned(nn.Module):
 
 
 class TeacherStage:
-    """Flow matching: v(x_s, s) is to be z - x0, with s from a logit-normal."""
+    """Flow matching: v(x_s, s) is to be z - x0, with s from a logit-normal that `flow_shift` moves towards noise."""
 
     name = averaged = "teacher"
 
-    def __init__(self, model: Captioned, batch: Batch, attention: Attention = plain_attention):
+    def __init__(
+        self,
+        model: Encoding,
+        data: Data,
+        flow_shift: float = presets.FLOW_SHIFT,
+        preview: Preview | None = None,
+        recompute: bool = False,
+    ):
         self.modules = {self.name: model}
-        self.batch, self.attention = batch, attention
+        self.data, self.preview, self.around = data, preview, recomputed if recompute else kept
+        self.flow_shift = flow_shift
+        self.settings = {"latents": data.identity, "flow_shift": str(flow_shift)}
 
     def phases(self, step: int) -> tuple[str, ...]:
         return (self.name,)
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         model = self.modules[self.name]
-        x0, captions = self.batch(random)
+        x0, captions = self.data.batch(random)
+        x0 = x0.to(next(model.parameters()).device)
         dropped = (random.uniform() < CAPTION_DROPOUT).tolist()
         caption, mask = model.encode(["" if drop else c for c, drop in zip(captions, dropped)])
-        z, s = random.normal(*x0.shape[1:]).to(x0), random.normal().sigmoid().to(x0)
+        z, s = random.normal(*x0.shape[1:]).to(x0), trigflow.shift(random.normal().sigmoid(), self.flow_shift).to(x0)
         x_s = flow_add_noise(x0, z, per_sample(s, x0))
-        v = model.transformer(x_s, s, caption, mask=mask, attention=self.attention)
+        v = model.transformer(x_s, s, caption, mask=mask, attention=plain_attention, around_block=self.around)
         return F.mse_loss(v, z - x0), {}
+
+    def samples(self, average: nn.Module) -> Tensor | None:
+        """Guided samples of 20 steps for the preview's captions."""
+        if self.preview is None:
+            return None
+        noise = self.preview.noise(next(average.parameters()).device)
+        return self.preview.decode(euler(average, noise, self.preview.captions, self.flow_shift))
+
+
+def is_stable(config: TransformerConfig) -> bool:
+    """Whether a teacher has what keeps the tangent bounded: dense time embedding and q/k norm."""
+    return config.time_scale == 1.0 and config.qk_norm
 
 
 def student_of(teacher: SanaTransformer) -> SanaTransformer:
@@ -73,30 +129,38 @@ def student_of(teacher: SanaTransformer) -> SanaTransformer:
 
     Raises ValueError for a teacher without dense time embedding or q/k norm.
     """
-    config = teacher.config
-    if config.time_scale != 1.0 or not config.qk_norm:
+    if not is_stable(teacher.config):
         raise ValueError(
             "this teacher lacks the dense time embedding (time scale 0..1) or the q/k norm that the distillation "
             "needs: fine-tune it with them first (--stage teacher)"
         )
-    student = SanaTransformer(dataclasses.replace(config, guidance_embed=True)).to(next(teacher.parameters()))
+    return unchecked_student(teacher)
+
+
+def unchecked_student(teacher: SanaTransformer, guidance_embed: bool = True) -> SanaTransformer:
+    """`student_of` any teacher, and without a guidance embedding if so wanted: for the ablations."""
+    config = dataclasses.replace(teacher.config, guidance_embed=guidance_embed)
+    like = next(teacher.parameters())
+    student = SanaTransformer(config, dtype=like.dtype, device=like.device)
     missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
     assert not unexpected and all("guidance_embedder" in name for name in missing)
-    last = student.time_embed.guidance_embedder.linear_2
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    if guidance_embed:
+        initialise(student.time_embed.guidance_embedder, FRESH_SEED)
+        for parameter in student.time_embed.guidance_embedder.linear_2.parameters():
+            nn.init.zeros_(parameter)
     return student
 
 
 @torch.no_grad()
-def euler(model: Captioned, z: Tensor, captions: Sequence[str], steps: int = 20, cfg: float = 4.5) -> Tensor:
+def euler(
+    model: Encoding, z: Tensor, captions: Sequence, flow_shift: float, steps: int = 20, cfg: float = presets.GUIDANCE
+) -> Tensor:
     """The teacher's own multi-step samples from noise z: scaled latents."""
-    (caption, mask), (null, null_mask) = model.encode(captions), model.encode([""] * len(captions))
-    times = torch.linspace(1, 0, steps + 1).tolist()
-    x = z
-    for s, s_next in zip(times, times[1:]):
-        batch = x.new_full((len(x),), s)
-        v = model.transformer(x, batch, caption, mask=mask)
-        u = model.transformer(x, batch, null, mask=null_mask)
-        x = x + (s_next - s) * torch.lerp(u, v, cfg)
-    return x
+    conditions = model.encode(captions), model.encode([""] * len(captions))
+
+    def denoise(x_s: Tensor, s: Tensor) -> Tensor:
+        times = s.expand(len(x_s))
+        v = sampler.guided(*(model.transformer(x_s, times, c, mask=mask) for c, mask in conditions), cfg)
+        return flow_predict_x0(v, x_s, s)
+
+    return sampler.euler(denoise, z, torch.tensor(trigflow.shifted_sigmas(steps, flow_shift), device=z.device))

@@ -6,23 +6,28 @@ after any interruption continues as if there had been none, bit for bit on the C
 """
 
 import copy
-import json
 import os
-import sys
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from .came import CAME
 from .randomness import SampleRandom
 from .recipes import Schedule
+from .record import Record
+from .workers import ALONE, Workers
 
 SAVE_EVERY_SEC = 120
+SAVE_SHARE = 0.05  # of the time at most
 LOG_EVERY = 20
+SAMPLE_EVERY = 500
+MIB = 2**20
 
 
 class Stage(Protocol):
@@ -31,38 +36,34 @@ class Stage(Protocol):
     name: str
     modules: Mapping[str, nn.Module]  # what is trained and saved; one optimiser each
     averaged: str  # the module whose moving average is the result
+    settings: Mapping[str, str]  # what, with the schedule, tells its runs apart
 
     def phases(self, step: int) -> tuple[str, ...]:
         """The modules that this step trains, in order."""
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss that module `phase` is to lower, and metrics."""
+        """The loss that module `phase` is to lower, a mean over the samples, and metrics."""
 
-
-def batch_samples(batch: int, rank: int = 0, world: int = 1) -> range:
-    """The samples of a batch that fall to one of `world` processes. Raises ValueError."""
-    if batch % world:
-        raise ValueError(f"a batch of {batch} does not divide among {world} processes")
-    share = batch // world
-    return range(rank * share, (rank + 1) * share)
+    def samples(self, average: nn.Module) -> Tensor | None:
+        """Pictures [b, h, w, 3] in [0, 1] of what the average can do by now."""
 
 
 class Trainer:
-    """Trains one stage in one folder. Raises ValueError if the folder belongs to another run."""
+    """Trains one stage in one folder. Raises ValueError if that belongs to another run, OSError for want of disk."""
 
-    def __init__(self, stage: Stage, schedule: Schedule, out: Path, seed: int = 0, rank: int = 0, world: int = 1):
-        self.stage, self.schedule, self.seed = stage, schedule, seed
-        self.rank, self.world = rank, world
+    def __init__(self, stage: Stage, schedule: Schedule, out: Path, seed: int = 0, workers: Workers = ALONE):
+        self.stage, self.schedule, self.seed, self.workers = stage, schedule, seed, workers
         self.folder = Path(out) / stage.name
-        self.optimizers = {
-            name: torch.optim.AdamW(module.parameters(), lr=schedule.lr, betas=schedule.betas, weight_decay=0.0)
-            for name, module in stage.modules.items()
-        }
+        for module in stage.modules.values():
+            module.to(workers.device)
+        self.optimizers = {name: _optimizer(module, schedule) for name, module in stage.modules.items()}
         self.average = copy.deepcopy(stage.modules[stage.averaged]).requires_grad_(False)
         self.step, self.skipped = 0, 0
-        self.run = {"stage": stage.name, "schedule": repr(schedule), "seed": seed}
+        self.run = {"stage": stage.name, "schedule": schedule.chosen, "seed": seed, **stage.settings}
         if self.state_file.is_file():
             self._load()
+        elif workers.rank == 0:
+            self._check_disk()
 
     @property
     def state_file(self) -> Path:
@@ -71,42 +72,52 @@ class Trainer:
     def train(self, until: int | None = None) -> nn.Module:
         """Train to the end, or to a step; returns the moving average."""
         end = min(self.schedule.steps, until or self.schedule.steps)
-        saved, quiet = time.monotonic(), self.rank > 0 or not sys.stderr.isatty()
-        with tqdm(total=self.schedule.steps, initial=self.step, desc=self.stage.name, disable=quiet) as bar:
+        saved, pause = time.monotonic(), SAVE_EVERY_SEC
+        with Record(self.folder, self.schedule, self.step, writes=self.workers.rank == 0) as record:
             while self.step < end:
                 metrics = self._one_step()
                 self.step += 1
-                bar.update()
+                record.step()
                 if self.step % LOG_EVERY == 0 or self.step == end:
-                    line = {name: round(float(value), 6) for name, value in metrics.items()}
-                    bar.set_postfix(loss=next(iter(line.values()), None), skipped=self.skipped)
-                    self._log(line)
-                if time.monotonic() - saved > SAVE_EVERY_SEC:
-                    self.save()
+                    record.metrics(self.step, self.skipped, metrics)
+                if self.step % SAMPLE_EVERY == 0 or self.step == end:
+                    self._sample(record)
+                if time.monotonic() - saved > pause:
+                    pause = max(SAVE_EVERY_SEC, self.save() / SAVE_SHARE)
                     saved = time.monotonic()
         self.save()
         return self.average
 
     def _one_step(self) -> dict[str, Tensor]:
         metrics = {}
-        samples = batch_samples(self.schedule.batch, self.rank, self.world)
         for phase in self.stage.phases(self.step):
-            random = SampleRandom(self.seed, self.step, f"{self.stage.name}/{phase}", samples)
-            loss, found = self.stage.loss(phase, self.step, random)
-            metrics |= {f"{phase}/loss": loss.detach(), **{f"{phase}/{k}": v for k, v in found.items()}}
-            metrics[f"{phase}/grad_norm"] = self._descend(phase, loss)
+            for module in self.stage.modules.values():
+                module.zero_grad(set_to_none=True)
+            metrics |= {f"{phase}/{name}": value for name, value in self._gradients(phase).items()}
+            metrics[f"{phase}/grad_norm"] = self._descend(phase)
         self._update_average()
         return metrics
 
-    def _descend(self, phase: str, loss: Tensor) -> Tensor:
+    def _gradients(self, phase: str) -> dict[str, Tensor]:
+        """Gradients of the mean loss over this process's samples, in portions that fit the memory."""
+        samples, totals = self.workers.share(self.schedule.batch), defaultdict(float)
+        size = self.schedule.portion or len(samples)
+        for start in range(0, len(samples), size):
+            portion = samples[start : start + size]
+            random = SampleRandom(self.seed, self.step, f"{self.stage.name}/{phase}", portion)
+            with torch.autocast(self.workers.device.type, torch.bfloat16, enabled=self.schedule.precision == "bf16"):
+                loss, metrics = self.stage.loss(phase, self.step, random)
+            share = len(portion) / len(samples)
+            (loss * share).backward()
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                totals[name] += value * share
+        return totals
+
+    def _descend(self, phase: str) -> Tensor:
         """One optimiser step; a step with a gradient that is not finite is skipped and counted."""
         module, optimizer = self.stage.modules[phase], self.optimizers[phase]
-        for other in self.stage.modules.values():
-            other.zero_grad(set_to_none=True)
-        loss.backward()
         parameters = [p for p in module.parameters() if p.grad is not None]
-        if self.world > 1:
-            _average_gradients(parameters, self.world)
+        self.workers.average(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, self.schedule.clip)
         if not torch.isfinite(norm):
             self.skipped += 1
@@ -124,17 +135,18 @@ class Trainer:
         for name, parameter in self.average.named_parameters():
             parameter.lerp_(source[name], 1 - decay)
 
-    def _log(self, line: dict[str, float]) -> None:
-        if self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            entry = {"step": self.step, "skipped": self.skipped, "time": round(time.time(), 1), **line}
-            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+    @torch.no_grad()
+    def _sample(self, record: Record) -> None:
+        if self.workers.rank == 0 and (images := self.stage.samples(self.average)) is not None:
+            record.samples(self.step, images)
 
-    def save(self) -> None:
-        """Write the state; a full disk or an interruption leaves the last good one."""
-        if self.rank:
-            return
+    # --- the state file -------------------------------------------------------------------------------
+
+    def save(self) -> float:
+        """Write the state; a full disk or an interruption leaves the last good one. Returns the seconds it took."""
+        if self.workers.rank:
+            return 0.0
+        started = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.state_file.with_suffix(".tmp")
         state = {
@@ -150,9 +162,10 @@ class Trainer:
             os.replace(temporary, self.state_file)
         finally:
             temporary.unlink(missing_ok=True)
+        return time.monotonic() - started
 
     def _load(self) -> None:
-        state = torch.load(self.state_file, weights_only=True)
+        state = torch.load(self.state_file, weights_only=True, map_location=self.workers.device)
         if state["run"] != self.run:
             raise ValueError(
                 f"{self.folder} holds another run ({state['run']}, not {self.run}); choose another --out, or delete it"
@@ -163,16 +176,17 @@ class Trainer:
             self.optimizers[name].load_state_dict(state["optimizers"][name])
         self.average.load_state_dict(state["average"])
 
+    def _check_disk(self) -> None:
+        """A state twice, as the old one stays until the new one is whole: weights, average and up to two moments."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        needed = 2 * 4 * sum(p.nbytes for module in self.stage.modules.values() for p in module.parameters())
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OSError(
+                f"{self.folder} needs {needed / MIB:.0f} MiB for its state, and {free / MIB:.0f} MiB are free"
+            )
 
-def _average_gradients(parameters: list[nn.Parameter], world: int) -> None:
-    """Mean over processes, in one message."""
-    flat = torch.cat([p.grad.flatten() for p in parameters])
-    torch.distributed.all_reduce(flat)
-    flat /= world
-    for p, grad in zip(parameters, _split(flat, parameters)):
-        p.grad.copy_(grad)
 
-
-def _split(flat: Tensor, parameters: list[nn.Parameter]) -> Iterator[Tensor]:
-    for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-        yield part.view_as(p)
+def _optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    kind = {"adamw": torch.optim.AdamW, "came": CAME}[schedule.optimizer]
+    return kind(module.parameters(), lr=schedule.lr, betas=schedule.betas, weight_decay=0.0)

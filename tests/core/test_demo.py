@@ -1,6 +1,5 @@
 """The demo recipe from nothing to a loaded model, a few steps long."""
 
-import dataclasses
 import json
 
 import pytest
@@ -8,14 +7,13 @@ import torch
 
 from sprint_core import checkpoint, scenes
 from sprint_core.distill import __main__ as command
-from sprint_core.distill import data, demo
-from sprint_core.distill.autoencoder import initialise
+from sprint_core.distill import data, demo, recipes
+from sprint_core.distill.randomness import initialise
 from sprint_core.distill.randomness import SampleRandom
 from sprint_core.pipeline import Pipeline
 
-SHORT = {
-    name: dataclasses.replace(schedule, steps=2, batch=2, warmup_steps=1) for name, schedule in demo.SCHEDULES.items()
-}
+SETTINGS = [f"{stage}.{key}=2" for stage in recipes.DEMO for key in ("steps", "batch")]
+SHORT = recipes.override(recipes.RECIPES["demo"], SETTINGS)
 
 
 @pytest.fixture
@@ -75,12 +73,12 @@ def test_images_are_the_scenes():
 
 
 def test_command_line(tmp_path, small_shards, capsys, caplog):
-    short = [f"--set={stage}.{key}=2" for stage in demo.STAGES for key in ("steps", "batch")]
+    short = [f"--set={setting}" for setting in SETTINGS]
     assert command.main(["--out", str(tmp_path), "--stage", "autoencoder", "--pool", "6", *short]) == 0
     files = json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
     assert files == [str(tmp_path / "autoencoder.safetensors")]
     given = demo.Demo(tmp_path / "other", SHORT, pool=6, given=files[0]).autoencoder
-    own = demo.Demo(tmp_path, {**SHORT, **command._schedules([s[6:] for s in short])}, pool=6).autoencoder
+    own = demo.Demo(tmp_path, SHORT, pool=6).autoencoder
     assert all(torch.equal(a, b.half().float()) for a, b in zip(given.state_dict().values(), own.state_dict().values()))
     assert command.main(["--out", str(tmp_path), "--set", "teacher.stepz=3"]) == 1
     assert "no setting stepz" in caplog.text

@@ -63,10 +63,10 @@ def test_tangent_is_the_finite_difference(network, condition):
     F = trig(network, condition)
     x, t = random64(2, 32, 4, 4, seed=4), torch.tensor([0.7, 1.2], dtype=torch.float64)
     dx, dt, h = random64(2, 32, 4, 4, seed=5), torch.tensor([0.5, 0.3], dtype=torch.float64), 1e-5
-    value, tangent = jvp.value_and_tangent(F, x, t, dx, dt)
+    tangent = jvp.tangent(F, x, t, dx, dt)
     difference = (F(x + h * dx, t + h * dt) - F(x - h * dx, t - h * dt)) / (2 * h)
     assert (difference - tangent).abs().max() / tangent.abs().max() <= 1e-6
-    torch.testing.assert_close(value, F(x, t))
+    assert not tangent.requires_grad
 
 
 def toy_std(t: torch.Tensor) -> torch.Tensor:
@@ -176,8 +176,8 @@ def test_critic_sees_the_blocks_it_names(network, condition):
 
 
 def test_half_of_the_generators_angles_are_at_maximum():
-    t = ladd.generator_angles(scm.Proposal(), SampleRandom(0, 0, "", range(4000)))
-    assert abs(float((t == trigflow.T_MAX).float().mean()) - ladd.MAX_TIME_SHARE) < 0.03
+    t = ladd.generator_angles(scm.Proposal(0.2, 1.6), 0.3, SampleRandom(0, 0, "", range(4000)))
+    assert abs(float((t == trigflow.T_MAX).float().mean()) - 0.3) < 0.03
 
 
 def test_hinge():

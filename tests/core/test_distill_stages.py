@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sprint_core import standin, text, trigflow
-from sprint_core.distill.autoencoder import initialise
+from sprint_core.distill.randomness import initialise
 from sprint_core.distill.randomness import SampleRandom
-from sprint_core.distill.recipes import Schedule
-from sprint_core.distill.student import DistillStage, Recipe
+from sprint_core.distill.recipes import Objective, Schedule
+from sprint_core.distill.student import DistillStage
 from sprint_core.distill.teacher import Captioned, TeacherStage, euler, student_of
 from sprint_core.distill.trainer import Trainer
 from sprint_core.gemma import Gemma
@@ -22,9 +22,15 @@ PICTURES = {"red": torch.full((32, 2, 2), 1.0), "blue": torch.full((32, 2, 2), -
 PRESET = text.TextPreset(instruction=None, max_tokens=16)
 
 
-def batch(random: SampleRandom) -> tuple[torch.Tensor, list[str]]:
-    captions = [list(PICTURES)[i] for i in random.integers(2)]
-    return torch.stack([PICTURES[caption] for caption in captions]), captions
+class TwoPictures:
+    identity = "two flat pictures"
+
+    def batch(self, random: SampleRandom) -> tuple[torch.Tensor, list[str]]:
+        captions = [list(PICTURES)[i] for i in random.integers(2)]
+        return torch.stack([PICTURES[caption] for caption in captions]), captions
+
+
+DATA = TwoPictures()
 
 
 @pytest.fixture
@@ -55,15 +61,15 @@ def test_teacher_without_stabilisers_is_refused(change):
 def test_teacher_learns_what_captions_mean(model, tmp_path):
     """After a short training the sign of the samples follows the caption; guidance and average included."""
     schedule = Schedule(steps=150, batch=16, lr=2e-3, warmup_steps=10, ema=0.95)
-    trained = Trainer(TeacherStage(model, batch), schedule, tmp_path).train()
+    trained = Trainer(TeacherStage(model, DATA), schedule, tmp_path).train()
     z = torch.randn((4, 32, 2, 2), generator=torch.Generator().manual_seed(0))
-    samples = euler(trained, z, ["red", "blue", "red", "blue"], steps=8, cfg=2.0)
+    samples = euler(trained, z, ["red", "blue", "red", "blue"], 1.0, steps=8, cfg=2.0)
     assert (samples.mean((1, 2, 3)) * torch.tensor([1.0, -1.0, 1.0, -1.0]) > 0.5).all()
 
 
 @pytest.mark.parametrize(("step", "phase"), [(0, "student"), (1, "critic")])
 def test_distillation_moves_only_its_own_phase(model, step, phase):
-    stage = DistillStage(model, batch, Recipe(tangent_warmup_steps=1))
+    stage = DistillStage(model, DATA, Objective(tangent_warmup_steps=1))
     assert stage.phases(step) == (phase,)
     before = copy.deepcopy(model.state_dict())
     loss, metrics = stage.loss(phase, 5, SampleRandom(0, 0, phase, range(4)))
@@ -77,19 +83,21 @@ def test_distillation_moves_only_its_own_phase(model, step, phase):
 
 
 def test_objectives_can_be_used_alone(model):
-    only_scm = DistillStage(model, batch, Recipe(ladd_weight=0.0))
+    only_scm = DistillStage(model, DATA, Objective(ladd_weight=0.0))
     assert only_scm.phases(1) == ("student",)
     _, metrics = only_scm.loss("student", 0, SampleRandom(0, 0, "", range(2)))
     assert "adversarial" not in metrics and "scm" in metrics
-    _, metrics = DistillStage(model, batch, Recipe(scm_weight=0.0)).loss("student", 0, SampleRandom(0, 0, "", range(2)))
+    _, metrics = DistillStage(model, DATA, Objective(scm_weight=0.0)).loss(
+        "student", 0, SampleRandom(0, 0, "", range(2))
+    )
     assert "scm" not in metrics
 
 
 def test_distilled_student_paints_in_one_step(model, tmp_path):
     """The whole chain on two flat pictures: after sCM and LADD one step gives the captioned one."""
     schedule = Schedule(steps=150, batch=16, lr=2e-3, warmup_steps=10, ema=0.95)
-    teacher = Trainer(TeacherStage(model, batch), schedule, tmp_path).train()
-    stage = DistillStage(teacher, batch, Recipe(tangent_warmup_steps=20, guidance=(1.5, 2.0)))
+    teacher = Trainer(TeacherStage(model, DATA), schedule, tmp_path).train()
+    stage = DistillStage(teacher, DATA, Objective(tangent_warmup_steps=20, guidance=(1.5, 2.0)))
     student = Trainer(stage, dataclasses.replace(schedule, steps=80, lr=1e-3, clip=0.5), tmp_path).train().transformer
     z = torch.randn((4, 32, 2, 2), generator=torch.Generator().manual_seed(0))
     caption, mask = teacher.encode(["red", "blue", "red", "blue"])

@@ -1,23 +1,24 @@
 """The training loop: resuming, skipping, averaging and sharing a batch, on a toy stage."""
 
+import dataclasses
 import json
-import os
-import subprocess
+import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from processes import run_two
 from torch import nn
 
 from sprint_core.autoencoder import Autoencoder
 from sprint_core.autoencoder_config import SCALE
 from sprint_core.distill import autoencoder as stages
-from sprint_core.distill.randomness import SampleRandom
-from sprint_core.distill.recipes import DEMO_AUTOENCODER, Schedule, override
-from sprint_core.distill.trainer import Trainer, batch_samples
+from sprint_core.distill.randomness import SampleRandom, initialise
+from sprint_core.distill.recipes import DEMO_AUTOENCODER, RECIPES, Schedule, override
+from sprint_core.distill.trainer import Trainer
+from sprint_core.distill.workers import Workers, launched
 
-ROOT = Path(__file__).resolve().parents[2]
 SCHEDULE = Schedule(steps=12, batch=4, lr=0.05, warmup_steps=3, ema=0.9)
 
 
@@ -29,11 +30,14 @@ class Toy:
     def __init__(self, bad_step: int = -1):
         self.modules = {"student": nn.Linear(3, 2), "critic": nn.Linear(2, 1)}
         for seed, module in enumerate(self.modules.values()):
-            stages.initialise(module, seed)
-        self.bad_step = bad_step
+            initialise(module, seed)
+        self.bad_step, self.settings = bad_step, {}
 
     def phases(self, step):
         return ("student",) if step % 2 == 0 else ("student", "critic")
+
+    def samples(self, average):
+        return average.weight.detach().abs().expand(3, 2, 2, 3)
 
     def loss(self, phase, step, random):
         x = random.normal(3)
@@ -104,43 +108,79 @@ def test_full_disk_leaves_the_last_good_state(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError):
         trainer.train(until=6)
-    assert [file.name for file in sorted((tmp_path / "toy").iterdir())] == ["metrics.jsonl", "state.pt"]
+    assert {file.suffix for file in (tmp_path / "toy").iterdir()} <= {".jsonl", ".pt", ""}
     assert Trainer(Toy(), SCHEDULE, tmp_path).step == 3
 
 
-def test_metrics_are_json_lines(tmp_path):
-    Trainer(Toy(), SCHEDULE, tmp_path).train()
-    lines = [json.loads(line) for line in (tmp_path / "toy" / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["step"] == 12
-    assert {"student/loss", "student/grad_norm", "critic/loss", "critic/x", "skipped"} <= set(lines[-1])
-
-
-def two_processes(rank: int, out: str) -> None:
-    address = f"file://{out}/rendezvous"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    trainer = Trainer(Toy(), SCHEDULE, f"{out}/shared", rank=rank, world=2)
+def one_of_two(out: str) -> None:
+    """What each process of the next test runs."""
+    workers = launched("cpu")
+    trainer = Trainer(Toy(), SCHEDULE, f"{out}/shared", workers=workers)
     trainer.train()
-    torch.save(weights(trainer), f"{out}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save(weights(trainer), f"{out}/rank{workers.rank}.pt")
 
 
 def test_two_processes_equal_one(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in range(2)]
-    workers = [subprocess.Popen(command, env=environment) for command in commands]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    run_two(__file__, tmp_path)
     single = Trainer(Toy(), SCHEDULE, tmp_path / "single")
     single.train()
     for rank in range(2):
         shared = torch.load(tmp_path / f"rank{rank}.pt")
         for name, value in weights(single).items():
             torch.testing.assert_close(shared[name], value, rtol=1e-5, atol=1e-6)
+    lines = (tmp_path / "shared" / "toy" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 1  # one process writes
 
 
 def test_batches_split_without_loss():
-    assert [list(batch_samples(4, rank, 2)) for rank in range(2)] == [[0, 1], [2, 3]]
+    assert [list(Workers(rank=rank, world=2).share(4)) for rank in range(2)] == [[0, 1], [2, 3]]
     with pytest.raises(ValueError, match="does not divide"):
-        batch_samples(3, 0, 2)
+        Workers(world=2).share(3)
+
+
+def test_portions_equal_the_whole_batch(tmp_path):
+    whole = Trainer(Toy(), SCHEDULE, tmp_path / "whole")
+    parts = Trainer(Toy(), dataclasses.replace(SCHEDULE, portion=3), tmp_path / "parts")
+    for trainer in (whole, parts):
+        trainer.train()
+    for (name, a), b in zip(weights(whole).items(), weights(parts).values()):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_numbers_and_pictures_are_recorded(tmp_path):
+    """As JSON lines, PNG and for TensorBoard; a resumed run leaves no line twice."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "toy"
+    Trainer(Toy(bad_step=11), SCHEDULE, tmp_path).train(until=12)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 12 and lines[-1]["skipped"] == 2  # both phases
+    assert lines[-1]["student/loss"] is None  # NaN is no JSON
+    assert {"student/grad_norm", "critic/loss", "critic/x", "images_per_sec"} <= set(lines[-1])
+    assert Image.open(folder / "samples" / "000012.png").size == (4, 4)
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert "critic/x" in events.Tags()["scalars"] and events.Tags()["images"] == ["samples"]
+    (folder / "metrics.jsonl").write_text('{"step": 12}\n{"step": 20}\n{"step')
+    Trainer(Toy(bad_step=11), SCHEDULE, tmp_path).train()
+    assert (folder / "metrics.jsonl").read_text() == '{"step": 12}\n'
+
+
+def test_too_little_disk_is_said_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 100, 0))
+    with pytest.raises(OSError, match="MiB for its state, and 0 MiB are free"):
+        Trainer(Toy(), SCHEDULE, tmp_path)
+
+
+def test_came_trains_and_resumes(tmp_path):
+    schedule = dataclasses.replace(SCHEDULE, optimizer="came", betas=(0.9, 0.999, 0.9999))
+    whole = Trainer(Toy(), schedule, tmp_path / "whole")
+    start = weights(whole)
+    whole.train()
+    Trainer(Toy(), schedule, tmp_path / "parts").train(until=5)
+    resumed = Trainer(Toy(), schedule, tmp_path / "parts")
+    resumed.train()
+    for (name, a), b in zip(weights(whole).items(), weights(resumed).values()):
+        assert torch.equal(a, b) and not torch.equal(a, start[name]), name
 
 
 def test_randomness_belongs_to_the_sample():
@@ -160,15 +200,52 @@ def test_learning_rate_rises_and_falls():
 
 
 def test_overrides_keep_their_type():
-    assert override(SCHEDULE, {"steps": "7", "lr": "1e-3"}) == Schedule(7, 4, 1e-3, warmup_steps=3, ema=0.9)
-    with pytest.raises(ValueError, match="no setting stepz; there are steps"):
-        override(SCHEDULE, {"stepz": "1"})
+    settings = ["teacher.steps=7", "teacher.lr=1e-3", "distill.guidance=2,3", "distill.recompute=true"]
+    recipe = override(RECIPES["demo"], settings)
+    assert recipe.stages["teacher"] == dataclasses.replace(RECIPES["demo"].stages["teacher"], steps=7, lr=1e-3)
+    assert recipe.objective.guidance == (2.0, 3.0) and recipe.stages["distill"].recompute is True
+    together = override(RECIPES["demo"], ["distill.optimizer=came", "distill.betas=0.9,0.99,0.999"])
+    assert together.stages["distill"].betas == (0.9, 0.99, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("teacher.stepz=1", "no setting stepz; there are steps"),
+        ("teacher.steps", "STAGE.KEY=VALUE"),
+        ("nurse.steps=1", "with a stage of autoencoder"),
+        ("teacher.steps=many", "'many' is no int"),
+        ("teacher.steps=0", "above 0"),
+        ("teacher.recompute=perhaps", "'perhaps' is no bool"),
+        ("distill.precision=fp8", "there are fp32 and bf16"),
+        ("distill.optimizer=came", "does not take 2 betas"),
+        ("distill.guidance=", "STAGE.KEY=VALUE"),
+    ],
+)
+def test_bad_overrides_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        override(RECIPES["demo"], [setting])
+
+
+def test_published_recipes_are_the_published_numbers():
+    """NVlabs/Sana configs/sana_sprint_config, and the paper's appendix where it differs."""
+    for name in ("sprint-0.6B", "sprint-1.6B"):
+        recipe = RECIPES[name]
+        distill, objective = recipe.stages["distill"], recipe.objective
+        assert (distill.steps, distill.batch, distill.lr, distill.clip) == (20000, 512, 2e-6, 0.1)
+        assert (distill.optimizer, distill.betas) == ("came", (0.9, 0.999, 0.9999))
+        assert distill.rate(10000) == distill.rate(19999) == 2e-6  # constant after the warm-up
+        assert (recipe.stages["teacher"].lr, recipe.stages["teacher"].batch) == (2e-5, 1024)
+        assert (objective.scm_weight, objective.ladd_weight, objective.max_time_share) == (1.0, 0.5, 0.5)
+        assert objective.guidance == (4.0, 4.5, 5.0) and objective.tangent_warmup_steps == 4000
+        assert (objective.noise_mean, objective.noise_std) == (0.2, 1.6)
+        assert (objective.critic_mean, objective.critic_std) == (-0.6, 1.0)
 
 
 def test_folding_normalises_latents_and_keeps_images():
     """Channels come out with std 1/SCALE and mean 0; inside the border the image stays what it was."""
     model = Autoencoder(DEMO_AUTOENCODER).eval()
-    stages.initialise(model, 0)
+    initialise(model, 0)
     images = torch.rand((2, 3, 256, 256), generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         model.encoder.conv_out.bias.add_(torch.linspace(-2, 2, 32))
@@ -190,7 +267,7 @@ def test_autoencoder_stage_learns():
     picture = torch.rand((1, 3, 16, 16), generator=torch.Generator().manual_seed(0)) * 2 - 1
     picture = nn.functional.interpolate(picture, size=(256, 256), mode="bilinear")
     model = Autoencoder(DEMO_AUTOENCODER)
-    stages.initialise(model, 0)
+    initialise(model, 0)
     stage = stages.WholeStage(model, lambda seeds: picture.expand(len(seeds), -1, -1, -1), steps=4, pool=10)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
@@ -204,4 +281,4 @@ def test_autoencoder_stage_learns():
 
 
 if __name__ == "__main__":
-    two_processes(int(sys.argv[1]), sys.argv[2])
+    one_of_two(sys.argv[1])
