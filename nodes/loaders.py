@@ -32,8 +32,8 @@ class LoadSprint(io.ComfyNode):
                     "model",
                     options=folders.choices("checkpoints"),
                     tooltip="A diffusers pipeline in models/diffusers, or a file in models/checkpoints that holds all "
-                    "parts. The first entry is a tiny stand-in with random weights: it needs no download and paints "
-                    "noise.",
+                    "parts. The first entry comes with this pack: a tiny model of plain shapes, 256x256, that needs "
+                    "no download.",
                 ),
                 dtype_input("bf16", "fp32"),
             ],

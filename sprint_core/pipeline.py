@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, presets, sampler, sizes, standin, text, trigflow
+from . import checkpoint, presets, sampler, sizes, text, trigflow
 from .autoencoder import Autoencoder
 from .autoencoder_config import DOWNSCALE, SCALE
 from .checkpoint import CheckpointError
@@ -175,7 +175,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sprint_core.pipeline", description="SANA-Sprint, text to image.")
     add = parser.add_argument
     add("prompt")
-    add("--model", help="pipeline folder, file, or preset: " + ", ".join(SPRINTS))
+    add("--model", help="pipeline folder, file, or preset (default: the bundled tiny one): " + ", ".join(SPRINTS))
     add("--vae", help="DC-AE, when --model holds none")
     add("--text-encoder", help="Gemma-2, when --model holds none")
     add("--steps", type=int, default=2)
@@ -209,10 +209,8 @@ def _size(args: argparse.Namespace, image: Image.Image | None, native_px: int) -
 
 def _load_pipeline(args: argparse.Namespace) -> Pipeline:
     if args.model is None:
-        path = standin.make(Path(torch.hub.get_dir()).parent / "sana_sprint" / standin.NAME)
-        log.warning("no --model: using a tiny stand-in with random weights, which paints noise")
-    else:
-        path = find_model(args.model)
+        log.info("no --model: the bundled one, which paints plain shapes, as in 'a red circle above a blue square'")
+    path = presets.BUNDLED if args.model is None else find_model(args.model)
     dtype = DTYPES[args.dtype] if args.dtype else None
     return Pipeline.load(path, autoencoder=args.vae, text_encoder=args.text_encoder, dtype=dtype, device=args.device)
 

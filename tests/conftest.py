@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # ComfyUI has a top-level module `nodes` and this folder a package of that name: the folder comes last,
 # wherever pytest was started, so that `import nodes` finds ComfyUI's once that is on the path.
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT] + [str(ROOT)]
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT] + [str(ROOT), str(ROOT / "tests")]
 
 from comfy_client import Server, prepare_base  # noqa: E402
 

@@ -19,7 +19,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
-from sprint_core import presets, standin, tensorfile  # noqa: E402
+import standin  # noqa: E402
+
+from sprint_core import presets, tensorfile  # noqa: E402
 from sprint_core.autoencoder import Autoencoder  # noqa: E402
 from sprint_core.autoencoder_config import SANA  # noqa: E402
 from sprint_core.transformer import SanaTransformer  # noqa: E402

@@ -4,16 +4,13 @@ A folder with a config.json, such as a sharded encoder or a whole diffusers pipe
 the files inside it are not listed.
 """
 
-import logging
 import os
 from pathlib import Path
 
 import folder_paths
 
-from ...sprint_core import standin
+from ...sprint_core import presets
 from ...sprint_core.tensorfile import WEIGHT_SUFFIXES, CheckpointError, is_shard
-
-log = logging.getLogger(__name__)
 
 PIPELINES = "diffusers"
 MAX_DEPTH = 3  # folders below a models folder that are searched
@@ -53,17 +50,14 @@ def models(*keys: str) -> dict[str, Path]:
 
 
 def choices(*keys: str) -> list[str]:
-    """The names for a drop-down; the default first."""
+    """The names for a drop-down; the bundled model first."""
     names = sorted(models(*keys), key=str.lower)
-    return [standin.NAME, *(name for name in names if name != standin.NAME)]
+    return [presets.BUNDLED_NAME, *(name for name in names if name != presets.BUNDLED_NAME)]
 
 
 def find(name: str, *keys: str) -> Path:
-    """Path of a listed name; the default model is made when it is first asked for. Raises CheckpointError."""
-    if name == standin.NAME:
-        log.warning("SANA-Sprint: %s has random weights and paints noise; the README says where to get a model", name)
-        return standin.make(Path(folder_paths.models_dir) / PIPELINES / standin.NAME)
-    found = models(*keys).get(name)
+    """Path of a listed name. Raises CheckpointError."""
+    found = presets.BUNDLED if name == presets.BUNDLED_NAME else models(*keys).get(name)
     if found is not None:
         return found
     raise CheckpointError(
@@ -73,7 +67,7 @@ def find(name: str, *keys: str) -> Path:
 
 def stamp(name: str, *keys: str) -> str:
     """Changes when the file or folder behind a name does, so that it is read again."""
-    path = None if name == standin.NAME else models(*keys).get(name)  # the stand-in never changes
+    path = presets.BUNDLED if name == presets.BUNDLED_NAME else models(*keys).get(name)
     if path is None:
         return name
     files = sorted(path.rglob("*")) if path.is_dir() else [path]

@@ -1,4 +1,13 @@
-"""python -m sprint_core.distill --recipe demo --stage all --out DIR [--set stage.key=value ...]"""
+"""Train and distil: the bundled model from nothing, or a SANA-Sprint from a published SANA and your pictures.
+
+    python -m sprint_core.distill --recipe demo --out DIR
+    python -m sprint_core.distill --recipe sprint-1.6B --teacher FILE --vae FILE --text-encoder FILE
+                                  --data DIR --out DIR
+    accelerate launch -m sprint_core.distill ...        on several GPUs or machines
+    python -m sprint_core.distill --ablations --out DIR the paper's tables in small, from a demo run in DIR
+
+The same command again continues where it stopped. The last line is one JSON document.
+"""
 
 import argparse
 import json
@@ -10,51 +19,108 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from . import demo
-from .recipes import Schedule, override
+from . import ablations, demo, estimate, recipes
+from .published import Published, Sources
+from .workers import Workers, launched
 
 log = logging.getLogger(__name__)
 
+SCENES = "scenes"
+NEEDED = {"teacher": "--teacher", "autoencoder": "--vae", "text_encoder": "--text-encoder"}
 
-def _schedules(settings: Sequence[str]) -> dict[str, Schedule]:
-    """The demo's schedules with the command line's settings. Raises ValueError."""
-    schedules = dict(demo.SCHEDULES)
-    for setting in settings:
-        name, _, value = setting.partition("=")
-        stage, _, key = name.partition(".")
-        if stage not in schedules or not key or not value:
-            raise ValueError(f"--set {setting}: write it as STAGE.KEY=VALUE, with a stage of {', '.join(schedules)}")
-        schedules[stage] = override(schedules[stage], {key: value})
-    return schedules
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m sprint_core.distill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--recipe", default="demo", help=f"one of {', '.join(recipes.RECIPES)}")
+    add("--stage", choices=[*recipes.DEMO, "all"], default="all", help="the last one to run")
+    add("--out", type=Path, required=True, help="folder of this run; the same again resumes it")
+    add("--data", default=SCENES, help="scenes (demo), or pictures with captions: folder, .parquet, webdataset .tar")
+    add("--teacher", type=Path, help="full size: the multi-step SANA, any layout")
+    add("--vae", "--autoencoder", type=Path, dest="autoencoder", help="its DC-AE; demo: start from this one")
+    add("--text-encoder", type=Path, help="full size: Gemma-2")
+    add("--time-scale", type=float, choices=(1.0, 1000.0), help="full size: where the teacher's file does not say")
+    add("--pool", type=int, default=demo.POOL, help="demo: training scenes")
+    add("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="settings")
+    add("--device", help="cpu or cuda (default: cuda where there is one)")
+    add("--ablations", action="store_true", help="the tables of the paper on the demo world, and nothing else")
+    add("--dry-run", action="store_true", help="print what each stage would take, and train nothing")
+    return parser.parse_args(argv)
+
+
+def _recipe(args: argparse.Namespace) -> recipes.Recipe:
+    if args.recipe not in recipes.RECIPES:
+        raise ValueError(f"no recipe {args.recipe}; there are {', '.join(recipes.RECIPES)}")
+    if args.ablations and (args.recipe, args.stage, args.data) != ("demo", "all", SCENES):
+        raise ValueError("--ablations is of the demo world as it is: without --recipe, --stage and --data")
+    recipe = ablations.SHORT if args.ablations else recipes.RECIPES[args.recipe]
+    return recipes.override(recipe, args.settings)
+
+
+def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers, command: str) -> list[Path]:
+    if args.data != SCENES:
+        raise ValueError(f"--data {args.data}: the demo learns from scenes; --recipe sprint-0.6B takes pictures")
+    run = demo.Demo(args.out, recipe, args.pool, args.autoencoder, workers)
+    if args.stage in ("autoencoder", "decoder"):
+        return run.export_autoencoder(args.out, command)
+    if args.stage == "features":
+        return run.export_features(args.out, command)
+    if args.stage == "teacher":
+        run.teacher()
+        return []
+    return run.export(args.out, command)
+
+
+def _run_published(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers, command: str) -> list[Path]:
+    missing = [option for name, option in NEEDED.items() if getattr(args, name) is None]
+    if missing or args.data == SCENES:
+        raise ValueError(f"--recipe {args.recipe} needs {', '.join([*missing, *['--data'] * (args.data == SCENES)])}")
+    if args.stage not in (*recipe.stages, "all"):
+        raise ValueError(f"--stage {args.stage}: {args.recipe} has the stages {', '.join(recipe.stages)}")
+    sources = Sources(args.teacher, args.autoencoder, args.text_encoder, Path(args.data), args.time_scale)
+    run = Published(args.out, recipe, sources, workers)  # before the estimate, which takes a while
+    planned = [one for one in estimate.of_recipe(recipe, workers) if args.stage in (one.stage, "all")]
+    estimate.check_memory(planned, workers)
+    model = run.teacher().transformer if args.stage == "teacher" else run.student()
+    return run.export(model, command) if workers.rank == 0 else []
+
+
+def _dry_run(recipe: recipes.Recipe, workers: Workers) -> dict:
+    """What each stage would take on this process."""
+    result = {}
+    for one in estimate.of_recipe(recipe, workers):
+        speed = estimate.matmul_speed(workers.device, recipe.stages[one.stage].precision)
+        tqdm.write(one.text(speed))
+        result[one.stage] = {
+            "parameters": one.trained,
+            "memory_bytes": one.memory_bytes,
+            "sec_per_step_at_least": float(f"{one.per_step / speed:.3g}"),
+        }
+    return {"dry_run": result, "device": str(workers.device)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sprint_core.distill", description=__doc__)
-    parser.add_argument("--recipe", choices=["demo"], default="demo")
-    parser.add_argument("--stage", choices=[*demo.STAGES, "all"], default="all", help="the last one to run")
-    parser.add_argument("--out", type=Path, required=True, help="folder of this run; the same again resumes it")
-    parser.add_argument("--autoencoder", type=Path, metavar="FILE", help="start from this DC-AE, trained before")
-    parser.add_argument("--pool", type=int, default=demo.POOL, help="training scenes")
-    parser.add_argument("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="settings")
-    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = _arguments(argv)
+    command = " ".join(["python", "-m", "sprint_core.distill", *(argv if argv is not None else sys.argv[1:])])
     started = time.perf_counter()
     try:
-        run = demo.Demo(args.out, _schedules(args.settings), args.pool, args.autoencoder)
-        command = " ".join(["python", "-m", "sprint_core.distill", *(argv if argv is not None else sys.argv[1:])])
-        files = []
-        if args.stage in ("autoencoder", "decoder"):
-            files = run.export_autoencoder(args.out, command)
-        elif args.stage == "teacher":
-            run.teacher()
-        elif args.stage == "distill":
-            run.student()
+        recipe = _recipe(args)
+        workers = launched(args.device)
+        if args.dry_run:
+            result = _dry_run(recipe, workers)
+        elif args.ablations:
+            result = ablations.run(args.out, recipe, args.pool, args.autoencoder, workers, ablations.PROMPTS)
         else:
-            files = run.export(args.out, command)
+            files = (_run_published if recipe.preset else _run_demo)(args, recipe, workers, command)
+            result = {"files": [str(path) for path in files]}
     except (ValueError, OSError) as error:
         log.error("error: %s", error)
         return 1
-    tqdm.write(json.dumps({"files": [str(path) for path in files], "seconds": round(time.perf_counter() - started, 1)}))
+    if workers.rank == 0:
+        tqdm.write(json.dumps(result | {"seconds": round(time.perf_counter() - started, 1)}))
     return 0
 
 

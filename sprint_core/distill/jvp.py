@@ -22,6 +22,6 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | 
 
 
 def tangent(network: Network, x: Tensor, t: Tensor, dx: Tensor, dt: Tensor) -> Tensor:
-    """The directional derivative of network(x, t) along (dx, dt), as a constant: nothing is kept for a backward pass."""
+    """The directional derivative of network(x, t) along (dx, dt), a constant: nothing is kept for a backward pass."""
     with torch.no_grad():
         return torch.func.jvp(network, (x, t), (dx, dt))[1]

@@ -6,5 +6,5 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
-sys.path += [str(HERE.parents[1]), str(HERE)]
+sys.path += [str(HERE.parents[1]), str(HERE.parent), str(HERE)]
 torch.set_num_threads(1)  # the models are tiny: threads would only wait for one another

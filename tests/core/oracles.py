@@ -2,10 +2,11 @@
 
 from functools import cache
 
+import standin
 import torch
 from diffusers import SanaTransformer2DModel
 
-from sprint_core import keymaps, standin
+from sprint_core import keymaps
 from sprint_core.presets import config_from_diffusers
 from sprint_core.transformer import SanaTransformer
 

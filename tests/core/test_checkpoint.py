@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import standin
 import torch
 from oracles import relative_error, shapes_of
 
-from sprint_core import checkpoint, keymaps, presets, standin, tensorfile, text
+from sprint_core import checkpoint, keymaps, presets, tensorfile, text
 from sprint_core.autoencoder import Autoencoder
 from sprint_core.checkpoint import KINDS, CheckpointError, build, load
 from sprint_core.gemma import Gemma, GemmaConfig
@@ -352,9 +353,10 @@ def test_untouched_weights_stay_mapped(tmp_path):
 
 MEMORY = """
 import sys
-sys.path.append(sys.argv[1])
+sys.path += [sys.argv[1], sys.argv[1] + "/tests"]
 import torch
-from sprint_core import checkpoint, presets, standin, transformer
+import standin
+from sprint_core import checkpoint, presets, transformer
 
 def peak():
     with open("/proc/self/status") as status:

@@ -8,8 +8,7 @@ import torch
 from sprint_core import checkpoint, scenes
 from sprint_core.distill import __main__ as command
 from sprint_core.distill import data, demo, recipes
-from sprint_core.distill.randomness import initialise
-from sprint_core.distill.randomness import SampleRandom
+from sprint_core.distill.randomness import SampleRandom, initialise
 from sprint_core.pipeline import Pipeline
 
 SETTINGS = [f"{stage}.{key}=2" for stage in recipes.DEMO for key in ("steps", "batch")]

@@ -3,9 +3,10 @@
 import math
 
 import pytest
+import standin
 import torch
 
-from sprint_core import standin, trigflow
+from sprint_core import trigflow
 from sprint_core.distill import jvp, ladd, scm
 from sprint_core.distill.randomness import SampleRandom
 from sprint_core.distill.transform import per_sample, trigflow_network

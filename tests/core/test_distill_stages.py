@@ -5,11 +5,11 @@ import dataclasses
 import json
 
 import pytest
+import standin
 import torch
 
-from sprint_core import standin, text, trigflow
-from sprint_core.distill.randomness import initialise
-from sprint_core.distill.randomness import SampleRandom
+from sprint_core import text, trigflow
+from sprint_core.distill.randomness import SampleRandom, initialise
 from sprint_core.distill.recipes import Objective, Schedule
 from sprint_core.distill.student import DistillStage
 from sprint_core.distill.teacher import Captioned, TeacherStage, euler, student_of

@@ -3,12 +3,12 @@
 import json
 
 import pytest
+import standin
 import torch
 from tiny_recipe import tiny  # noqa: F401
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sprint_core import standin
 from sprint_core.distill import __main__ as command
 from sprint_core.distill import estimate, recipes
 from sprint_core.distill.published import Embedded

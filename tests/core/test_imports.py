@@ -28,15 +28,17 @@ ORDER = (
     "presets",
     "sampler",
     "checkpoint",
-    "standin",
     "pipeline",
     "scenes",
     "judge",
+    "features",
+    "evaluate",
 )
 # What ComfyUI installs, so that the core runs wherever it does.
 ALLOWED = {"torch", "safetensors", "einops", "transformers", "sentencepiece", "tokenizers", "numpy", "PIL", "tqdm"}
-ALLOWED |= {"huggingface_hub"} | set(sys.stdlib_module_names)
-LAZY = ("transformers", "sentencepiece", "tokenizers", "diffusers", "huggingface_hub")
+ALLOWED |= {"huggingface_hub", "accelerate"} | set(sys.stdlib_module_names)
+ALLOWED |= {"datasets", "pyarrow"}  # which the data of full-size training may need
+LAZY = ("transformers", "sentencepiece", "tokenizers", "diffusers", "huggingface_hub", "datasets", "pyarrow")
 
 
 def parse(folder: Path) -> dict[str, ast.Module]:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import standin
 import torch
 from diffusers.loaders.single_file_utils import (
     convert_autoencoder_dc_checkpoint_to_diffusers,
@@ -10,7 +11,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from oracles import TINY, shapes_of
 
-from sprint_core import keymaps, standin
+from sprint_core import keymaps
 from sprint_core.autoencoder import Autoencoder
 from sprint_core.autoencoder_config import SANA
 from sprint_core.gemma import Gemma, GemmaConfig

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import standin
 import tokenizers
 import torch
 from diffusers import (
@@ -20,7 +21,7 @@ from oracles import randn, relative_error
 from PIL import Image
 from transformers import Gemma2Model, PreTrainedTokenizerFast
 
-from sprint_core import checkpoint, keymaps, pipeline, standin, text, trigflow
+from sprint_core import checkpoint, keymaps, pipeline, text, trigflow
 from sprint_core.pipeline import Pipeline
 
 PROMPT = "A red Circle to the left of a blue square"
@@ -303,12 +304,11 @@ def test_command_line_image_to_image(folder, tmp_path, capsys, caplog):
     assert command(capsys, PROMPT, *options, "--size", "64x64")["size"] == [64, 64]
 
 
-def test_command_line_without_a_model_says_that_it_paints_noise(tmp_path, capsys, caplog, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache" / "hub"))
-    result = command(capsys, PROMPT, "--size", "64x64", "--out", tmp_path / "x.png")
-    assert Path(result["images"][0]).is_file()
-    assert "a tiny stand-in with random weights, which paints noise" in caplog.text
-    assert (tmp_path / "cache" / "sana_sprint" / standin.NAME / "model_index.json").is_file()
+def test_command_line_without_a_model_uses_the_bundled_one(tmp_path, capsys):
+    result = command(capsys, "two red crosses", "--out", tmp_path / "x.png")
+    assert result["size"] == [256, 256]
+    want = Pipeline.load(pipeline.presets.BUNDLED).generate(["two red crosses"], seeds=[0])
+    assert np.array_equal(pixels(result["images"][0]), want[0].mul(255).round().byte().numpy())
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import standin
 import torch
 from picture_files import plain, write
 from tiny_recipe import SANA, tiny, write_pictures  # noqa: F401
 
-from sprint_core import checkpoint, keymaps, standin
+from sprint_core import checkpoint, keymaps
 from sprint_core.autoencoder import Autoencoder
 from sprint_core.distill import __main__ as command
 from sprint_core.distill import estimate

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import standin
 import torch
 from processes import run_two
 
-from sprint_core import standin
 from sprint_core.distill.published import Embedded
 from sprint_core.distill.randomness import SampleRandom
 from sprint_core.distill.recipes import Objective, Schedule

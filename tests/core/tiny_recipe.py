@@ -4,9 +4,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import standin
 from picture_files import plain, write
 
-from sprint_core import presets, standin
+from sprint_core import presets
 from sprint_core.distill import recipes
 from sprint_core.distill.recipes import CAME_BETAS, Objective, Recipe, Schedule
 from sprint_core.presets import Preset

@@ -1,4 +1,4 @@
-"""The real ComfyUI in this process, on the CPU, with this pack among its custom nodes and the tiny stand-in as model.
+"""The real ComfyUI in this process, on the CPU, with this pack among its custom nodes.
 
 Everything happens as ComfyUI does it: the pack is loaded by its own loader from custom_nodes, nodes run by their
 ids, and each test runs in inference mode.
@@ -139,8 +139,11 @@ def node(host):
 
 @pytest.fixture(scope="session")
 def pipeline_folder(host) -> Path:
-    """The stand-in, made where the loader makes it when it is first chosen."""
-    from sprint_core import standin
+    """A model with seeded random weights in the published layout, where a user would put it.
+
+    Most tests use it, since its prompts carry the authors' instruction; test_bundled.py has the bundled model.
+    """
+    import standin
 
     return standin.make(host.base / "models" / "diffusers" / standin.NAME)
 

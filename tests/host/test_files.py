@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from sprint_core import checkpoint, standin, tensorfile
+from sprint_core import checkpoint, presets, tensorfile
 
 
 def listed(node, id, name):
@@ -21,14 +21,14 @@ def load(node):
 # --- lists ------------------------------------------------------------------------------------------
 
 
-def test_the_stand_in_comes_first_everywhere(node):
+def test_the_bundled_model_comes_first_everywhere(node):
     for id, name in (
         ("SanaSprintLoader", "model"),
         ("SanaSprintModelLoader", "model"),
         ("SanaSprintTextEncoderLoader", "text_encoder"),
         ("SanaSprintVAELoader", "vae"),
     ):
-        assert listed(node, id, name)[0] == standin.NAME
+        assert listed(node, id, name)[0] == presets.BUNDLED_NAME
 
 
 def test_files_of_each_folder_are_listed_once_with_their_subfolder(node, host, pipeline_folder):

@@ -3,9 +3,10 @@
 import dataclasses
 
 import pytest
+import standin
 import torch
 
-from sprint_core import checkpoint, standin, trigflow
+from sprint_core import checkpoint, trigflow
 
 STEPS, CFG = 6, 4.5
 

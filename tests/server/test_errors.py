@@ -4,20 +4,21 @@ import os
 import time
 
 import pytest
+import standin
 import torch
 from safetensors.torch import save_file
 
 from comfy_client import ComfyError
-from sprint_core import standin, tensorfile
+from sprint_core import presets, tensorfile
 
-STANDIN = standin.NAME
+BUNDLED = presets.BUNDLED_NAME
 
 
 def graph(**changes: dict) -> dict:
     """The smallest text-to-image prompt, with inputs changed per node: loader={'dtype': 'bf16'}."""
     nodes = {
-        "loader": ("SanaSprintLoader", {"model": STANDIN, "dtype": "auto"}),
-        "text": ("CLIPTextEncode", {"clip": ["loader", 1], "text": "a cat"}),
+        "loader": ("SanaSprintLoader", {"model": BUNDLED, "dtype": "auto"}),
+        "text": ("CLIPTextEncode", {"clip": ["loader", 1], "text": "a red circle"}),
         "latent": ("SanaSprintEmptyLatent", {"size": "custom", "width": 64, "height": 64, "batch_size": 1}),
         "sampler": (
             "SanaSprintSampler",

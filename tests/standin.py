@@ -1,7 +1,7 @@
 """A tiny SANA-Sprint with seeded random weights in the published diffusers layout.
 
-It makes coloured noise, not pictures. It stands in where a model must load and run but none has been
-downloaded: as the default of the loader until the pack ships a trained one, and in the tests.
+It makes coloured noise, not pictures. It stands in for the published models in tests of files, formats and
+equality: unlike the bundled model it has their layout, their instruction and a guidance embedding of any width.
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import keymaps, tensorfile
-from .autoencoder import Autoencoder
-from .autoencoder_config import SCALE, AutoencoderConfig
-from .gemma import HF_NAMES, Gemma, GemmaConfig
-from .transformer import SELF_HEAD_DIM, SanaTransformer, TransformerConfig
+from sprint_core import keymaps, tensorfile
+from sprint_core.autoencoder import Autoencoder
+from sprint_core.autoencoder_config import SCALE, AutoencoderConfig
+from sprint_core.gemma import HF_NAMES, Gemma, GemmaConfig
+from sprint_core.transformer import SELF_HEAD_DIM, SanaTransformer, TransformerConfig
 
 NAME = "SANA-Sprint-standin"
 SEED = 0

@@ -1,0 +1,260 @@
+"""Does a model paint what prompts say, and how close do its pictures come to true ones?
+
+    python -m sprint_core.evaluate [--model demo|PATH] [--steps 1,2,4] [--prompts N] [--seed N] [--grid FILE]
+        the bundled model, or another of the same world: judged per category, with the Frechet distance
+    python -m sprint_core.evaluate --model PATH --geneval evaluation_metadata.jsonl --out DIR
+    python -m sprint_core.evaluate --model PATH --mjhq meta_data.json --out DIR
+        a real model: pictures in DIR/steps1, ... as the official scorers read them; only missing ones are made
+
+The last line is one JSON document.
+"""
+
+import argparse
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from tqdm import tqdm
+
+from . import checkpoint, features, judge, presets, sampler, scenes, trigflow
+from .autoencoder_config import DOWNSCALE
+from .pipeline import DTYPES, Pipeline, find_model
+from .transformer import LATENT_CHANNELS
+
+log = logging.getLogger(__name__)
+
+BATCH = 25
+TEACHER_STEPS = 20
+GRID_ROWS = 12  # prompts in the picture grid
+LABEL_PX = 16
+
+Painter = Callable[[Sequence[str], Sequence[int]], Tensor]  # prompts, seeds -> images [b, h, w, 3] in [0, 1]
+
+
+def student(pipeline: Pipeline, steps: int, guidance: float) -> Painter:
+    """The model itself at a step count."""
+    return lambda texts, seeds: pipeline.generate(texts, seeds=seeds, steps=steps, guidance=guidance).cpu()
+
+
+def teacher(path: str | Path, pipeline: Pipeline, steps: int, cfg: float) -> Painter:
+    """The multi-step model at `path` with the pipeline's encoder and DC-AE: guided Euler. Raises CheckpointError."""
+    network = next(pipeline.transformer.parameters())
+    weights = checkpoint.load(path, "transformer")
+    model = checkpoint.build(weights, dtype=network.dtype, device=network.device)
+    sigmas = torch.tensor(trigflow.shifted_sigmas(steps, weights.settings["flow_shift"]), device=network.device)
+    size = pipeline.size_px // DOWNSCALE
+
+    @torch.inference_mode()
+    def paint(texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        conditions = pipeline.encode_text(texts), pipeline.encode_text([""] * len(texts))
+
+        def denoise(x_s: Tensor, s: Tensor) -> Tensor:
+            x, times = x_s.to(network.dtype), s.expand(len(x_s))
+            v = sampler.guided(*(model(x, times, c, mask=mask) for c, mask in conditions), cfg)
+            return trigflow.flow_predict_x0(v.float(), x_s, s)
+
+        noise = sampler.initial_noise(seeds, (LATENT_CHANNELS, size, size)).to(network.device)
+        return pipeline.decode(sampler.euler(denoise, noise, sigmas)).cpu()
+
+    return paint
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one way to paint did: images [n, h, w, 3] in [0, 1], and for each whether it shows its prompt."""
+
+    images: Tensor
+    right: tuple[bool, ...]
+    seconds: float
+
+    @property
+    def share(self) -> float:
+        return sum(self.right) / len(self.right)
+
+
+def balanced_prompts(n: int, seed: int) -> list[scenes.Prompt]:
+    """n held-out prompts, in turn of each category."""
+    each = -(-n // len(scenes.CATEGORIES))
+    rows = zip(*(scenes.prompts(name, each, seed) for name in scenes.CATEGORIES))
+    return [prompt for row in rows for prompt in row][:n]
+
+
+def score(paint: Painter, prompts: Sequence[scenes.Prompt], seed: int, label: str) -> Score:
+    """Paint and judge; image i has seed `seed` + i."""
+    images, started = [], time.perf_counter()
+    for start in tqdm(range(0, len(prompts), BATCH), desc=label, unit=f"x{BATCH} images", leave=False):
+        texts = [prompt.text for prompt in prompts[start : start + BATCH]]
+        images.append(paint(texts, [seed + start + i for i in range(len(texts))]))
+    painted, seconds = torch.cat(images), time.perf_counter() - started
+    right = tuple(judge.judge(image.numpy(), p.requirement) for image, p in zip(painted, prompts))
+    return Score(painted, right, seconds)
+
+
+def true_images(prompts: Sequence[scenes.Prompt]) -> Tensor:
+    """A true picture of each prompt: [n, h, w, 3] in [0, 1]."""
+    return torch.from_numpy(scenes.render_batch([prompt.scene for prompt in prompts])).float() / 255.0
+
+
+def summary(
+    scores: dict[str, Score], prompts: Sequence[scenes.Prompt], extractor: features.Extractor, true: Tensor
+) -> dict:
+    """The JSON document: shares right, per category, and Frechet distances to true pictures' features [n, d]."""
+    categories = {name: {} for name in scenes.CATEGORIES}
+    for label, one in scores.items():
+        for name, row in categories.items():
+            chosen = [right for right, prompt in zip(one.right, prompts) if prompt.category == name]
+            row[label] = round(sum(chosen) / len(chosen), 4)
+    distances = {
+        label: features.frechet(features.extract(extractor, one.images), true) for label, one in scores.items()
+    }
+    return {
+        "judge": {label: round(one.share, 4) for label, one in scores.items()},
+        "categories": categories,
+        "frechet": {label: round(distance, 4) for label, distance in distances.items()},
+        "prompts": len(prompts),
+    }
+
+
+def table(result: dict) -> str:
+    """The summary for people."""
+    labels = list(result["judge"])
+    rows = [("", *labels), *((name, *row.values()) for name, row in result["categories"].items())]
+    rows += [("all", *result["judge"].values()), ("Frechet", *result["frechet"].values())]
+    return "\n".join(f"{row[0]:14}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows)
+
+
+def grid(scores: dict[str, Score], prompts: Sequence[scenes.Prompt]) -> Image.Image:
+    """One row per prompt: the true picture and each way's; a red frame where the judge disagrees."""
+    px = scores[next(iter(scores))].images.shape[1] // 2
+    rows = min(GRID_ROWS, len(prompts))
+    sheet = Image.new("RGB", ((len(scores) + 1) * px, rows * (px + LABEL_PX) + LABEL_PX), "white")
+    draw = ImageDraw.Draw(sheet)
+    columns = {"true": (true_images(prompts[:rows]), (True,) * rows)}
+    columns |= {label: (one.images, one.right) for label, one in scores.items()}
+    for x, (label, (images, right)) in enumerate(columns.items()):
+        title = f"{label} step{'s' * (label != '1')}" if label.isdigit() else label
+        draw.text((x * px + 4, 2), title, fill="black")
+        for y in range(rows):
+            pixels = images[y].mul(255).round().byte().numpy()
+            place = (x * px, LABEL_PX + y * (px + LABEL_PX))
+            sheet.paste(Image.fromarray(pixels).resize((px, px), Image.Resampling.LANCZOS), place)
+            if not right[y]:
+                draw.rectangle((*place, place[0] + px - 1, place[1] + px - 1), outline="red", width=3)
+    for y, prompt in enumerate(prompts[:rows]):
+        draw.text((4, (y + 1) * (px + LABEL_PX) + 2), prompt.text, fill="black")
+    return sheet
+
+
+# --- pictures for the official scorers ----------------------------------------------------------------
+
+
+def geneval_jobs(path: Path, out: Path, samples: int = 4) -> Iterator[tuple[str, int, Path]]:
+    """(prompt, seed, file) for GenEval: 00000/samples/0000.png and so on, beside each prompt's metadata.jsonl."""
+    for i, line in enumerate(filter(None, path.read_text(encoding="utf-8").splitlines())):
+        folder = out / f"{i:05d}"
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        (folder / "metadata.jsonl").write_text(line, encoding="utf-8")
+        for j in range(samples):
+            yield json.loads(line)["prompt"], j, folder / "samples" / f"{j:04d}.png"
+
+
+def mjhq_jobs(path: Path, out: Path) -> Iterator[tuple[str, int, Path]]:
+    """(prompt, seed, file) for MJHQ-30K: category/id.png, the folders whose FID is taken."""
+    for i, (name, entry) in enumerate(json.loads(path.read_text(encoding="utf-8")).items()):
+        folder = out / entry["category"]
+        folder.mkdir(parents=True, exist_ok=True)
+        yield entry["prompt"], i, folder / f"{name}.png"
+
+
+def paint_files(paint: Painter, jobs: Sequence[tuple[str, int, Path]], seed: int) -> int:
+    """Paint what is missing, one picture at a time; returns how many."""
+    missing = [job for job in jobs if not job[2].is_file()]
+    for text, offset, path in tqdm(missing, unit="images"):
+        pixels = paint([text], [seed + offset])[0].mul(255).round().byte().numpy()
+        temporary = path.with_suffix(".tmp")
+        Image.fromarray(pixels).save(temporary, format="PNG")
+        os.replace(temporary, path)
+    return len(missing)
+
+
+# --- command line -----------------------------------------------------------------------------------
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m sprint_core.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", default="demo", help="demo (the bundled one), a file, a folder or a preset")
+    add("--vae", help="DC-AE, when --model holds none")
+    add("--text-encoder", help="Gemma-2, when --model holds none")
+    add("--teacher", help="its teacher's file, to judge with it")
+    add("--steps", default="1,2,4")
+    add("--prompts", type=int, default=600, help="how many held-out prompts")
+    add("--seed", type=int, default=0)
+    add("--guidance", type=float, default=presets.GUIDANCE)
+    add("--grid", type=Path, metavar="FILE", help="write a grid of pictures")
+    add("--inception", help="TorchScript InceptionV3 for the Frechet distance, instead of the bundled network")
+    add("--geneval", type=Path, metavar="FILE", help="GenEval's evaluation_metadata.jsonl")
+    add("--mjhq", type=Path, metavar="FILE", help="MJHQ-30K's meta_data.json")
+    add("--out", type=Path, help="folder for the pictures of --geneval and --mjhq")
+    add("--dtype", choices=DTYPES, help="default: the file's")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> dict:
+    """One command line, done: the JSON document that it ends with."""
+    steps = [int(n) for n in args.steps.split(",")]
+    for n in steps:
+        trigflow.schedule("paper", n)
+    path = presets.BUNDLED if args.model == "demo" else find_model(args.model)
+    dtype = DTYPES[args.dtype] if args.dtype else None
+    pipeline = Pipeline.load(
+        path, autoencoder=args.vae, text_encoder=args.text_encoder, dtype=dtype, device=args.device
+    )
+    if args.geneval or args.mjhq:
+        if args.out is None:
+            raise ValueError("--geneval and --mjhq need --out, the folder for the pictures")
+        folders = {str(n): args.out / f"steps{n}" for n in steps}
+        painted = {}
+        for label, folder in folders.items():
+            jobs = geneval_jobs(args.geneval, folder) if args.geneval else mjhq_jobs(args.mjhq, folder)
+            painted[label] = paint_files(student(pipeline, int(label), args.guidance), list(jobs), args.seed)
+        return {"painted": painted, "folders": {label: str(folder) for label, folder in folders.items()}}
+    extractor = features.inception(args.inception, args.device) if args.inception else features.bundled()
+    prompts = balanced_prompts(args.prompts, args.seed)
+    true = features.extract(extractor, true_images(prompts))
+    features.check_count(*true.shape)  # before anything is painted
+    painters = {str(n): student(pipeline, n, args.guidance) for n in steps}
+    if args.teacher:
+        painters[f"teacher{TEACHER_STEPS}"] = teacher(args.teacher, pipeline, TEACHER_STEPS, args.guidance)
+    scores = {label: score(paint, prompts, args.seed, label) for label, paint in painters.items()}
+    result = summary(scores, prompts, extractor, true)
+    tqdm.write(table(result))
+    if args.grid:
+        grid(scores, prompts).save(args.grid)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = _arguments(argv)
+    try:
+        result = run(args)
+    except (ValueError, OSError, KeyError) as error:
+        log.error("error: %s", error)
+        return 1
+    tqdm.write(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
