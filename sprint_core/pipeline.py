@@ -61,7 +61,9 @@ class Pipeline:
         weights = {kind: checkpoint.load(source, kind) for kind, source in sources.items()}
         if not weights["transformer"].config.guidance_embed:
             raise CheckpointError(f"{path}: a multi-step model; sample it in ComfyUI with KSampler")
-        models = {kind: checkpoint.build(w, dtype=_dtype(w, dtype), device=device) for kind, w in weights.items()}
+        models = {
+            kind: checkpoint.build(w, dtype=_dtype(w, dtype, device), device=device) for kind, w in weights.items()
+        }
         encoder = weights["text_encoder"]
         tokenizer, preset = checkpoint.load_tokenizer(encoder), checkpoint.text_preset(encoder)
         text_encoder = text.TextEncoder(models["text_encoder"], tokenizer, preset)
@@ -149,9 +151,11 @@ class Pipeline:
         return next(model.parameters()).dtype
 
 
-def _dtype(weights: checkpoint.Weights, asked: torch.dtype | None) -> torch.dtype:
+def _dtype(weights: checkpoint.Weights, asked: torch.dtype | None, device: torch.device | str) -> torch.dtype:
+    """Never fp16, which Gemma and the DC-AE overflow: fp32 on the CPU, where it is exact and no slower."""
     found = asked or checkpoint.majority_dtype(weights.tensors)
-    return torch.bfloat16 if found == torch.float16 else found  # Gemma and the DC-AE overflow fp16
+    instead = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    return instead if found == torch.float16 else found
 
 
 def find_model(name: str) -> Path:

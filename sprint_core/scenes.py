@@ -370,6 +370,15 @@ def _draw(kind: str | None, split: str, rng: random.Random) -> tuple[Scene, Requ
             return scene, requirement
 
 
+def another_caption(scene: Scene, seed: int) -> str:
+    """A caption of the training split that is true of a scene; the same seed gives the same one."""
+    rng = random.Random(seed)
+    while True:
+        requirement = _draw_requirement(scene, rng)
+        if split_of(requirement) == "train":
+            return write(requirement, rng)
+
+
 def scene_and_caption(seed: int, split: str = "train") -> tuple[Scene, str]:
     """A scene and a caption that is true of it; the same seed and split give the same ones."""
     rng = random.Random(f"{split} {seed}")

@@ -67,8 +67,8 @@ def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers
         return run.export_autoencoder(args.out, command)
     if args.stage == "features":
         return run.export_features(args.out, command)
-    if args.stage == "teacher":
-        run.teacher()
+    if args.stage in ("reader", "teacher"):
+        {"reader": run.gemma, "teacher": run.teacher}[args.stage]()
         return []
     return run.export(args.out, command)
 

@@ -85,11 +85,15 @@ def distance(painted: Tensor, true: Tensor) -> dict | None:
 
 
 def spread(norms: Sequence[float]) -> dict | None:
-    """Median and maximum of those that are finite, and how many are not; None without any."""
-    finite = [norm for norm in norms if math.isfinite(norm)]
+    """The median of those that are finite, its interval by ranks, and their maximum; None without any."""
+    finite = sorted(norm for norm in norms if math.isfinite(norm))
     if not finite:
         return None
-    return {"median": statistics.median(finite), "max": max(finite), "not_finite": len(norms) - len(finite)}
+    last = len(finite) - 1
+    reach = NORMAL_95 * math.sqrt(len(finite)) / 2  # of the binomial number of values below the true median
+    ends = {"low": finite[max(0, math.floor(last / 2 - reach))], "high": finite[min(last, math.ceil(last / 2 + reach))]}
+    rest = {"max": finite[-1], "not_finite": len(norms) - len(finite)}
+    return {"median": statistics.median(finite), **ends, **rest}
 
 
 def pooled(results: Sequence[Mapping]) -> dict:
@@ -123,10 +127,10 @@ def _pooled_distance(distances: Sequence[Mapping | None]) -> dict | None:
 
 
 def _pooled_norm(norms: Sequence[Mapping]) -> dict:
-    """The mean of the medians, between the lowest seed's and the highest one's; the highest maximum."""
-    medians = [one["median"] for one in norms]
-    ends = {"low": min(medians), "high": max(medians), "max": max(one["max"] for one in norms)}
-    return {"value": statistics.mean(medians), **ends, "not_finite": sum(one["not_finite"] for one in norms)}
+    """The mean of the medians, an interval that holds those of all seeds, the highest maximum."""
+    ends = {"low": min(one["low"] for one in norms), "high": max(one["high"] for one in norms)}
+    rest = {"max": max(one["max"] for one in norms), "not_finite": sum(one["not_finite"] for one in norms)}
+    return {"value": statistics.mean(one["median"] for one in norms), **ends, **rest}
 
 
 # --- tables -------------------------------------------------------------------------------------------
@@ -166,7 +170,7 @@ def paper_table(rows: Sequence[Row], found: Mapping[str, Mapping]) -> str:
         one = found[row.run]
         seeds = " / ".join(f"{100 * share:.1f}" for share in one["judge"][first]["seeds"])
         shares = [_shown(one["judge"][first]), seeds, *(_shown(one["judge"][n]) for n in fewer)]
-        frechet = _shown(one["frechet"], 1, 2) if one["frechet"] else "-"
+        frechet = _shown(one["frechet"], 1) if one["frechet"] else "-"
         cells.append([row.label, *shares, frechet, f"{one['seconds']:.0f}", f"{row.fid:.2f}", f"{row.clip:.2f}"])
     lines = [verdict(row, rows, found) for row in rows]
     differences = {found[row.run]["largest_difference"] for row in rows if "largest_difference" in found[row.run]}
@@ -181,12 +185,12 @@ def stabiliser_table(found: Mapping[str, Mapping]) -> str:
     for label, name in STABILISERS.items():
         one = found[name]
         stable = stable or one
-        shown = [cell for kind in NORMS for cell in (f"{one[kind]['value']:.3g}", f"{one[kind]['max']:.3g}")]
+        shown = [cell for kind in NORMS for cell in (_shown(one[kind], 1), f"{one[kind]['max']:.0f}")]
         judge = next(iter(one["judge"].values()))
         cells.append([label, *shown, str(one["grad_norm"]["not_finite"]), _shown(judge)])
         if one is not stable:
             times = {kind: one[kind]["value"] / stable[kind]["value"] for kind in NORMS}
-            said = (f"{NORMS[k]} norm {x:.2g} times ({order(one[k], stable[k], 1, 0)})" for k, x in times.items())
+            said = (f"{NORMS[k]} norm {x:.2f} times ({order(one[k], stable[k], 1, 0)})" for k, x in times.items())
             lines.append(f"- {label}: {', '.join(said)} that of the stable teacher")
     return f"{_markdown(cells)}\n\n" + "\n".join(lines)
 
@@ -213,8 +217,9 @@ def said(result: Mapping) -> str:
     return f"judge {shares}; {result['seconds']:.0f} s"
 
 
-NOTE = """In brackets: 95 % of what other pictures would give, widened where the seeds differ by more. Where two such
-intervals meet, the difference is within noise. The judge is compared with CLIP, the Frechet distance with FID."""
+NOTE = """In brackets: 95 % of what other pictures (of norms: other steps) would give, widened where the seeds differ by
+more. Where two such intervals meet, the difference is within noise. The judge is compared with CLIP, the Frechet
+distance with FID."""
 
 
 def report(found: Mapping[str, Mapping], about: str) -> str:

@@ -193,7 +193,7 @@ class Ablations:
         return trainer.train().eval().requires_grad_(False)
 
     def _pipeline(self, transformer: SanaTransformer, teacher: Captioned) -> Pipeline:
-        encoder = text.TextEncoder(teacher.gemma, self.demo.words, self.demo.preset)
+        encoder = text.TextEncoder(teacher.gemma, self.demo.prompts.tokenizer, self.demo.prompts.preset)
         return Pipeline(transformer, self.demo.autoencoder, encoder, recipes.DEMO_PX)
 
     def _teacher_painter(self, sample: Callable[..., Tensor]) -> evaluate.Painter:

@@ -1,5 +1,6 @@
 """What the stages are trained on: procedural scenes as images, and as latents that are encoded once."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from .randomness import SampleRandom
 
 SHARD = 1000  # scenes
 BATCH = 50
+CAPTION_SEEDS = 2**31
 
 
 def images(seeds: Sequence[int], split: str = "train") -> Tensor:
@@ -23,8 +25,15 @@ def images(seeds: Sequence[int], split: str = "train") -> Tensor:
     return torch.from_numpy(drawn).movedim(-1, 1).float().div_(127.5).sub_(1.0)
 
 
-def captions(seeds: Sequence[int], split: str = "train") -> list[str]:
-    return [scenes.scene_and_caption(seed, split)[1] for seed in seeds]
+def captions(seeds: Sequence[int], random: SampleRandom) -> list[str]:
+    """A caption of each of the training scenes with these seeds, worded anew each time."""
+    return [scenes.another_caption(_scene(i), seed) for i, seed in zip(seeds, random.integers(CAPTION_SEEDS))]
+
+
+@functools.cache
+def _scene(seed: int) -> scenes.Scene:
+    """Kept, since drawing one takes longer than wording it."""
+    return scenes.scene_and_caption(seed)[0]
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -49,9 +58,9 @@ class SceneLatents:
         self.latents = torch.cat(shards)
 
     def batch(self, random: SampleRandom) -> tuple[Tensor, list[str]]:
-        """Latents [b, 32, 8, 8] and captions, for the stages."""
+        """Latents [b, 32, 8, 8] and captions, each time worded anew."""
         chosen = random.integers(self.count)
-        return self.latents[chosen].float(), captions(chosen)
+        return self.latents[chosen].float(), captions(chosen, random)
 
     def _shard(self, model: Autoencoder, start: int) -> Tensor:
         path = self.folder / f"latents_{start // SHARD:05d}.safetensors"

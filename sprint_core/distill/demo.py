@@ -1,6 +1,6 @@
 """The bundled model, from nothing: every stage of it, and its export as native files.
 
-    autoencoder -> fold -> decoder -> latents -> teacher -> distill -> export
+    autoencoder -> fold -> decoder -> latents -> reader -> teacher -> distill -> export
 
 Each stage resumes where it stopped; one that has ended costs nothing.
 """
@@ -20,6 +20,7 @@ from ..gemma import Gemma
 from ..transformer import SanaTransformer
 from . import autoencoder, data, features, recipes
 from .randomness import initialise
+from .reader import Reader, ReaderStage
 from .recipes import Recipe
 from .student import DistillStage
 from .teacher import Captioned, Preview, TeacherStage
@@ -47,6 +48,27 @@ def tokenizer() -> text.HFTokenizer:
     return text.HFTokenizer(json.dumps(description).encode())
 
 
+def prompts() -> text.PromptTokenizer:
+    """Captions to tokens, without an instruction."""
+    return text.PromptTokenizer(tokenizer(), text.TextPreset(instruction=None, max_tokens=MAX_TOKENS))
+
+
+def fresh_gemma(seed: int) -> Gemma:
+    """The demo's text encoder before training, with unit embeddings and norms of gain 1 + 0.
+
+    Gemma scales its embeddings by sqrt(width): of torch's own N(0, 1) they would drown what the layers add,
+    and the encoder would stay a bag of words, without word order.
+    """
+    model = Gemma(recipes.DEMO_TEXT)
+    initialise(model, seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.zero_()
+        model.model.embed_tokens.weight.mul_(model.config.width**-0.5)
+    return model
+
+
 class Demo:
     """A run in one folder. `recipe` may shorten stages, `pool` the data; `given`: a trained DC-AE to start from."""
 
@@ -59,8 +81,7 @@ class Demo:
         workers: Workers = ALONE,
     ):
         self.out, self.recipe, self.pool, self.given, self.workers = Path(out), recipe, pool, given, workers
-        self.words = tokenizer()
-        self.preset = text.TextPreset(instruction=None, max_tokens=MAX_TOKENS)
+        self.prompts = prompts()
 
     @functools.cached_property
     def autoencoder(self) -> Autoencoder:
@@ -85,16 +106,20 @@ class Demo:
         with self.workers.first():
             return data.SceneLatents(model, self.out / "latents", self.pool)
 
+    def gemma(self) -> Gemma:
+        """The text encoder as the teacher's training finds it."""
+        return self._train(ReaderStage(Reader(fresh_gemma(SEED)), self.prompts, self.pool)).gemma.requires_grad_(True)
+
     def teacher(self) -> Captioned:
         config = dataclasses.replace(recipes.DEMO_TRANSFORMER, guidance_embed=False)
-        gemma, prompts = Gemma(recipes.DEMO_TEXT), text.PromptTokenizer(self.words, self.preset)
-        model = Captioned(SanaTransformer(config), gemma, prompts)
-        initialise(model, SEED)
-        return (
-            self._train(TeacherStage(model, self.latents, recipes.DEMO_FLOW_SHIFT, self.preview))
-            .eval()
-            .requires_grad_(False)
+        transformer = SanaTransformer(config)
+        initialise(transformer, SEED)
+        gemma = self.gemma()
+        stage = TeacherStage(
+            Captioned(transformer, gemma, self.prompts), self.latents, recipes.DEMO_FLOW_SHIFT, self.preview
         )
+        stage.settings |= {"text_encoder": data.weights_hash(gemma)}
+        return self._train(stage).eval().requires_grad_(False)
 
     def student(self) -> tuple[Captioned, SanaTransformer]:
         """The teacher and its student."""
@@ -136,7 +161,9 @@ class Demo:
         if self.workers.rank:
             return []
         described = {"instruction": None, "max_tokens": MAX_TOKENS, "lower": False}
-        encoder = self._part("text_encoder", teacher.gemma, {"text": described}, text.tokenizer_state(self.words))
+        encoder = self._part(
+            "text_encoder", teacher.gemma, {"text": described}, text.tokenizer_state(self.prompts.tokenizer)
+        )
         sizes = {"size_px": recipes.DEMO_PX, "flow_shift": recipes.DEMO_FLOW_SHIFT}
         parts = [self._part("transformer", student, sizes), encoder, self._part("autoencoder", vae, {})]
         paths = [folder / "sana_sprint_tiny.safetensors", folder / "sana_tiny_teacher.safetensors"]

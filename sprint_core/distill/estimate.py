@@ -21,10 +21,12 @@ from .. import presets
 from ..autoencoder import Autoencoder
 from ..autoencoder_config import DOWNSCALE
 from ..features import FeatureNetwork
+from ..gemma import Gemma
 from ..transformer import LATENT_CHANNELS, SanaTransformer
-from . import autoencoder, features, recipes
+from . import autoencoder, demo, features, recipes
 from .published import Embedded
 from .randomness import SampleRandom
+from .reader import Reader, ReaderStage
 from .recipes import Recipe, Schedule
 from .student import DistillStage
 from .teacher import TeacherStage
@@ -154,7 +156,9 @@ def _demo_stages() -> dict[str, tuple[Stage, Sequence[nn.Module]]]:
     whole = autoencoder.WholeStage(models[0], images, steps=0, pool=1)
     decoder = autoencoder.DecoderStage(models[1], images, pool=1)
     known = features.FeatureStage(FeatureNetwork(features.QUESTIONS).to("meta"), pool=1)
-    return {"autoencoder": (whole, ()), "decoder": (decoder, [models[1].encoder]), "features": (known, ())}
+    read = ReaderStage(Reader(Gemma(recipes.DEMO_TEXT, device="meta")).to("meta"), demo.prompts(), pool=1)
+    frozen = {"decoder": [models[1].encoder]}
+    return {stage.name: (stage, frozen.get(stage.name, ())) for stage in (whole, decoder, known, read)}
 
 
 def check_memory(estimates: Sequence[Estimate], workers: Workers) -> None:

@@ -29,7 +29,7 @@ DEMO_AUTOENCODER = AutoencoderConfig(
     encoder_out_shortcut=False,  # so that a scale per channel folds into the convolutions exactly
     decoder_in_shortcut=False,
 )
-DEMO_TEXT = GemmaConfig(vocab=128, width=128, depth=2, heads=4, kv_heads=2, head_dim=32, ffn=256, query_scale=32)
+DEMO_TEXT = GemmaConfig(vocab=128, width=128, depth=3, heads=4, kv_heads=2, head_dim=32, ffn=256, query_scale=32)
 DEMO_TRANSFORMER = TransformerConfig(width=160, depth=6, cross_heads=5, caption_width=128, pos_embed_base=8)
 
 
@@ -80,6 +80,7 @@ class Objective:
     ladd_weight: float = 0.5
     max_time_share: float = 0.5  # of the generator's samples that start at pi/2
     tangent_warmup_steps: int = 4000
+    ladd_from: int = 0  # the step from which the adversary takes part; see RECIPES
     noise_mean: float = 0.2  # of the student's angles: tan t = exp(n) / sigma_data, n ~ N(mean, std^2)
     noise_std: float = 1.6  # (the paper's ablation prefers mean 0)
     critic_mean: float = -0.6  # the same for the angles at which the critic looks
@@ -119,6 +120,7 @@ DEMO = {
     "autoencoder": Schedule( 6000,  8, 5e-4),
     "decoder":     Schedule( 3000,  6, 3e-4, decay=0.9),
     "features":    Schedule( 1500, 32, 2e-3),
+    "reader":      Schedule( 1000, 64, 1e-3),
     "teacher":     Schedule(12000, 32, 1e-3, decay=0.4, precision="bf16"),
     "distill":     Schedule( 1600, 32, 3e-4, decay=0.3, betas=(0.9, 0.99), clip=0.5, ema=0.995, precision="bf16"),
 }

@@ -68,8 +68,10 @@ class DistillStage:
 
     def phases(self, step: int) -> tuple[str, ...]:
         """In turn; without the adversary, the student alone."""
-        adversary = self.objective.ladd_weight > 0
-        return ("critic",) if adversary and step % 2 else ("student",)
+        return ("critic",) if self._adversary(step) and step % 2 else ("student",)
+
+    def _adversary(self, step: int) -> bool:
+        return self.objective.ladd_weight > 0 and step >= self.objective.ladd_from
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         latents, captions = self.data.batch(random)
@@ -83,7 +85,7 @@ class DistillStage:
         if self.objective.scm_weight:
             consistency, metrics = self._scm_loss(x0, w, condition, step, random)
             total = total + self.objective.scm_weight * consistency
-        if self.objective.ladd_weight:
+        if self._adversary(step):
             adversarial = ladd.generator_loss(self._judge(self._sample(x0, w, condition, random), condition, random))
             total = total + self.objective.ladd_weight * adversarial
             metrics["adversarial"] = adversarial.detach()

@@ -72,10 +72,10 @@ class Trainer:
     def train(self, until: int | None = None) -> nn.Module:
         """Train to the end, or to a step; returns the moving average."""
         end = min(self.schedule.steps, until or self.schedule.steps)
-        saved, pause = time.monotonic(), SAVE_EVERY_SEC
+        saved, pause, metrics = time.monotonic(), SAVE_EVERY_SEC, {}
         with Record(self.folder, self.schedule, self.step, writes=self.workers.rank == 0) as record:
             while self.step < end:
-                metrics = self._one_step()
+                metrics |= self._one_step()  # of phases that take turns, the latest of each
                 self.step += 1
                 record.step()
                 if self.step % LOG_EVERY == 0 or self.step == end:

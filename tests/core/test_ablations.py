@@ -19,7 +19,7 @@ from sprint_core.distill.workers import Workers
 from sprint_core.transformer import SanaTransformer, TransformerConfig
 
 SETTINGS = [f"{stage}.{key}=2" for stage in recipes.DEMO for key in ("steps", "batch")]
-AUTOENCODER = presets.BUNDLED.parent / "autoencoder.safetensors"
+AUTOENCODER = presets.BUNDLED
 COMMAND = ["--ablations", "--pool", "6", "--device", "cpu", "--autoencoder", str(AUTOENCODER)]
 COMMAND += [f"--set={setting}" for setting in SETTINGS]
 TINY = recipes.override(ablations.SHORT, SETTINGS)
@@ -233,5 +233,17 @@ def test_seeds_that_differ_widen_the_interval():
 
 
 def test_norms_that_are_not_finite_are_counted():
-    assert tables.spread([1.0, 3.0, float("inf"), float("nan")]) == {"median": 2.0, "max": 3.0, "not_finite": 2}
+    assert tables.spread([1.0, 3.0, float("inf"), float("nan")]) == {
+        "median": 2.0,
+        "low": 1.0,
+        "high": 3.0,
+        "max": 3.0,
+        "not_finite": 2,
+    }
     assert tables.spread([]) is None
+
+
+def test_median_lies_between_two_ranks():
+    """Of 75 values, the 29th and the 47th: a binomial of p = 1/2, as a normal, rounded outwards."""
+    norms = tables.spread([float(n) for n in range(75, 0, -1)])
+    assert (norms["low"], norms["median"], norms["high"]) == (29.0, 38.0, 47.0)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from sprint_core import checkpoint, scenes
+from sprint_core import checkpoint, judge, scenes
 from sprint_core.distill import __main__ as command
 from sprint_core.distill import data, demo, recipes
 from sprint_core.distill.randomness import SampleRandom, initialise
@@ -26,7 +26,7 @@ def test_from_nothing_to_an_image(tmp_path, small_shards):
     assert student.stat().st_size < 12e6
     pipeline = Pipeline.load(student, dtype=torch.float32)
     assert pipeline.size_px == 256
-    assert pipeline.text_encoder.prompts.preset == run.preset
+    assert pipeline.text_encoder.prompts.preset == run.prompts.preset
     image = pipeline.generate(["a red circle"], seeds=[0], steps=1)
     assert image.shape == (1, 256, 256, 3)
     assert checkpoint.load(teacher, "transformer").config.guidance_embed is False
@@ -61,7 +61,23 @@ def test_latents_resume_and_follow_the_autoencoder(tmp_path, small_shards, monke
     assert encoded[1:] == [range(0, 4), range(4, 6)]
     latents, captions = second.batch(SampleRandom(0, 0, "", range(3)))
     chosen = SampleRandom(0, 0, "", range(3)).integers(6)
-    assert torch.equal(latents, second.latents[chosen].float()) and captions == data.captions(chosen)
+    assert torch.equal(latents, second.latents[chosen].float())
+    for seed, caption in zip(chosen, captions):
+        assert judge.judge(scenes.render(scenes.scene_and_caption(seed)[0]), caption)
+    again, others = (second.batch(SampleRandom(0, step, "", range(3)))[1] for step in (0, 1))
+    assert again == captions != others
+
+
+def test_the_text_encoder_starts_with_word_order():
+    """Gemma multiplies its embeddings by sqrt(width): large ones would drown what the layers add."""
+    model = demo.fresh_gemma(0)
+    words = {word: i for i, word in enumerate(scenes.VOCABULARY, len(demo.SPECIAL))}
+    near, far = (
+        torch.tensor([[words[w] for w in text.split()]]) for text in ("red and blue circle", "blue and red circle")
+    )
+    with torch.inference_mode():
+        one, other = model(near)[0, -1], model(far)[0, -1]
+    assert torch.cosine_similarity(one, other, dim=0) < 0.97
 
 
 def test_images_are_the_scenes():

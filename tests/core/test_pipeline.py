@@ -172,7 +172,7 @@ def test_steps_are_reported_in_order(ours):
 
 
 def test_bf16(folder, ours):
-    """A whole pipeline in bf16 is finite and near fp32; fp16 files run in bf16, since fp16 overflows."""
+    """A whole pipeline in bf16 is finite and near fp32; fp16 files run in fp32 or bf16, since fp16 overflows."""
     low = Pipeline.load(folder, dtype=torch.bfloat16)
     low.text_encoder.prompts = ours.text_encoder.prompts
     images = low.generate([PROMPT], seeds=[5], size=SIZE, steps=1)
@@ -180,7 +180,9 @@ def test_bf16(folder, ours):
     assert relative_error(images, ours.generate([PROMPT], seeds=[5], size=SIZE, steps=1)) < 0.1
     weights = checkpoint.load(folder, "autoencoder")
     weights.tensors = {name: tensor.half() for name, tensor in weights.tensors.items()}
-    assert pipeline._dtype(weights, None) == torch.bfloat16 and pipeline._dtype(weights, torch.float32) == torch.float32
+    assert pipeline._dtype(weights, None, "cpu") == torch.float32
+    assert pipeline._dtype(weights, None, "cuda") == torch.bfloat16
+    assert pipeline._dtype(weights, torch.float32, "cuda") == torch.float32
 
 
 def test_bad_arguments_are_refused(ours):

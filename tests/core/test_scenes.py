@@ -23,6 +23,7 @@ from sprint_core.scenes import (
     Scene,
     Thing,
     Wanted,
+    another_caption,
     category,
     combination,
     describe,
@@ -350,6 +351,15 @@ def test_other_texts_are_refused(text):
 
 
 # --- splits and prompts -----------------------------------------------------------------------------
+
+
+def test_other_captions_of_a_scene(drawn):
+    """As true as its first one, of the training split, the same for the same seed, and many."""
+    scene = next(scene for scene, _ in drawn["train"] if category(describe(scene)) == "color_attr")
+    texts = [another_caption(scene, seed) for seed in range(40)]
+    assert len(set(texts)) > 20 and texts == [another_caption(scene, seed) for seed in range(40)]
+    assert all(judge(render(scene), text) for text in texts)
+    assert {split_of(parse(text)) for text in texts} == {"train"}
 
 
 def test_splits_are_disjoint(drawn):
