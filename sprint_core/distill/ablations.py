@@ -2,8 +2,8 @@
 
     python -m sprint_core.distill --ablations --out DIR [--autoencoder FILE]
 
-Every run starts from the demo teacher in DIR and trains its student for the same number of steps, in turn with
-the critic where there is one. A configuration that stands in several tables is trained once for each seed.
+Every run starts from the demo teacher in DIR and trains its student for the same number of steps, with as many of
+the critic in between from where LADD takes part. A configuration that stands in several tables is trained once for each seed.
 A run has the folder DIR/ablations/RUN-SEED; its result.json says that it has ended and is not to be repeated.
 """
 
@@ -34,7 +34,8 @@ from .trainer import Trainer
 from .transform import trigflow_network
 from .workers import Workers
 
-STEPS, BATCH, WARMUP_STEPS, LR = 150, 16, 20, 1e-3  # of 3e-4 to 2e-3 the rate at which so few steps teach most
+STEPS, BATCH, WARMUP_STEPS, LR = 100, 16, 20, 1e-3  # of 3e-4 to 2e-3 the rate at which so few steps teach most
+LADD_FROM = 50
 SEEDS = (0, 1)
 PROMPTS = 360  # held-out, for each seed others
 STUDENT_STEPS = (2, 1)  # the tables and the chart show the first in full
@@ -43,7 +44,8 @@ TANGENT_WARMUP = 3  # a run's steps over those in which its tangent warms up, at
 FINE_TUNE = 2  # the steps of a teacher without stabilisers over a run's
 
 _DISTILL = dataclasses.replace(recipes.DEMO["distill"], steps=STEPS, batch=BATCH, warmup_steps=WARMUP_STEPS, lr=LR)
-SHORT = Recipe(recipes.DEMO | {"distill": _DISTILL}, recipes.RECIPES["demo"].objective)
+_OBJECTIVE = dataclasses.replace(recipes.RECIPES["demo"].objective, ladd_from=LADD_FROM)
+SHORT = Recipe(recipes.DEMO | {"distill": _DISTILL}, _OBJECTIVE)
 VARIED = ("guidance", "scm_weight", "ladd_weight", "max_time_share")  # by the tables, so not by --set
 
 
@@ -61,7 +63,7 @@ ALONE = {"ladd_weight": 0.0}
 RUNS = (
     Run("base"),
     Run("scm", ALONE),
-    Run("ladd", {"scm_weight": 0.0}),
+    Run("ladd", {"scm_weight": 0.0, "ladd_from": 0}),
     Run("no-guidance", {"guidance": (presets.GUIDANCE,)}, guidance_embed=False),
     Run("weight-1", {"ladd_weight": 1.0}),
     Run("weight-0.1", {"ladd_weight": 0.1}),
@@ -168,15 +170,15 @@ class Ablations:
         return result
 
     def _plan(self, run: Run) -> tuple[Schedule, Objective]:
-        """Of a run: without a critic it has half the steps, so that every student trains as often."""
+        """Of a run: the recipe's steps are the student's, those of the critic come on top."""
         schedule, objective = self.demo.recipe.stages["distill"], self.demo.recipe.objective
         objective = dataclasses.replace(objective, **run.objective)
-        turns = 2 if objective.ladd_weight else 1
-        steps, warmup_steps, tangent = (
-            -(-n * turns // 2) for n in (schedule.steps, schedule.warmup_steps, objective.tangent_warmup_steps)
+        critic = max(0, schedule.steps - objective.ladd_from) if objective.ladd_weight else 0
+        warmup = min(objective.tangent_warmup_steps, schedule.steps // TANGENT_WARMUP)
+        return (
+            dataclasses.replace(schedule, steps=schedule.steps + critic),
+            dataclasses.replace(objective, tangent_warmup_steps=warmup),
         )
-        schedule = dataclasses.replace(schedule, steps=steps, warmup_steps=warmup_steps)
-        return schedule, dataclasses.replace(objective, tangent_warmup_steps=min(tangent, steps // TANGENT_WARMUP))
 
     def _teacher_without(self, run: Run) -> Captioned:
         """The teacher without a stabiliser, fine-tuned so that it works without it."""
@@ -239,7 +241,7 @@ def run(out: Path, recipe: Recipe, pool: int, given: Path | None, workers: Worke
     results = _all_results(ablations)
     found = {name: tables.pooled([results[name, seed] for seed in SEEDS]) for name, _ in results}
     steps, batch, seeds = recipe.stages["distill"].steps, recipe.stages["distill"].batch, ", ".join(map(str, SEEDS))
-    about = f"{-(-steps // 2)} steps of the student with {batch} pictures, {prompts} held-out prompts; seeds {seeds}"
+    about = f"{steps} steps of the student with {batch} pictures, {prompts} held-out prompts; seeds {seeds}"
     document, files = tables.report(found, about), [ablations.folder / f"ablations.{kind}" for kind in ("md", "png")]
     files[0].write_text(document, encoding="utf-8")
     tables.chart(found).save(files[1])

@@ -14,11 +14,12 @@ from sprint_core.distill import __main__ as command
 from sprint_core.distill import ablation_tables as tables
 from sprint_core.distill import ablations, data, demo, recipes, trainer
 from sprint_core.distill.randomness import initialise
+from sprint_core.distill.student import DistillStage
 from sprint_core.distill.teacher import unchecked_student
 from sprint_core.distill.workers import Workers
 from sprint_core.transformer import SanaTransformer, TransformerConfig
 
-SETTINGS = [f"{stage}.{key}=2" for stage in recipes.DEMO for key in ("steps", "batch")]
+SETTINGS = [f"{stage}.{key}=2" for stage in recipes.DEMO for key in ("steps", "batch")] + ["distill.ladd_from=1"]
 AUTOENCODER = presets.BUNDLED
 COMMAND = ["--ablations", "--pool", "6", "--device", "cpu", "--autoencoder", str(AUTOENCODER)]
 COMMAND += [f"--set={setting}" for setting in SETTINGS]
@@ -138,7 +139,7 @@ def test_killed_runs_continue(done, steps, tmp_path, monkeypatch):
     assert steps == ["ladd-1", "ladd-1"] and not path.is_file()
     steps.clear()
     assert run(folder)["ablations"]["T6 Max-time share"] == document["ablations"]["T6 Max-time share"]
-    assert steps == ["ladd-1"]
+    assert steps == ["ladd-1"] * 3
     after = json.loads(path.read_text())
     assert {**after, "seconds": 0} == {**before, "seconds": 0}
 
@@ -199,12 +200,17 @@ def test_distance_has_an_interval_or_is_left_out():
 
 
 def test_every_student_trains_as_often(tmp_path, monkeypatch):
-    """With a critic, which has every second step, or without; and so do the warm-ups."""
+    """With a critic in turn, from the start or from some step, or without."""
     monkeypatch.setattr(demo.Demo, "teacher", lambda self: torch.nn.Linear(1, 1))
     planned = ablations.Ablations(demo.Demo(tmp_path, ablations.SHORT), PROMPTS)
-    both, alone = (planned._plan(one) for one in ablations.RUNS[:2])
-    assert (both[0].steps, both[0].warmup_steps, both[1].tangent_warmup_steps) == (150, 20, 50)
-    assert (alone[0].steps, alone[0].warmup_steps, alone[1].tangent_warmup_steps) == (75, 10, 25)
+    for one in ablations.RUNS[:3]:
+        schedule, objective = planned._plan(one)
+        stage = DistillStage.__new__(DistillStage)
+        stage.objective = objective
+        taken = [phase for step in range(schedule.steps) for phase in stage.phases(step)]
+        critics = {"base": 50, "scm": 0, "ladd": 100}[one.name]
+        assert (taken.count("student"), taken.count("critic")) == (100, critics)
+        assert objective.tangent_warmup_steps == 33
 
 
 def measure(value: float, half: float = 0.01) -> dict:
