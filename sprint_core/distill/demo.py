@@ -108,24 +108,26 @@ class Demo:
 
     def gemma(self) -> Gemma:
         """The text encoder as the teacher's training finds it."""
-        return self._train(ReaderStage(Reader(fresh_gemma(SEED)), self.prompts, self.pool)).gemma.requires_grad_(True)
+        model = Reader(fresh_gemma(SEED))
+        initialise(model.answers, SEED)
+        return self._train(ReaderStage(model, self.prompts, self.pool)).gemma.requires_grad_(True)
 
     def teacher(self) -> Captioned:
         config = dataclasses.replace(recipes.DEMO_TRANSFORMER, guidance_embed=False)
         transformer = SanaTransformer(config)
         initialise(transformer, SEED)
         gemma = self.gemma()
-        stage = TeacherStage(
-            Captioned(transformer, gemma, self.prompts), self.latents, recipes.DEMO_FLOW_SHIFT, self.preview
-        )
+        model = Captioned(transformer, gemma, self.prompts)
+        stage = TeacherStage(model, self.latents, recipes.DEMO_FLOW_SHIFT, self.preview)
         stage.settings |= {"text_encoder": data.weights_hash(gemma)}
         return self._train(stage).eval().requires_grad_(False)
 
     def student(self) -> tuple[Captioned, SanaTransformer]:
         """The teacher and its student."""
         teacher = self.teacher()
-        trained = self._train(DistillStage(teacher, self.latents, self.recipe.objective, self.preview))
-        return teacher, trained.transformer.eval()
+        stage = DistillStage(teacher, self.latents, self.recipe.objective, self.preview)
+        stage.settings |= {"teacher": data.weights_hash(teacher)}
+        return teacher, self._train(stage).transformer.eval()
 
     @property
     def preview(self) -> Preview:

@@ -87,12 +87,13 @@ class MetaData:
 
 
 def estimate(stage: Stage, frozen: Sequence[nn.Module], schedule: Schedule, workers: Workers = ALONE) -> Estimate:
-    """Of a stage that was built on the meta device; frozen: the networks it reads besides those it trains."""
+    """Of a stage that was built on the meta device, at its end; frozen: the networks it reads besides its own."""
     share = len(workers.share(schedule.batch))
     samples = min(schedule.portion or share, share)
-    names = sorted({name for step in range(4) for name in stage.phases(step)})
+    end = schedule.steps  # where all that joins later takes part
+    names = sorted({name for step in range(end, end + 4) for name in stage.phases(step)})
     weights = [p for module in (*stage.modules.values(), *frozen) for p in module.parameters()]
-    phases = tuple(_phase(stage, name, samples, weights) for name in names)
+    phases = tuple(_phase(stage, name, end, samples, weights) for name in names)
     trained = {name: sum(p.numel() for p in module.parameters()) for name, module in stage.modules.items()}
     copies = 4 if schedule.optimizer == "adamw" else 3  # weights, gradients, moments (CAME's second one is factored)
     state = copies * sum(trained.values()) + trained[stage.averaged]
@@ -101,7 +102,7 @@ def estimate(stage: Stage, frozen: Sequence[nn.Module], schedule: Schedule, work
     return Estimate(stage.name, sum(trained.values()), FP32_BYTES * state, phases, per_step)
 
 
-def _phase(stage: Stage, name: str, samples: int, weights: Sequence[Tensor]) -> Phase:
+def _phase(stage: Stage, name: str, step: int, samples: int, weights: Sequence[Tensor]) -> Phase:
     """Count one loss and its gradient; the weights are kept anyway."""
     saved: weakref.WeakSet[_Saved] = weakref.WeakSet()  # what belongs to no graph any more is gone from it
 
@@ -111,7 +112,7 @@ def _phase(stage: Stage, name: str, samples: int, weights: Sequence[Tensor]) -> 
 
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one.tensor):
-            loss, _ = stage.loss(name, 0, SampleRandom(0, 0, name, range(samples)))
+            loss, _ = stage.loss(name, step, SampleRandom(0, step, name, range(samples)))
         storages = {s._cdata: s.nbytes() for s in (one.tensor.untyped_storage() for one in saved)}
         for weight in weights:
             storages.pop(weight.untyped_storage()._cdata, None)

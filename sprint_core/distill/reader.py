@@ -27,12 +27,17 @@ def meaning(caption: str) -> list[int]:
 
 
 class Reader(nn.Module):
-    """Says of every token what the caption means so far: states [b, n, c] -> a list of logits [b, n, k] per part."""
+    """Says of every token what the caption means so far: states [b, n, c] -> a list of logits [b, n, k] per part.
+
+    Where an answer is read in a state is drawn once and stays: heads that learn would find it however faint it is,
+    and what is faint escapes the teacher.
+    """
 
     def __init__(self, gemma: Gemma):
         super().__init__()
         self.gemma = gemma
-        self.answers = nn.ModuleList(nn.Linear(gemma.config.width, len(part)) for part in PARTS)
+        self.answers = nn.ModuleList(nn.Linear(gemma.config.width, len(part), bias=False) for part in PARTS)
+        self.answers.requires_grad_(False)
 
     def forward(self, states: Tensor) -> list[Tensor]:
         return [answer(states) for answer in self.answers]

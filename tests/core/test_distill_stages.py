@@ -87,10 +87,16 @@ def test_objectives_can_be_used_alone(model):
     assert only_scm.phases(1) == ("student",)
     _, metrics = only_scm.loss("student", 0, SampleRandom(0, 0, "", range(2)))
     assert "adversarial" not in metrics and "scm" in metrics
-    _, metrics = DistillStage(model, DATA, Objective(scm_weight=0.0)).loss(
-        "student", 0, SampleRandom(0, 0, "", range(2))
-    )
-    assert "scm" not in metrics
+    only_ladd = DistillStage(model, DATA, Objective(scm_weight=0.0))
+    _, metrics = only_ladd.loss("student", 0, SampleRandom(0, 0, "", range(2)))
+    assert "scm" not in metrics and "adversarial" in metrics
+
+
+def test_the_adversary_may_join_later(model):
+    stage = DistillStage(model, DATA, Objective(ladd_from=2))
+    assert [stage.phases(step)[0] for step in range(5)] == ["student", "student", "student", "critic", "student"]
+    metrics = [stage.loss("student", step, SampleRandom(0, 0, "", range(2)))[1] for step in (1, 2)]
+    assert "adversarial" not in metrics[0] and "adversarial" in metrics[1]
 
 
 def test_distilled_student_paints_in_one_step(model, tmp_path):
