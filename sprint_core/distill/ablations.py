@@ -3,8 +3,9 @@
     python -m sprint_core.distill --ablations --out DIR [--autoencoder FILE]
 
 Every run starts from the demo teacher in DIR and trains its student for the same number of steps, with as many
-of the critic in between from where LADD takes part. A configuration that stands in several tables is trained once for each seed.
-A run has the folder DIR/ablations/RUN-SEED; its result.json says that it has ended and is not to be repeated.
+of the critic in between from where LADD takes part. A configuration that stands in several tables is trained
+once for each seed. Each run has a folder, DIR/ablations/RUN-SEED; its result.json says that it has ended and is
+not to be repeated.
 """
 
 import copy
@@ -34,8 +35,7 @@ from .trainer import Trainer
 from .transform import trigflow_network
 from .workers import Workers
 
-STEPS, BATCH, WARMUP_STEPS, LR = 100, 16, 20, 1e-3  # of 3e-4 to 2e-3 the rate at which so few steps teach most
-LADD_FROM = 50
+STEPS, BATCH, WARMUP_STEPS, LADD_FROM = 120, 16, 20, 60
 SEEDS = (0, 1)
 PROMPTS = 360  # held-out, for each seed others
 STUDENT_STEPS = (2, 1)  # the tables and the chart show the first in full
@@ -43,7 +43,7 @@ TEACHER_STEPS = evaluate.TEACHER_STEPS
 TANGENT_WARMUP = 3  # a run's steps over those in which its tangent warms up, at least
 FINE_TUNE = 2  # the steps of a teacher without stabilisers over a run's
 
-_DISTILL = dataclasses.replace(recipes.DEMO["distill"], steps=STEPS, batch=BATCH, warmup_steps=WARMUP_STEPS, lr=LR)
+_DISTILL = dataclasses.replace(recipes.DEMO["distill"], steps=STEPS, batch=BATCH, warmup_steps=WARMUP_STEPS)
 _OBJECTIVE = dataclasses.replace(recipes.RECIPES["demo"].objective, ladd_from=LADD_FROM)
 SHORT = Recipe(recipes.DEMO | {"distill": _DISTILL}, _OBJECTIVE)
 VARIED = ("guidance", "scm_weight", "ladd_weight", "max_time_share")  # by the tables, so not by --set

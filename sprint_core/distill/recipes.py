@@ -126,7 +126,8 @@ DEMO = {
 }
 # fmt: on
 # At first sCM's gradient is small, as its learnt weight starts at 1 and a normalised tangent has a mean square of
-# 1 / (elements of a latent); so few steps with LADD from the first on would see nothing but LADD's.
+# 1 / (elements of a latent); so few steps with LADD from the first on would see nothing but LADD's. A rate of 5e-4 or
+# more does not converge: far from t = 0, where nothing is known yet, the student drifts to painting its noise.
 RECIPES = {
     "demo": Recipe(DEMO, Objective(tangent_warmup_steps=150, ladd_from=400)),
     "sprint-0.6B": Recipe(PUBLISHED, Objective(), "sprint-0.6B"),

@@ -208,9 +208,9 @@ def test_every_student_trains_as_often(tmp_path, monkeypatch):
         stage = DistillStage.__new__(DistillStage)
         stage.objective = objective
         taken = [phase for step in range(schedule.steps) for phase in stage.phases(step)]
-        critics = {"base": 50, "scm": 0, "ladd": 100}[one.name]
-        assert (taken.count("student"), taken.count("critic")) == (100, critics)
-        assert objective.tangent_warmup_steps == 33
+        critics = {"base": 60, "scm": 0, "ladd": 120}[one.name]
+        assert (taken.count("student"), taken.count("critic")) == (120, critics)
+        assert objective.tangent_warmup_steps == 40
 
 
 def measure(value: float, half: float = 0.01) -> dict:
