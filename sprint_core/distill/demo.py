@@ -110,7 +110,7 @@ class Demo:
         """The text encoder as the teacher's training finds it."""
         model = Reader(fresh_gemma(SEED))
         initialise(model.answers, SEED)
-        return self._train(ReaderStage(model, self.prompts, self.pool)).gemma.requires_grad_(True)
+        return self._train(ReaderStage(model, self.prompts, self.pool)).gemma
 
     def teacher(self) -> Captioned:
         config = dataclasses.replace(recipes.DEMO_TRANSFORMER, guidance_embed=False)

@@ -1,6 +1,7 @@
 """Training a flow-matching teacher with the stabilisers that sCM needs: dense time and q/k norm.
 
-For the demo model the text encoder learns with it; for published weights it is frozen.
+The text encoder is frozen. (The demo's has learnt to read before, reader.py: trained on with a teacher it forgets
+again which thing is left of which, as that shows late in the teacher's loss.)
 """
 
 import dataclasses
@@ -57,7 +58,7 @@ class Preview:
 
 
 class Captioned(nn.Module):
-    """A transformer with its text encoder, so that both are trained, averaged and saved as one."""
+    """A transformer with its text encoder, so that both are saved as one."""
 
     def __init__(self, transformer: SanaTransformer, gemma: Gemma, prompts: text.PromptTokenizer):
         super().__init__()
