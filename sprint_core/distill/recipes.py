@@ -122,14 +122,14 @@ DEMO = {
     "features":    Schedule( 1500, 32, 2e-3),
     "reader":      Schedule(  800, 64, 1e-3),
     "teacher":     Schedule(10000, 32, 1e-3, decay=0.4, precision="bf16"),
-    "distill":     Schedule( 1200, 32, 3e-4, decay=0.3, betas=(0.9, 0.99), clip=0.5, ema=0.99, precision="bf16"),
+    "distill":     Schedule( 2000, 32, 3e-4, decay=0.3, betas=(0.9, 0.99), clip=0.5, ema=0.995, precision="bf16"),
 }
 # fmt: on
 # At first sCM's gradient is small, as its learnt weight starts at 1 and a normalised tangent has a mean square of
 # 1 / (elements of a latent); so few steps with LADD from the first on would see nothing but LADD's. A rate of 5e-4 or
 # more does not converge: far from t = 0, where nothing is known yet, the student drifts to painting its noise.
 RECIPES = {
-    "demo": Recipe(DEMO, Objective(tangent_warmup_steps=150, ladd_from=400)),
+    "demo": Recipe(DEMO, Objective(tangent_warmup_steps=150, ladd_from=600)),
     "sprint-0.6B": Recipe(PUBLISHED, Objective(), "sprint-0.6B"),
     "sprint-1.6B": Recipe(PUBLISHED, Objective(), "sprint-1.6B"),
 }
