@@ -1,9 +1,11 @@
-"""Configurations are frozen dataclasses; this reads them back from JSON and checks what files put into them."""
+"""Configurations are frozen dataclasses; this reads them back from JSON and checks what files and people write."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
+
+import torch
 
 Config = TypeVar("Config")
 
@@ -38,6 +40,14 @@ def check_numbers(config: Any, positive: tuple[str, ...] = ()) -> None:
             good = f.type is not bool or isinstance(value, bool)
         if not good:
             raise ValueError(f"{f.name} is {value!r}")
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of this name. Raises ValueError."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the second from a torch without CUDA
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
 
 
 def _freeze(value: Any) -> Any:

@@ -10,6 +10,7 @@ The last line is one JSON document.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -23,8 +24,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, features, judge, presets, sampler, scenes, trigflow
+from . import checkpoint, features, judge, presets, sampler, scenes, tensorfile, trigflow
 from .autoencoder_config import DOWNSCALE
+from .checkpoint import CheckpointError
+from .config import usable_device
 from .pipeline import DTYPES, Pipeline, find_model
 from .transformer import LATENT_CHANNELS
 
@@ -32,6 +35,8 @@ log = logging.getLogger(__name__)
 
 BATCH = 25
 TEACHER_STEPS = 20
+DIFFERENT = 200  # prompts of a category, of which there are a few hundred
+SEED_STRIDE = 10**6
 GRID_ROWS = 12  # prompts in the picture grid
 LABEL_PX = 16
 
@@ -47,6 +52,8 @@ def teacher(path: str | Path, pipeline: Pipeline, steps: int, cfg: float) -> Pai
     """The multi-step model at `path` with the pipeline's encoder and DC-AE: guided Euler. Raises CheckpointError."""
     network = next(pipeline.transformer.parameters())
     weights = checkpoint.load(path, "transformer")
+    if weights.config.guidance_embed:
+        raise CheckpointError(f"{path}: a SANA-Sprint, not its teacher; --teacher takes the multi-step model")
     model = checkpoint.build(weights, dtype=network.dtype, device=network.device)
     sigmas = torch.tensor(trigflow.shifted_sigmas(steps, weights.settings["flow_shift"]), device=network.device)
     size = pipeline.size_px // DOWNSCALE
@@ -80,10 +87,14 @@ class Score:
 
 
 def balanced_prompts(n: int, seed: int) -> list[scenes.Prompt]:
-    """n held-out prompts, in turn of each category."""
-    each = -(-n // len(scenes.CATEGORIES))
-    rows = zip(*(scenes.prompts(name, each, seed) for name in scenes.CATEGORIES))
-    return [prompt for row in rows for prompt in row][:n]
+    """n held-out prompts, in turn of each category; beyond some thousand the same texts return, of other scenes."""
+    found: list[scenes.Prompt] = []
+    for again in itertools.count():
+        each = min(DIFFERENT, -(-(n - len(found)) // len(scenes.CATEGORIES)))
+        rows = zip(*(scenes.prompts(name, each, seed + SEED_STRIDE * again) for name in scenes.CATEGORIES))
+        found += [prompt for row in rows for prompt in row]
+        if len(found) >= n:
+            return found[:n]
 
 
 def score(paint: Painter, prompts: Sequence[scenes.Prompt], seed: int, label: str) -> Score:
@@ -157,17 +168,32 @@ def grid(scores: dict[str, Score], prompts: Sequence[scenes.Prompt]) -> Image.Im
 
 def geneval_jobs(path: Path, out: Path, samples: int = 4) -> Iterator[tuple[str, int, Path]]:
     """(prompt, seed, file) for GenEval: 00000/samples/0000.png and so on, beside each prompt's metadata.jsonl."""
-    for i, line in enumerate(filter(None, path.read_text(encoding="utf-8").splitlines())):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    for i, (number, line) in enumerate(rows):
+        text = _prompt_of(line, f"{path}, line {number}")
         folder = out / f"{i:05d}"
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         (folder / "metadata.jsonl").write_text(line, encoding="utf-8")
         for j in range(samples):
-            yield json.loads(line)["prompt"], j, folder / "samples" / f"{j:04d}.png"
+            yield text, j, folder / "samples" / f"{j:04d}.png"
+
+
+def _prompt_of(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise ValueError(f"{where}: no prompt, as GenEval's evaluation_metadata.jsonl has on every line")
+    return row["prompt"]
 
 
 def mjhq_jobs(path: Path, out: Path) -> Iterator[tuple[str, int, Path]]:
     """(prompt, seed, file) for MJHQ-30K: category/id.png, the folders whose FID is taken."""
-    for i, (name, entry) in enumerate(json.loads(path.read_text(encoding="utf-8")).items()):
+    for i, (name, entry) in enumerate(tensorfile.read_json(path).items()):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("prompt", "category")):
+            raise ValueError(f"{path}: {name} has no prompt and category, as MJHQ-30K's meta_data.json has")
         folder = out / entry["category"]
         folder.mkdir(parents=True, exist_ok=True)
         yield entry["prompt"], i, folder / f"{name}.png"
@@ -210,26 +236,39 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> dict:
-    """One command line, done: the JSON document that it ends with."""
-    steps = [int(n) for n in args.steps.split(",")]
+def _checked(args: argparse.Namespace) -> list[int]:
+    """The step counts, after all that can be known to fail before an hour of painting. Raises ValueError."""
+    try:
+        steps = [int(n) for n in args.steps.split(",")]
+    except ValueError:
+        raise ValueError(f"--steps {args.steps}: write it as 1,2,4") from None
     for n in steps:
         trigflow.schedule("paper", n)
+    if args.prompts < 1:
+        raise ValueError(f"--prompts is {args.prompts}; it must be at least 1")
+    if (args.geneval or args.mjhq) and args.out is None:
+        raise ValueError("--geneval and --mjhq need --out, the folder for the pictures")
+    if args.grid:
+        if args.grid.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+            raise ValueError(f"--grid {args.grid}: name it .png, .jpg or .webp")
+        args.grid.parent.mkdir(parents=True, exist_ok=True)
+    return steps
+
+
+def run(args: argparse.Namespace) -> dict:
+    """One command line, done: the JSON document that it ends with."""
+    steps, device = _checked(args), usable_device(args.device)
     path = presets.BUNDLED if args.model == "demo" else find_model(args.model)
     dtype = DTYPES[args.dtype] if args.dtype else None
-    pipeline = Pipeline.load(
-        path, autoencoder=args.vae, text_encoder=args.text_encoder, dtype=dtype, device=args.device
-    )
+    pipeline = Pipeline.load(path, autoencoder=args.vae, text_encoder=args.text_encoder, dtype=dtype, device=device)
     if args.geneval or args.mjhq:
-        if args.out is None:
-            raise ValueError("--geneval and --mjhq need --out, the folder for the pictures")
         folders = {str(n): args.out / f"steps{n}" for n in steps}
         painted = {}
         for label, folder in folders.items():
             jobs = geneval_jobs(args.geneval, folder) if args.geneval else mjhq_jobs(args.mjhq, folder)
             painted[label] = paint_files(student(pipeline, int(label), args.guidance), list(jobs), args.seed)
         return {"painted": painted, "folders": {label: str(folder) for label, folder in folders.items()}}
-    extractor = features.inception(args.inception, args.device) if args.inception else features.bundled()
+    extractor = features.inception(args.inception, device) if args.inception else features.bundled()
     prompts = balanced_prompts(args.prompts, args.seed)
     true = features.extract(extractor, true_images(prompts))
     features.check_count(*true.shape)  # before anything is painted
@@ -249,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     try:
         result = run(args)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError) as error:
         log.error("error: %s", error)
         return 1
     tqdm.write(json.dumps(result))

@@ -22,6 +22,7 @@ WIDTH = 32
 CHANNELS = (3, 16, 32, 64, 96)
 SAMPLES_PER_FEATURE = 10  # fewer, and the covariances are noise
 BATCH = 50
+TRIAL_PX = 128
 
 Extractor = Callable[[Tensor], Tensor]  # images [b, h, w, 3] in [0, 1] -> features [b, d]
 
@@ -66,6 +67,11 @@ def inception(path: str | Path, device: torch.device | str = "cpu") -> Extractor
         model = torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a TorchScript file; inception-2015-12-05.pt is one ({error})") from None
+    try:
+        model(torch.zeros(1, 3, TRIAL_PX, TRIAL_PX, dtype=torch.uint8, device=device), return_features=True)
+    except RuntimeError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise CheckpointError(f"{path}: it does not take bytes and return_features=True ({last})") from None
 
     def features(images: Tensor) -> Tensor:
         pixels = rearrange(images.mul(255.0).round().to(torch.uint8), "b h w c -> b c h w")

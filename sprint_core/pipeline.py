@@ -25,6 +25,7 @@ from . import checkpoint, presets, sampler, sizes, text, trigflow
 from .autoencoder import Autoencoder
 from .autoencoder_config import DOWNSCALE, SCALE
 from .checkpoint import CheckpointError
+from .config import usable_device
 from .transformer import LATENT_CHANNELS, SanaTransformer
 
 log = logging.getLogger(__name__)
@@ -214,9 +215,10 @@ def _size(args: argparse.Namespace, image: Image.Image | None, native_px: int) -
 def _load_pipeline(args: argparse.Namespace) -> Pipeline:
     if args.model is None:
         log.info("no --model: the bundled one, which paints plain shapes, as in 'a red circle above a blue square'")
+    device = usable_device(args.device)
     path = presets.BUNDLED if args.model is None else find_model(args.model)
     dtype = DTYPES[args.dtype] if args.dtype else None
-    return Pipeline.load(path, autoencoder=args.vae, text_encoder=args.text_encoder, dtype=dtype, device=args.device)
+    return Pipeline.load(path, autoencoder=args.vae, text_encoder=args.text_encoder, dtype=dtype, device=device)
 
 
 def _save(images: Tensor, out: Path) -> list[str]:

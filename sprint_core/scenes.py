@@ -184,10 +184,7 @@ def render(scene: Scene, px: int = CANVAS_PX) -> np.ndarray:
 
 def render_batch(scenes: Sequence[Scene], px: int = CANVAS_PX) -> np.ndarray:
     """The pictures of several scenes: [n, px, px, 3] uint8."""
-    images = np.empty((len(scenes), px, px, 3), np.uint8)
-    for i, scene in enumerate(scenes):
-        images[i] = render(scene, px)
-    return images
+    return np.stack([render(scene, px) for scene in scenes])
 
 
 # --- captions ---------------------------------------------------------------------------------------
@@ -209,18 +206,8 @@ COUNT_OF = {word: count for count, word in NUMBERS.items()}
 BEHIND_OF = _meanings(BACKDROPS, after=" with")
 ON_OF = _meanings(BACKDROPS, "on ") | _meanings(BACKDROPS, "with ")
 OPENING_OF = _meanings(OPENINGS)
-VOCABULARY = tuple(
-    sorted(
-        {
-            word
-            for table in (SIZE_OF, PLACE_OF, RELATION_OF, SHAPE_OF, COUNT_OF)
-            for text in table
-            for word in words(text)
-        }
-        | {word for table in (BEHIND_OF, ON_OF, OPENING_OF, COLOURS) for text in table for word in words(text)}
-        | {"and"}
-    )
-)
+_TABLES = (SIZE_OF, PLACE_OF, RELATION_OF, SHAPE_OF, COUNT_OF, BEHIND_OF, ON_OF, OPENING_OF, COLOURS)
+VOCABULARY = tuple(sorted({"and"} | {word for table in _TABLES for text in table for word in words(text)}))
 
 
 def _any(table: dict) -> str:

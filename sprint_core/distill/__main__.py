@@ -35,7 +35,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--recipe", default="demo", help=f"one of {', '.join(recipes.RECIPES)}")
-    add("--stage", choices=[*recipes.DEMO, "all"], default="all", help="the last one to run")
+    add("--stage", choices=[*recipes.DEMO, "all"], default="all", help="one, after those that it needs; all: the model")
     add("--out", type=Path, required=True, help="folder of this run; the same again resumes it")
     add("--data", default=SCENES, help="scenes (demo), or pictures with captions: folder, .parquet, webdataset .tar")
     add("--teacher", type=Path, help="full size: the multi-step SANA, any layout")
@@ -55,6 +55,12 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         raise ValueError(f"no recipe {args.recipe}; there are {', '.join(recipes.RECIPES)}")
     if args.ablations and (args.recipe, args.stage, args.data) != ("demo", "all", SCENES):
         raise ValueError("--ablations is of the demo world as it is: without --recipe, --stage and --data")
+    unread = [option for name, option in NEEDED.items() if name != "autoencoder" and getattr(args, name) is not None]
+    unread += ["--time-scale"] * (args.time_scale is not None)
+    if unread and not recipes.RECIPES[args.recipe].preset:
+        raise ValueError(f"{', '.join(unread)}: the demo learns from nothing; is --recipe sprint-0.6B missing?")
+    if args.pool < 1:
+        raise ValueError(f"--pool {args.pool}: at least one scene is needed")
     recipe = ablations.SHORT if args.ablations else recipes.RECIPES[args.recipe]
     return recipes.override(recipe, args.settings)
 

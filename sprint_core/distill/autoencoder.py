@@ -31,13 +31,16 @@ def displayed(images: Tensor) -> Tensor:
 
 
 class WholeStage:
-    """Encoder and decoder together. `images(seeds)` -> [b, 3, px, px] in [-1, 1]."""
+    """Encoder and decoder together. `images(seeds)` -> [b, 3, px, px] in [-1, 1].
+
+    Its noise follows the spread of the whole batch's latents, so that it must not be split.
+    """
 
     name = averaged = "autoencoder"
 
     def __init__(self, model: Autoencoder, images, steps: int, pool: int):
         self.modules = {self.name: model}
-        self.images, self.steps, self.pool, self.settings = images, steps, pool, {}
+        self.images, self.steps, self.pool, self.settings = images, steps, pool, {"pool": str(pool)}
 
     def phases(self, step: int) -> tuple[str, ...]:
         return (self.name,)
@@ -72,7 +75,8 @@ class DecoderStage:
     def __init__(self, model: Autoencoder, images, pool: int):
         self.model = model.requires_grad_(False)
         self.modules = {self.name: model.decoder.requires_grad_(True)}
-        self.images, self.pool, self.settings = images, pool, {}
+        self.images, self.pool = images, pool
+        self.settings = {"pool": str(pool)}
 
     def phases(self, step: int) -> tuple[str, ...]:
         return (self.name,)

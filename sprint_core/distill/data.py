@@ -17,6 +17,7 @@ from .randomness import SampleRandom
 SHARD = 1000  # scenes
 BATCH = 50
 CAPTION_SEEDS = 2**31
+SAMPLED = 16  # scenes that stand for all of them
 
 
 def images(seeds: Sequence[int], split: str = "train") -> Tensor:
@@ -45,6 +46,12 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def scenes_hash() -> str:
+    """Identifies how scenes are drawn, by some of them."""
+    drawn = [scenes.scene_and_caption(seed)[0] for seed in range(SAMPLED)]
+    return hashlib.blake2b(scenes.render_batch(drawn).tobytes(), digest_size=16).hexdigest()
+
+
 class SceneLatents:
     """Scaled latents of scenes 0 to count - 1, encoded once into shards of `folder`.
 
@@ -53,7 +60,9 @@ class SceneLatents:
     """
 
     def __init__(self, model: Autoencoder, folder: Path, count: int):
-        self.folder, self.identity, self.count = Path(folder), weights_hash(model), count
+        self.folder, self.count = Path(folder), count
+        self.shard_of = {"autoencoder": weights_hash(model), "scenes": scenes_hash()}
+        self.identity = " ".join([*self.shard_of.values(), str(count)])
         shards = [self._shard(model, start) for start in tqdm(range(0, count, SHARD), desc="latents", leave=False)]
         self.latents = torch.cat(shards)
 
@@ -67,14 +76,14 @@ class SceneLatents:
         if path.is_file():
             try:
                 file = tensorfile.read(path)
-                if file.metadata.get("autoencoder") == self.identity:
-                    latents = file.tensors["latents"]
-                    if len(latents) == min(SHARD, self.count - start):
-                        return latents
+                latents = file.tensors.get("latents", ())
+                same = all(file.metadata.get(name) == value for name, value in self.shard_of.items())
+                if same and len(latents) == min(SHARD, self.count - start):
+                    return latents
             except tensorfile.CheckpointError as error:
                 tqdm.write(f"{error}: encoding it again")
         latents = encode_scenes(model, range(start, min(start + SHARD, self.count)))
-        tensorfile.write(path, {"latents": latents}, {"autoencoder": self.identity})
+        tensorfile.write(path, {"latents": latents}, self.shard_of)
         return latents
 
 

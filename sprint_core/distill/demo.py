@@ -89,6 +89,10 @@ class Demo:
         if self.given is not None:
             given = checkpoint.load(self.given, "autoencoder")
             return checkpoint.build(given, dtype=torch.float32, device=self.workers.device)
+        if self.workers.world > 1 or self.recipe.stages["autoencoder"].portion:
+            raise ValueError(
+                "the auto-encoder trains as one process, without portions; then pass it: --autoencoder FILE"
+            )
         model = Autoencoder(recipes.DEMO_AUTOENCODER)
         initialise(model, SEED)
         steps = self.recipe.stages["autoencoder"].steps
@@ -96,7 +100,9 @@ class Demo:
         starts = range(0, min(1000, self.pool), 50)
         probe = [data.images(range(start, start + 50)).to(self.workers.device) for start in starts]
         autoencoder.fold(folded, *autoencoder.latent_statistics(folded, probe))
-        folded.decoder = self._train(autoencoder.DecoderStage(folded, data.images, self.pool))
+        stage = autoencoder.DecoderStage(folded, data.images, self.pool)
+        stage.settings |= {"encoder": data.weights_hash(folded.encoder)}
+        folded.decoder = self._train(stage)
         return folded.eval().requires_grad_(False)
 
     @functools.cached_property

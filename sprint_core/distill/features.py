@@ -41,7 +41,7 @@ class FeatureStage:
 
     def __init__(self, model: FeatureNetwork, pool: int):
         self.modules = {self.name: model}
-        self.pool, self.settings = pool, {}
+        self.pool, self.settings = pool, {"pool": str(pool)}
 
     def phases(self, step: int) -> tuple[str, ...]:
         return (self.name,)

@@ -50,7 +50,7 @@ class ReaderStage:
 
     def __init__(self, model: Reader, prompts: text.PromptTokenizer, pool: int):
         self.modules = {self.name: model}
-        self.prompts, self.pool, self.settings = prompts, pool, {}
+        self.prompts, self.pool, self.settings = prompts, pool, {"pool": str(pool)}
 
     def phases(self, step: int) -> tuple[str, ...]:
         return (self.name,)
@@ -62,12 +62,12 @@ class ReaderStage:
         meanings = torch.tensor([meaning(caption) for caption in captions], device=device)
         rows = text.encode_ids(model.gemma, [self.prompts.tokens(caption) for caption in captions], device=device)
         states, read = text.pad_embeddings(rows)
-        counts = read / read.sum()
+        shares = read / read.sum(1, keepdim=True) / len(read)  # each caption counts once, each of its tokens as much
         last = (read.sum(1) - 1)[:, None, None]
         total, right = states.new_zeros(()), []
         for logits, target in zip(model(states), meanings.unbind(1)):
             everywhere = target[:, None].expand(read.shape)
-            total = total + (F.cross_entropy(logits.mT, everywhere, reduction="none") * counts).sum()
+            total = total + (F.cross_entropy(logits.mT, everywhere, reduction="none") * shares).sum()
             right.append(logits.argmax(-1, keepdim=True).gather(1, last)[:, 0, 0] == target)
         return total, {"right": torch.stack(right).all(0).float().mean()}
 

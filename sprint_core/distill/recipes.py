@@ -6,6 +6,7 @@ configs/sana_sprint_config).
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,8 +55,12 @@ class Schedule:
         for name, known in (("precision", ("fp32", "bf16")), ("optimizer", ("adamw", "came"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; there are {' and '.join(known)}")
-        if min(self.steps, self.batch) < 1 or self.portion < 0 or self.lr <= 0 or self.clip <= 0:
-            raise ValueError(f"a schedule needs steps, batch, lr and clip above 0; this is {self}")
+        if min(self.steps, self.batch) < 1 or min(self.portion, self.warmup_steps) < 0:
+            raise ValueError(f"steps and batch must be 1 or more, portion and warmup_steps 0 or more; this is {self}")
+        if not (0 < self.lr <= 1 and 0 < self.clip < math.inf and 0 <= self.decay <= 1):
+            raise ValueError(f"lr must lie in 0 to 1, clip above 0, decay in 0 to 1; this is {self}")
+        if not all(0 <= share < 1 for share in (self.ema, *self.betas)):
+            raise ValueError(f"ema and betas must lie in 0 to 1, without 1; this is {self}")
         if len(self.betas) != (3 if self.optimizer == "came" else 2):
             raise ValueError(f"{self.optimizer} does not take {len(self.betas)} betas")
 
@@ -87,8 +92,15 @@ class Objective:
     critic_std: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.guidance or self.scm_weight < 0 or self.ladd_weight < 0 or self.scm_weight + self.ladd_weight == 0:
+        weights = self.scm_weight, self.ladd_weight
+        if not self.guidance or not all(0 <= w < math.inf for w in (*self.guidance, *weights)) or not any(weights):
             raise ValueError(f"an objective needs guidance scales, and a weight of sCM or LADD above 0; this is {self}")
+        if not 0 <= self.max_time_share <= 1 or min(self.tangent_warmup_steps, self.ladd_from) < 0:
+            raise ValueError(f"max_time_share must lie in 0 to 1, steps be 0 or more; this is {self}")
+        if not all(abs(n) < math.inf for n in (self.noise_mean, self.critic_mean)):
+            raise ValueError(f"noise_mean and critic_mean must be numbers; this is {self}")
+        if not all(0 < std < math.inf for std in (self.noise_std, self.critic_std)):
+            raise ValueError(f"noise_std and critic_std must be above 0; this is {self}")
 
     @property
     def chosen(self) -> dict[str, str]:
@@ -103,6 +115,14 @@ class Recipe:
     stages: Mapping[str, Schedule]
     objective: Objective
     preset: str = ""
+
+    def __post_init__(self) -> None:
+        steps, aim = self.stages["distill"].steps, self.objective
+        if aim.ladd_weight and aim.ladd_from >= steps:
+            raise ValueError(
+                f"LADD would never begin: distill.ladd_from is {aim.ladd_from}, distill.steps {steps}; "
+                "lower distill.ladd_from, or set distill.ladd_weight=0 to go without"
+            )
 
 
 def _chosen(row: object) -> dict[str, str]:
@@ -147,8 +167,15 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
             aims[key] = _parsed(recipe.objective, key, value, setting)
         else:
             stages[stage][key] = _parsed(recipe.stages[stage], key, value, setting)
-    changed = {name: dataclasses.replace(recipe.stages[name], **values) for name, values in stages.items()}
-    return dataclasses.replace(recipe, stages=changed, objective=dataclasses.replace(recipe.objective, **aims))
+    changed = {name: _replaced(name, recipe.stages[name], values) for name, values in stages.items()}
+    return dataclasses.replace(recipe, stages=changed, objective=_replaced("distill", recipe.objective, aims))
+
+
+def _replaced(stage: str, row: Any, values: Mapping[str, Any]) -> Any:
+    try:
+        return dataclasses.replace(row, **values)
+    except ValueError as error:
+        raise ValueError(f"{stage}: {error}") from None
 
 
 _PARSERS = {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import presets, sampler, text, trigflow
 from ..gemma import Gemma
+from ..layers import sdpa
 from ..transformer import SanaTransformer, TransformerConfig
 from ..trigflow import flow_add_noise, flow_predict_x0
 from .jvp import plain_attention
@@ -65,6 +66,7 @@ class Captioned(nn.Module):
         self.transformer, self.gemma = transformer, gemma
         self.prompts = prompts
 
+    @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Caption embeddings [b, n, c] and their mask [b, n]."""
         device = next(self.gemma.parameters()).device
@@ -109,7 +111,9 @@ class TeacherStage:
         caption, mask = model.encode(["" if drop else c for c, drop in zip(captions, dropped)])
         z, s = random.normal(*x0.shape[1:]).to(x0), trigflow.shift(random.normal().sigmoid(), self.flow_shift).to(x0)
         x_s = flow_add_noise(x0, z, per_sample(s, x0))
-        v = model.transformer(x_s, s, caption, mask=mask, attention=plain_attention, around_block=self.around)
+        # torch's fused attention has a slow backward pass with a mask on the CPU: a quarter of the demo's step
+        attention = plain_attention if x0.device.type == "cpu" else sdpa
+        v = model.transformer(x_s, s, caption, mask=mask, attention=attention, around_block=self.around)
         return F.mse_loss(v, z - x0), {}
 
     def samples(self, average: nn.Module) -> Tensor | None:

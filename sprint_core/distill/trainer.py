@@ -7,6 +7,7 @@ after any interruption continues as if there had been none, bit for bit on the C
 
 import copy
 import os
+import pickle
 import shutil
 import time
 from collections import defaultdict
@@ -72,6 +73,8 @@ class Trainer:
     def train(self, until: int | None = None) -> nn.Module:
         """Train to the end, or to a step; returns the moving average."""
         end = min(self.schedule.steps, until or self.schedule.steps)
+        if self.step >= end:
+            return self.average
         saved, pause, metrics = time.monotonic(), SAVE_EVERY_SEC, {}
         with Record(self.folder, self.schedule, self.step, writes=self.workers.rank == 0) as record:
             while self.step < end:
@@ -86,6 +89,11 @@ class Trainer:
                     pause = max(SAVE_EVERY_SEC, self.save() / SAVE_SHARE)
                     saved = time.monotonic()
         self.save()
+        if not all(p.isfinite().all() for p in self.average.parameters()):
+            raise ValueError(
+                f"{self.folder}: the result is not finite after {self.step} steps, {self.skipped} of them skipped; "
+                f"lower the rate, --set {self.stage.name}.lr=..., and delete the folder"
+            )
         return self.average
 
     def _one_step(self) -> dict[str, Tensor]:
@@ -165,7 +173,11 @@ class Trainer:
         return time.monotonic() - started
 
     def _load(self) -> None:
-        state = torch.load(self.state_file, weights_only=True, map_location=self.workers.device)
+        try:
+            state = torch.load(self.state_file, weights_only=True, map_location=self.workers.device)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            advice = f"delete {self.folder} to train this stage anew"
+            raise ValueError(f"{self.state_file} is damaged ({str(error).splitlines()[0]}); {advice}") from None
         if state["run"] != self.run:
             raise ValueError(
                 f"{self.folder} holds another run ({state['run']}, not {self.run}); choose another --out, or delete it"

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..config import usable_device
+
 CPU = torch.device("cpu")
 
 
@@ -58,18 +60,10 @@ def launched(device: str | None = None) -> Workers:
     """This process, as it was launched. Raises ValueError without such a device, or if several need accelerate."""
     fallback = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Workers(_usable(fallback))
+        return Workers(usable_device(fallback))
     try:
         from accelerate import PartialState
     except ImportError:
         raise ValueError("several processes need accelerate: pip install accelerate") from None
     state = PartialState(cpu=fallback == "cpu")
     return Workers(state.device, state.process_index, state.num_processes, state)
-
-
-def _usable(name: str) -> torch.device:
-    """The device of this name. Raises ValueError."""
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # the second from a torch without CUDA
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None

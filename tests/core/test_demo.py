@@ -11,7 +11,7 @@ from sprint_core.distill import data, demo, recipes
 from sprint_core.distill.randomness import SampleRandom, initialise
 from sprint_core.pipeline import Pipeline
 
-SETTINGS = [f"{stage}.{key}=2" for stage in recipes.DEMO for key in ("steps", "batch")]
+SETTINGS = [f"{stage}.{key}=2" for stage in recipes.DEMO for key in ("steps", "batch")] + ["distill.ladd_from=1"]
 SHORT = recipes.override(recipes.RECIPES["demo"], SETTINGS)
 
 

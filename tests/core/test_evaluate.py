@@ -86,7 +86,6 @@ def test_true_pictures_score_full_and_near(few):
 def test_prompts_are_balanced_and_held_out():
     prompts = evaluate.balanced_prompts(20, 3)
     assert [p.category for p in prompts[:6]] == list(scenes.CATEGORIES) and len(prompts) == 20
-    assert {scenes.split_of(p.requirement) for p in prompts} <= {"test", "train"}
     assert all(scenes.split_of(p.requirement) == "test" for p in prompts)
     assert prompts == evaluate.balanced_prompts(40, 3)[:20]
 
@@ -150,15 +149,45 @@ def test_files_for_mjhq(tmp_path):
     [
         (["--prompts", "40", "--steps", "1"], "needs 320 pictures or more"),
         (["--steps", "5"], "1 to 4 steps"),
-        (["--steps", "one"], "invalid literal"),
+        (["--steps", "one"], "write it as 1,2,4"),
         (["--model", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--geneval", "x.jsonl"], "need --out"),
         (["--inception", __file__], "not a TorchScript file"),
+        (["--prompts", "0"], "at least 1"),
+        (["--grid", "x.foo"], "name it .png"),
+        (["--device", "nope"], "--device nope"),
+        (["--teacher", str(presets.BUNDLED)], "not its teacher"),
     ],
 )
 def test_bad_input(argv, message, caplog):
     assert evaluate.main(argv) == 1
     assert message in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("nonsense", "line 2: not JSON"), ('["a"]', "line 2: no prompt"), ('{"tag": "x"}', "line 2: no prompt")],
+)
+def test_bad_geneval_lines(tmp_path, text, message):
+    path = tmp_path / "m.jsonl"
+    path.write_text(f'{{"prompt": "a cat"}}\n{text}\n')
+    with pytest.raises(ValueError, match=message):
+        list(evaluate.geneval_jobs(path, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("text", "message"), [("[1]", "JSON object"), ('{"a": {"prompt": "x"}}', "a has no prompt")])
+def test_bad_mjhq_files(tmp_path, text, message):
+    path = tmp_path / "m.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        list(evaluate.mjhq_jobs(path, tmp_path / "out"))
+
+
+def test_many_prompts_return_with_other_scenes(monkeypatch):
+    monkeypatch.setattr(evaluate, "DIFFERENT", 5)
+    prompts = evaluate.balanced_prompts(100, 0)
+    assert len(prompts) == 100 and len({prompt.scene for prompt in prompts}) > 60
+    assert prompts[:30] == evaluate.balanced_prompts(30, 0)
 
 
 def test_user_inception(tmp_path):
@@ -168,6 +197,13 @@ def test_user_inception(tmp_path):
         def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
             return x.float().mean((2, 3))
 
+    class Plain(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    torch.jit.script(Plain()).save(str(tmp_path / "plain.pt"))
+    with pytest.raises(CheckpointError, match="does not take bytes"):
+        features.inception(tmp_path / "plain.pt")
     torch.jit.script(Mean()).save(str(tmp_path / "net.pt"))
     images = torch.rand(3, 8, 8, 3)
     found = features.inception(tmp_path / "net.pt")(images)

@@ -16,6 +16,7 @@ from sprint_core.autoencoder_config import SCALE
 from sprint_core.distill import autoencoder as stages
 from sprint_core.distill.randomness import SampleRandom, initialise
 from sprint_core.distill.recipes import DEMO_AUTOENCODER, RECIPES, Schedule, override
+from sprint_core.distill.record import Record
 from sprint_core.distill.trainer import Trainer
 from sprint_core.distill.workers import Workers, launched
 
@@ -64,9 +65,19 @@ def test_resume_equals_uninterrupted_bit_for_bit(tmp_path):
 def test_a_run_that_has_ended_does_nothing(tmp_path):
     first = Trainer(Toy(), SCHEDULE, tmp_path)
     first.train()
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     again = Trainer(Toy(), SCHEDULE, tmp_path)
     again.train()
     assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(again).values()))
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_damaged_state_is_named(tmp_path):
+    first = Trainer(Toy(), SCHEDULE, tmp_path)
+    first.train(until=1)
+    first.state_file.write_bytes(first.state_file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"state.pt is damaged .* delete"):
+        Trainer(Toy(), SCHEDULE, tmp_path)
 
 
 def test_folder_of_another_run_is_refused(tmp_path):
@@ -161,7 +172,8 @@ def test_numbers_and_pictures_are_recorded(tmp_path):
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert "critic/x" in events.Tags()["scalars"] and events.Tags()["images"] == ["samples"]
     (folder / "metrics.jsonl").write_text('{"step": 12}\n{"step": 20}\n{"step')
-    Trainer(Toy(bad_step=11), SCHEDULE, tmp_path).train()
+    with Record(folder, SCHEDULE, step=12, writes=True):
+        pass
     assert (folder / "metrics.jsonl").read_text() == '{"step": 12}\n'
 
 
@@ -215,7 +227,15 @@ def test_overrides_keep_their_type():
         ("teacher.steps", "STAGE.KEY=VALUE"),
         ("nurse.steps=1", "with a stage of autoencoder"),
         ("teacher.steps=many", "'many' is no int"),
-        ("teacher.steps=0", "above 0"),
+        ("teacher.steps=0", "teacher: steps and batch must be 1 or more"),
+        ("teacher.lr=inf", "lr must lie in 0 to 1"),
+        ("teacher.ema=1", "ema and betas"),
+        ("teacher.decay=2", "decay in 0 to 1"),
+        ("distill.max_time_share=50", "distill: max_time_share must lie in 0 to 1"),
+        ("distill.guidance=nan", "guidance scales"),
+        ("distill.noise_std=-1", "noise_std and critic_std"),
+        ("distill.noise_mean=inf", "must be numbers"),
+        ("distill.steps=500", "lower distill.ladd_from"),
         ("teacher.recompute=perhaps", "'perhaps' is no bool"),
         ("distill.precision=fp8", "there are fp32 and bf16"),
         ("distill.optimizer=came", "does not take 2 betas"),
