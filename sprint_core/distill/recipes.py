@@ -142,7 +142,7 @@ DEMO = {
     "features":    Schedule( 1500, 32, 2e-3),
     "reader":      Schedule(  800, 64, 1e-3),
     "teacher":     Schedule(10000, 32, 1e-3, decay=0.4, precision="bf16"),
-    "distill":     Schedule( 2000, 32, 3e-4, decay=0.3, betas=(0.9, 0.99), clip=0.5, ema=0.995, precision="bf16"),
+    "distill":     Schedule( 1600, 32, 3e-4, decay=0.3, betas=(0.9, 0.99), clip=0.5, ema=0.995, precision="bf16"),
 }
 # fmt: on
 # At first sCM's gradient is small, as its learnt weight starts at 1 and a normalised tangent has a mean square of
