@@ -39,6 +39,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="folder of this run; the same again resumes it")
     add("--data", default=SCENES, help="scenes (demo), or pictures with captions: folder, .parquet, webdataset .tar")
     add("--teacher", type=Path, help="full size: the multi-step SANA, any layout")
+    add("--student", type=Path, help="distil on from this SANA-Sprint, rather than from its teacher")
     add("--vae", "--autoencoder", type=Path, dest="autoencoder", help="its DC-AE; demo: start from this one")
     add("--text-encoder", type=Path, help="full size: Gemma-2")
     add("--time-scale", type=float, choices=(1.0, 1000.0), help="full size: where the teacher's file does not say")
@@ -53,8 +54,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _recipe(args: argparse.Namespace) -> recipes.Recipe:
     if args.recipe not in recipes.RECIPES:
         raise ValueError(f"no recipe {args.recipe}; there are {', '.join(recipes.RECIPES)}")
-    if args.ablations and (args.recipe, args.stage, args.data) != ("demo", "all", SCENES):
-        raise ValueError("--ablations is of the demo world as it is: without --recipe, --stage and --data")
+    if args.ablations and (args.recipe, args.stage, args.data, args.student) != ("demo", "all", SCENES, None):
+        raise ValueError("--ablations is of the demo world as it is: without --recipe, --stage, --data and --student")
     unread = [option for name, option in NEEDED.items() if name != "autoencoder" and getattr(args, name) is not None]
     unread += ["--time-scale"] * (args.time_scale is not None)
     if unread and not recipes.RECIPES[args.recipe].preset:
@@ -68,7 +69,7 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
 def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers, command: str) -> list[Path]:
     if args.data != SCENES:
         raise ValueError(f"--data {args.data}: the demo learns from scenes; --recipe sprint-0.6B takes pictures")
-    run = demo.Demo(args.out, recipe, args.pool, args.autoencoder, workers)
+    run = demo.Demo(args.out, recipe, args.pool, args.autoencoder, workers, args.student)
     if args.stage in ("autoencoder", "decoder"):
         return run.export_autoencoder(args.out, command)
     if args.stage == "features":
@@ -85,7 +86,7 @@ def _run_published(args: argparse.Namespace, recipe: recipes.Recipe, workers: Wo
         raise ValueError(f"--recipe {args.recipe} needs {', '.join([*missing, *['--data'] * (args.data == SCENES)])}")
     if args.stage not in (*recipe.stages, "all"):
         raise ValueError(f"--stage {args.stage}: {args.recipe} has the stages {', '.join(recipe.stages)}")
-    sources = Sources(args.teacher, args.autoencoder, args.text_encoder, Path(args.data), args.time_scale)
+    sources = Sources(args.teacher, args.autoencoder, args.text_encoder, Path(args.data), args.time_scale, args.student)
     run = Published(args.out, recipe, sources, workers)  # before the estimate, which takes a while
     planned = [one for one in estimate.of_recipe(recipe, workers) if args.stage in (one.stage, "all")]
     estimate.check_memory(planned, workers)

@@ -22,8 +22,8 @@ from . import autoencoder, data, features, recipes
 from .randomness import initialise
 from .reader import Reader, ReaderStage
 from .recipes import Recipe
-from .student import DistillStage
-from .teacher import Captioned, Preview, TeacherStage
+from .student import DistillStage, continued
+from .teacher import Captioned, Preview, TeacherStage, student_of
 from .trainer import Stage, Trainer
 from .workers import ALONE, Workers
 
@@ -70,7 +70,10 @@ def fresh_gemma(seed: int) -> Gemma:
 
 
 class Demo:
-    """A run in one folder. `recipe` may shorten stages, `pool` the data; `given`: a trained DC-AE to start from."""
+    """A run in one folder. `recipe` may shorten stages, `pool` the data; `given`: a trained DC-AE to start from.
+
+    student: a SANA-Sprint of the teacher in this folder, to distil on from.
+    """
 
     def __init__(
         self,
@@ -79,8 +82,10 @@ class Demo:
         pool: int = POOL,
         given: Path | None = None,
         workers: Workers = ALONE,
+        student: Path | None = None,
     ):
         self.out, self.recipe, self.pool, self.given, self.workers = Path(out), recipe, pool, given, workers
+        self.start = continued(student) if student else student_of
         self.prompts = prompts()
 
     @functools.cached_property
@@ -131,8 +136,9 @@ class Demo:
     def student(self) -> tuple[Captioned, SanaTransformer]:
         """The teacher and its student."""
         teacher = self.teacher()
-        stage = DistillStage(teacher, self.latents, self.recipe.objective, self.preview)
-        stage.settings |= {"teacher": data.weights_hash(teacher)}
+        stage = DistillStage(teacher, self.latents, self.recipe.objective, self.preview, start=self.start)
+        begun = stage.modules["student"].transformer
+        stage.settings |= {"teacher": data.weights_hash(teacher), "student": data.weights_hash(begun)}
         return teacher, self._train(stage).transformer.eval()
 
     @property

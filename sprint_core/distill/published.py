@@ -24,8 +24,8 @@ from . import data
 from .encoded import EncodedPictures
 from .pictures import captioned
 from .recipes import Recipe
-from .student import DistillStage
-from .teacher import TeacherStage, is_stable
+from .student import DistillStage, continued
+from .teacher import TeacherStage, is_stable, student_of
 from .trainer import Stage, Trainer
 from .workers import ALONE, Workers
 
@@ -41,6 +41,7 @@ class Sources:
     text_encoder: Path
     pictures: Path
     time_scale: float | None = None  # of the teacher, where its file does not say
+    student: Path | None = None  # a SANA-Sprint to distil on from
 
 
 class Embedded(nn.Module):
@@ -82,6 +83,7 @@ class Published:
             "autoencoder": checkpoint.load(sources.autoencoder, "autoencoder"),
             "text_encoder": checkpoint.load(sources.text_encoder, "text_encoder"),
         }
+        self.start = continued(sources.student) if sources.student else student_of
         self._check_teacher()
         self._check_encoders(*(weights.config for weights in self.encoders.values()))
         self.items = captioned(sources.pictures)
@@ -137,7 +139,8 @@ class Published:
         stable = is_stable(self.given.config)
         teacher = Embedded(self._transformer(), self.encoded.null) if stable else self.teacher()
         recompute = self.recipe.stages["distill"].recompute
-        stage = DistillStage(teacher, self.encoded, self.recipe.objective, recompute=recompute)
+        stage = DistillStage(teacher, self.encoded, self.recipe.objective, recompute=recompute, start=self.start)
+        stage.settings |= {"student": data.weights_hash(stage.modules["student"].transformer)}
         return self._train(stage, teacher).transformer
 
     def export(self, model: SanaTransformer, command: str) -> list[Path]:

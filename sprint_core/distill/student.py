@@ -1,11 +1,15 @@
 """The distillation stage: sCM and LADD together, student and critic in turn (paper, section 3.2)."""
 
+import copy
+import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from .. import checkpoint
 from ..layers import MLP, timestep_embedding
 from ..transformer import SanaTransformer
 from ..trigflow import SIGMA_DATA, add_noise, flow_predict_x0, predict_x0
@@ -34,6 +38,19 @@ class Student(nn.Module):
     def __init__(self, transformer: SanaTransformer):
         super().__init__()
         self.transformer, self.log_variance = transformer, LogVariance()
+
+
+def continued(path: Path) -> Callable[[SanaTransformer], SanaTransformer]:
+    """Start from the SANA-Sprint in a file rather than from its teacher. Raises CheckpointError; so does the start."""
+    weights = checkpoint.load(path, "transformer")
+
+    def start(teacher: SanaTransformer) -> SanaTransformer:
+        if weights.config != dataclasses.replace(teacher.config, guidance_embed=True):
+            raise checkpoint.CheckpointError(f"{path}: no student of this teacher: {weights.config}, {teacher.config}")
+        device = next(teacher.parameters()).device
+        return copy.deepcopy(checkpoint.build(weights, dtype=torch.float32, device=device))  # out of its file
+
+    return start
 
 
 class DistillStage:

@@ -8,10 +8,10 @@ import pytest
 import standin
 import torch
 
-from sprint_core import text, trigflow
+from sprint_core import checkpoint, text, trigflow
 from sprint_core.distill.randomness import SampleRandom, initialise
 from sprint_core.distill.recipes import Objective, Schedule
-from sprint_core.distill.student import DistillStage
+from sprint_core.distill.student import DistillStage, continued
 from sprint_core.distill.teacher import Captioned, TeacherStage, euler, student_of
 from sprint_core.distill.trainer import Trainer
 from sprint_core.gemma import Gemma
@@ -90,6 +90,22 @@ def test_objectives_can_be_used_alone(model):
     only_ladd = DistillStage(model, DATA, Objective(scm_weight=0.0))
     _, metrics = only_ladd.loss("student", 0, SampleRandom(0, 0, "", range(2)))
     assert "scm" not in metrics and "adversarial" in metrics
+
+
+def test_distillation_goes_on_from_a_student(model, tmp_path):
+    """Its weights, not the teacher's; copied, since training changes them in place. Another size is refused."""
+    before = student_of(model.transformer)
+    for p in before.parameters():
+        p.data.add_(0.01)
+    path = tmp_path / "student.safetensors"
+    tensors = {name: tensor.detach() for name, tensor in before.state_dict().items()}
+    sizes = {"size_px": 64, "flow_shift": 1.0}
+    checkpoint.save(path, [checkpoint.Weights("transformer", before.config, tensors, tmp_path, sizes)], {})
+    found = DistillStage(model, DATA, Objective(), start=continued(path)).modules["student"].transformer
+    assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in tensors.items())
+    other = SanaTransformer(dataclasses.replace(CONFIG, depth=2))
+    with pytest.raises(checkpoint.CheckpointError, match="student.safetensors: no student of this teacher"):
+        continued(path)(other)
 
 
 def test_the_adversary_may_join_later(model):

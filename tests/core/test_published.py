@@ -194,7 +194,7 @@ def test_stabilisers_keep_the_weights_and_start_fresh():
         ({"teacher": None, "text_encoder": None, "data": None}, "tiny needs --teacher, --text-encoder, --data"),
         ({"vae": None}, "tiny needs --vae"),
         ({"stage": "decoder"}, "--stage decoder: tiny has the stages teacher, distill"),
-        ({"set": "distill.steps=0"}, "above 0"),
+        ({"set": "distill.steps=0"}, "must be 1 or more"),
         ({"device": "gpu"}, "--device gpu: "),
         ({"teacher": "missing.safetensors"}, "missing.safetensors: no such file"),
         ({"data": "missing"}, "missing: no such file or folder"),
