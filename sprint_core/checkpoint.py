@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import autoencoder, autoencoder_config, gemma, keymaps, presets, tensorfile, text
+from . import autoencoder, autoencoder_config, controlnet, gemma, keymaps, presets, tensorfile, text
 from .config import from_dict
 from .tensorfile import CheckpointError
 from .transformer import SanaTransformer, TransformerConfig
@@ -73,13 +73,21 @@ KINDS = {
             gemma.Gemma,
             gemma.GemmaConfig,
         ),
+        Kind(
+            "controlnet",
+            "controlnet",
+            ("input_block.weight", "controlnet.0.before_proj.weight"),
+            ("control_model.", "model.", "module.", ""),
+            controlnet.SanaControlNet,
+            controlnet.ControlNetConfig,
+        ),
     )
 }
 
 # What else people put in a slot, specific before broad: (what it is, part of a tensor name).
 FAMILIES = (
     ("a LoRA", (".lora_A.", ".lora_up.", ".lora_down.", ".lokr_w", ".hada_w")),
-    ("a SANA ControlNet", ("controlnet_blocks.0.", "controlnet.0.")),
+    ("a ControlNet of another model", ("controlnet_blocks.0.", "zero_convs.0.", "controlnet_down_blocks.0.")),
     ("a FLUX model", ("double_blocks.0.",)),
     ("a Stable Diffusion 3 model", ("joint_blocks.0.",)),
     ("a Stable Diffusion or SDXL model", ("input_blocks.0.", "down_blocks.0.resnets.0.time_emb_proj")),
@@ -89,7 +97,12 @@ FAMILIES = (
     ("a Gemma 3 text encoder", (".self_attn.q_norm.",)),
     ("a Llama-like text encoder", ("layers.0.post_attention_layernorm.",)),
 )
-NAMES = {"transformer": "a SANA transformer", "autoencoder": "a DC-AE", "text_encoder": "a Gemma-2 text encoder"}
+NAMES = {
+    "transformer": "a SANA transformer",
+    "autoencoder": "a DC-AE",
+    "text_encoder": "a Gemma-2 text encoder",
+    "controlnet": "a SANA ControlNet",
+}
 
 
 @dataclass
@@ -122,18 +135,21 @@ def prefix_of(names: Iterable[str], kind: str) -> str | None:
 
 
 def kinds_in(names: Iterable[str]) -> list[str]:
-    """The parts that a set of tensor names holds; empty for foreign families, LoRA and ControlNets."""
+    """The parts that a set of tensor names holds; a LoRA holds none, and the trunk around a ControlNet is none."""
     names = set(names)
     if foreign_family(names):
         return [kind for kind in KINDS if kind != "transformer" and prefix_of(names, kind)]
-    return [kind for kind in KINDS if prefix_of(names, kind) is not None]
+    held = {kind: prefix for kind in KINDS if (prefix := prefix_of(names, kind)) is not None}
+    if "controlnet" in held and held["controlnet"] == held.get("transformer"):
+        del held["transformer"]
+    return list(held)
 
 
 def foreign_family(names: Iterable[str]) -> str | None:
     """What a file is that holds no part of ours, in words, or None."""
     names = list(names)
     if any(prefix_of(names, kind) is not None for kind in KINDS):
-        families = FAMILIES[:2]  # LoRA and ControlNet look like the model they belong to
+        families = FAMILIES[:1]  # a LoRA looks like the model it belongs to
         if prefix_of(names, "text_encoder") is not None:
             families += (FAMILIES[-2],)
     else:
@@ -154,12 +170,12 @@ def _refuse(path: Path, kind: str, names: list[str]) -> CheckpointError:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def load(path: str | os.PathLike, kind: str, time_scale: float | None = None) -> Weights:
-    """The named part ('transformer', 'autoencoder' or 'text_encoder') of a file or folder.
+def load(path: str | os.PathLike, kind: str, time_scale: float | None = None, wiring: str | None = None) -> Weights:
+    """The named part ('transformer', 'autoencoder', 'text_encoder' or 'controlnet') of a file or folder.
 
     path: a .safetensors or .pth file (a part, or a checkpoint with several), a diffusers pipeline
-    folder, or one of its component folders. time_scale overrides what the file says (transformer).
-    Tensors stay memory-mapped. Raises CheckpointError.
+    folder, or one of its component folders. time_scale (transformer, controlnet) and wiring
+    (controlnet) override what the file says. Tensors stay memory-mapped. Raises CheckpointError.
     """
     path, root = _locate(Path(path), kind)
     file = tensorfile.read(path)
@@ -175,6 +191,8 @@ def load(path: str | os.PathLike, kind: str, time_scale: float | None = None) ->
     if kind == "transformer":
         _complete_transformer(weights, stored or given, root, time_scale)
         _check_settings(weights)
+    if kind == "controlnet":
+        _complete_controlnet(weights, time_scale, wiring)
     return weights
 
 
@@ -282,8 +300,21 @@ def _read_transformer(path: Path, tensors: dict, stored: dict | None, given: dic
     return Weights("transformer", config, tensors, path, (stored or {}).get("settings", {}))
 
 
+def _read_controlnet(path: Path, tensors: dict, stored: dict | None, given: dict | None) -> Weights:
+    positions = tensors["pos_embed"].shape[-2] if "pos_embed" in tensors else 0
+    if "x_embedder.proj.weight" in tensors:
+        tensors = {name: tensor for name, tensor in tensors.items() if not keymaps.NVLABS_TRUNK.match(name)}
+        tensors = keymaps.to_native(tensors, keymaps.NVLABS_CONTROL, keymaps.NVLABS_DROPPED)
+    else:
+        tensors = keymaps.to_native(tensors, keymaps.DIFFUSERS)
+    infer = lambda: presets.infer_control_config(_shapes(tensors), positions)  # noqa: E731
+    config = _config("controlnet", path, stored, given, presets.control_config_from_diffusers, infer)
+    return Weights("controlnet", config, tensors, path, (stored or {}).get("settings", {}))
+
+
 _READERS = {
     "transformer": _read_transformer,
+    "controlnet": _read_controlnet,
     "autoencoder": _read_autoencoder,
     "text_encoder": _read_text_encoder,
 }
@@ -357,6 +388,24 @@ def _complete_transformer(weights: Weights, said: dict | None, root: Path | None
         shift = data.get("flow_shift", data.get("shift"))
         defaults |= {"flow_shift": shift} if shift else {}
     weights.settings = defaults | weights.settings
+
+
+def _complete_controlnet(weights: Weights, time_scale: float | None, wiring: str | None) -> None:
+    """Take what the branch shares with its trunk from the trunk's file, where ours says so; then what was asked for."""
+    if trunk := weights.settings.get("trunk"):
+        of_trunk = load(weights.path.parent / trunk, "transformer").tensors
+        weights.tensors = controlnet.of_trunk(of_trunk, weights.config.wiring) | weights.tensors
+    if time_scale is not None:
+        weights.config = dataclasses.replace(weights.config, time_scale=time_scale)
+    if wiring is None or wiring == weights.config.wiring:
+        return
+    if wiring == controlnet.AUTHORS:
+        raise CheckpointError(
+            f"{weights.path}: this ControlNet comes without block 0 of its trunk, which the authors' wiring starts "
+            "from; choose the wiring diffusers, or the authors' .pth"
+        )
+    weights.config = dataclasses.replace(weights.config, wiring=wiring)
+    weights.tensors = {k: v for k, v in weights.tensors.items() if not k.startswith("base_block.")}
 
 
 # --- building and saving ----------------------------------------------------------------------------

@@ -47,7 +47,7 @@ NVLABS_BLOCK = (
     ("mlp.depth_conv.conv.@", "ff.conv_depth.@"),
     ("mlp.point_conv.conv.weight", "ff.conv_point.weight"),
 )
-NVLABS = _rules(
+NVLABS_INPUTS = _rules(
     (
         ("x_embedder.proj.@", "patch_embed.proj.@"),
         ("y_embedder.y_proj.fc1.@", "caption_projection.linear_1.@"),
@@ -58,12 +58,34 @@ NVLABS = _rules(
         ("cfg_embedder.mlp.0.@", "time_embed.guidance_embedder.linear_1.@"),
         ("cfg_embedder.mlp.2.@", "time_embed.guidance_embedder.linear_2.@"),
         ("t_block.1.@", "time_embed.linear.@"),
-        ("final_layer.linear.@", "proj_out.@"),
-        ("final_layer.scale_shift_table", "scale_shift_table.weight"),
     )
-) + _rules(NVLABS_BLOCK, "blocks.*.", "transformer_blocks.*.")
+)
+NVLABS = (
+    NVLABS_INPUTS
+    + _rules(
+        (
+            ("final_layer.linear.@", "proj_out.@"),
+            ("final_layer.scale_shift_table", "scale_shift_table.weight"),
+        )
+    )
+    + _rules(NVLABS_BLOCK, "blocks.*.", "transformer_blocks.*.")
+)
 # Training-only tensors of those files; pos_embed is a constant that the config stands for.
 NVLABS_DROPPED = ("y_embedder.y_embedding", "pos_embed", "logvar_linear.weight", "logvar_linear.bias")
+
+# The same with a ControlNet: a whole trunk, of which the branch reads the inputs and block 0, and the copies.
+NVLABS_CONTROL = (
+    NVLABS_INPUTS
+    + _rules(
+        (
+            ("controlnet.0.before_proj.@", "input_block.@"),
+            ("controlnet.*.after_proj.@", "controlnet_blocks.*.@"),
+        )
+    )
+    + _rules(NVLABS_BLOCK, "controlnet.*.copied_block.", "transformer_blocks.*.")
+    + _rules(NVLABS_BLOCK, "blocks.0.", "base_block.")
+)
+NVLABS_TRUNK = re.compile(r"blocks\.(?!0\.)|final_layer\.")  # tensors there that a ControlNet does without
 
 # diffusers' SanaTransformer2DModel. Models without guidance nest the time embedder one level deeper.
 DIFFUSERS = _rules(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .controlnet import AUTHORS, DIFFUSERS, TRUNK_TIME_SCALE, ControlNetConfig
 from .transformer import TransformerConfig
 
 GUIDANCE = 4.5  # the paper's, and the default wherever none is given
@@ -28,6 +29,7 @@ class Preset:
 
 # Sizes: width, depth, heads of the cross-attention. Positions: latent size they number, scale.
 S, M, L = (1152, 28, 16), (2240, 20, 20), (2240, 60, 20)
+POSITIONS = {4096: 64, 16384: 128}  # stored position embeddings: tokens to base; only the 2K and 4K models use theirs
 NONE, P2K, P4K = (0, 1.0), (64, 1.0), (128, 2.0)
 # fmt: off
 _ROWS = (
@@ -65,6 +67,49 @@ def cross_heads(width: int, depth: int) -> int | None:
     """Heads of the cross-attention, which no tensor shape shows, of the published (width, depth)."""
     rows = (p.transformer for p in PRESETS.values())
     return next((t.cross_heads for t in rows if (t.width, t.depth) == (width, depth)), None)
+
+
+def control_config_from_diffusers(data: Mapping[str, Any]) -> ControlNetConfig:
+    """Configuration of a diffusers SanaControlNetModel config.json. Raises ValueError."""
+    if data.get("_class_name", "SanaControlNetModel") != "SanaControlNetModel":
+        raise ValueError(f"config.json describes {data['_class_name']}")
+    scale = data.get("interpolation_scale")
+    return ControlNetConfig(
+        width=data["num_attention_heads"] * data["attention_head_dim"],
+        depth=data["num_layers"],
+        cross_heads=data["num_cross_attention_heads"],
+        caption_width=data.get("caption_channels", 2304),
+        mlp_ratio=data.get("mlp_ratio", 2.5),
+        pos_embed_base=0 if scale is None else data["sample_size"],
+        pos_embed_scale=scale or 1.0,
+        wiring=DIFFUSERS,
+    )
+
+
+def infer_control_config(shapes: Mapping[str, tuple[int, ...]], positions: int = 0) -> ControlNetConfig:
+    """Configuration of a ControlNet from native names and shapes: of SANA 1.0, or of a Sprint if it embeds guidance.
+
+    Raises ValueError when its width is no published model's.
+    """
+    width = shapes["patch_embed.proj.weight"][0]
+    trunk = next((p.transformer for p in PRESETS.values() if p.transformer.width == width), None)
+    if trunk is None:
+        raise ValueError(f"no published SANA model has width {width}; a config.json is needed")
+    guidance = "time_embed.guidance_embedder.linear_1.weight" in shapes
+    base = POSITIONS.get(positions, 0)
+    return ControlNetConfig(
+        width=width,
+        depth=1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("controlnet_blocks.")),
+        cross_heads=trunk.cross_heads,
+        caption_width=shapes["caption_projection.linear_1.weight"][1],
+        mlp_ratio=shapes["transformer_blocks.0.ff.conv_inverted.weight"][0] / (2 * width),
+        qk_norm="transformer_blocks.0.attn1.norm_q.weight" in shapes,
+        guidance_embed=guidance,
+        time_scale=1.0 if guidance else TRUNK_TIME_SCALE,
+        pos_embed_base=base,
+        pos_embed_scale=base / 64 if base else 1.0,
+        wiring=AUTHORS if "base_block.ff.conv_inverted.weight" in shapes else DIFFUSERS,
+    )
 
 
 def name_of(config: TransformerConfig) -> str:
@@ -107,7 +152,7 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], positions: int = 0) -> T
         raise ValueError(f"no published SANA model has width {width} and {depth} blocks; a config.json is needed")
     qk_norm = "transformer_blocks.0.attn1.norm_q.weight" in shapes
     guidance = "time_embed.guidance_embedder.linear_1.weight" in shapes
-    base = {4096: 64, 16384: 128}.get(positions, 0)  # only the 2K and 4K models use theirs
+    base = POSITIONS.get(positions, 0)
     teacher_only = (width, depth) == (1152, 28)  # SANA 1.5 has no 0.6B
     return TransformerConfig(
         width=width,

@@ -59,6 +59,18 @@ class TransformerConfig:
             raise ValueError(f"width {self.width}, {self.cross_heads} heads and ratio {self.mlp_ratio} make no SANA")
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What every block of one forward pass is given."""
+
+    caption: Tensor  # [b, m, c]
+    modulation: Tensor  # [b, 6, c], of time and guidance
+    emb: Tensor  # [b, 1, c], the same for the last layer
+    size: tuple[int, int]  # (h, w) of the latent
+    bias: Tensor | None  # additive mask of the caption
+    attention: Attention
+
+
 class LinearSelfAttention(nn.Module):
     """ReLU linear attention over image tokens: [b, n, c] -> [b, n, c]."""
 
@@ -109,13 +121,13 @@ class SanaBlock(nn.Module):
         self.ff = GLUMBConv(config.width, config.mlp_ratio, ops, **factory)
         self.scale_shift_table = ops.Embedding(6, config.width, **factory)
 
-    def forward(self, x: Tensor, caption: Tensor, modulation: Tensor, size: tuple[int, int], mask, attention) -> Tensor:
-        """x: [b, h*w, c]; caption: [b, m, c]; modulation: [b, 6, c]; size: (h, w) -> [b, h*w, c]."""
-        m = table_rows(self.scale_shift_table, 6, x) + modulation
+    def forward(self, x: Tensor, caption: Tensor, given: Conditions) -> Tensor:
+        """x: [b, h*w, c]; caption: [b, m, c], which a host may have replaced -> [b, h*w, c]."""
+        m = table_rows(self.scale_shift_table, 6, x) + given.modulation
         shift1, scale1, gate1, shift2, scale2, gate2 = m.chunk(6, dim=1)
         x = x + gate1 * self.attn1(modulated_norm(x, shift1, scale1))
-        x = x + self.attn2(x, caption, mask, attention)
-        h = rearrange(modulated_norm(x, shift2, scale2), "b (h w) c -> b c h w", h=size[0])
+        x = x + self.attn2(x, caption, given.bias, given.attention)
+        h = rearrange(modulated_norm(x, shift2, scale2), "b (h w) c -> b c h w", h=given.size[0])
         return x + gate2 * rearrange(self.ff(h), "b c h w -> b (h w) c")
 
 
@@ -165,20 +177,46 @@ def additive_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if mask is None else (1 - mask.to(dtype))[:, None, None] * MASKED
 
 
-class SanaTransformer(nn.Module):
-    """The whole network. `ops`, dtype and device are those of every parameter.
+class SanaInputs(nn.Module):
+    """What comes before the blocks, in the trunk and in its ControlNets: embeds latents, time and caption.
 
-    Raises ValueError from forward() when guidance is missing or the latent has not 32 channels.
+    Raises ValueError from conditions() when guidance is missing or the latent has not 32 channels.
     """
 
-    def __init__(self, config: TransformerConfig, *, ops: Any = nn, dtype=None, device=None):
+    def __init__(self, config: TransformerConfig, ops: Any = nn, **factory: Any):
         super().__init__()
-        factory = {"dtype": dtype, "device": device}
         self.config = config
         self.patch_embed = PatchEmbed(config, ops, **factory)
         self.time_embed = TimeEmbed(config, ops, **factory)
         self.caption_projection = MLP(config.caption_width, config.width, nn.GELU("tanh"), ops, **factory)
         self.caption_norm = ops.RMSNorm(config.width, eps=CAPTION_EPS, **factory)
+
+    def conditions(
+        self,
+        x_s: Tensor,
+        s: Tensor,
+        caption: Tensor,
+        guidance: Tensor | None,
+        mask: Tensor | None,
+        attention: Attention,
+    ) -> Conditions:
+        """As forward() takes them -> what the blocks are given."""
+        if x_s.shape[1] != LATENT_CHANNELS:
+            raise ValueError(f"SANA's latent has {LATENT_CHANNELS} channels, this one {x_s.shape[1]}")
+        if self.config.guidance_embed and guidance is None:
+            raise ValueError("this model embeds the guidance scale: pass guidance (4.5 is its default)")
+        modulation, emb = self.time_embed(s, guidance, x_s.dtype)
+        caption = self.caption_norm(self.caption_projection(caption))
+        bias = additive_mask(mask, x_s.dtype)
+        return Conditions(caption, modulation, emb, tuple(x_s.shape[-2:]), bias, attention)
+
+
+class SanaTransformer(SanaInputs):
+    """The whole network. `ops`, dtype and device are those of every parameter."""
+
+    def __init__(self, config: TransformerConfig, *, ops: Any = nn, dtype=None, device=None):
+        factory = {"dtype": dtype, "device": device}
+        super().__init__(config, ops, **factory)
         self.transformer_blocks = nn.ModuleList(SanaBlock(config, ops, **factory) for _ in range(config.depth))
         self.scale_shift_table = ops.Embedding(2, config.width, **factory)
         self.proj_out = ops.Linear(config.width, LATENT_CHANNELS, **factory)
@@ -201,25 +239,17 @@ class SanaTransformer(nn.Module):
         [b or 1, h*w, c], entry i is added after block i; attention(q, k, v, heads, mask) serves the
         cross-attention; around_block(i, run, x, caption) may wrap block i: run(x, caption) runs it.
         """
-        if x_s.shape[1] != LATENT_CHANNELS:
-            raise ValueError(f"SANA's latent has {LATENT_CHANNELS} channels, this one {x_s.shape[1]}")
-        if self.config.guidance_embed and guidance is None:
-            raise ValueError("this model embeds the guidance scale: pass guidance (4.5 is its default)")
-        size = tuple(x_s.shape[-2:])
-        modulation, emb = self.time_embed(s, guidance, x_s.dtype)
-        caption = self.caption_norm(self.caption_projection(caption))
-        bias = additive_mask(mask, x_s.dtype)
-
+        given = self.conditions(x_s, s, caption, guidance, mask, attention)
         x = self.patch_embed(x_s)
         for i, block in enumerate(self.transformer_blocks):
 
             def run(x: Tensor, caption: Tensor, block=block) -> Tensor:
-                return block(x, caption, modulation, size, bias, attention)
+                return block(x, caption, given)
 
-            x = run(x, caption) if around_block is None else around_block(i, run, x, caption)
+            x = run(x, given.caption) if around_block is None else around_block(i, run, x, given.caption)
             if i < len(control) and control[i] is not None:
-                x = x + control[i]
+                x = x + control[i].to(x.dtype)
 
-        shift, scale = (table_rows(self.scale_shift_table, 2, x) + emb).chunk(2, dim=1)
+        shift, scale = (table_rows(self.scale_shift_table, 2, x) + given.emb).chunk(2, dim=1)
         x = self.proj_out(modulated_norm(x, shift, scale))
-        return rearrange(x, "b (h w) c -> b c h w", h=size[0])
+        return rearrange(x, "b (h w) c -> b c h w", h=given.size[0])

@@ -17,6 +17,7 @@ from oracles import relative_error, shapes_of
 from sprint_core import checkpoint, keymaps, presets, tensorfile, text
 from sprint_core.autoencoder import Autoencoder
 from sprint_core.checkpoint import KINDS, CheckpointError, build, load
+from sprint_core.controlnet import ControlNetConfig, SanaControlNet
 from sprint_core.gemma import Gemma, GemmaConfig
 from sprint_core.presets import Preset
 from sprint_core.transformer import SanaTransformer, TransformerConfig
@@ -26,11 +27,14 @@ TEACHER = dataclasses.replace(SPRINT, guidance_embed=False)
 SANA15 = dataclasses.replace(TEACHER, time_scale=1000.0)
 SANA10 = dataclasses.replace(SANA15, qk_norm=False)
 GEMMA = GemmaConfig(vocab=320, width=64, depth=2, heads=2, kv_heads=1, head_dim=256, ffn=128)  # shapes tell all of it
+CONTROL = ControlNetConfig(width=64, depth=2, cross_heads=2, caption_width=64)
 MODELS = {
     "transformer": SanaTransformer(SPRINT, device="meta"),
     "autoencoder": Autoencoder(standin.AUTOENCODER, device="meta"),
     "text_encoder": Gemma(GEMMA, device="meta"),
+    "controlnet": SanaControlNet(CONTROL, device="meta"),
 }
+PIPELINE = ("transformer", "autoencoder", "text_encoder")  # the parts of a folder
 NATIVE = {kind: standin.random_model(model) for kind, model in MODELS.items()}
 SPIECE = torch.arange(7, dtype=torch.uint8)
 
@@ -287,14 +291,14 @@ def test_native_file_of_one_part(tmp_path):
 
 
 def test_native_file_of_all_parts(tmp_path, folder):
-    parts = [load(folder, kind) for kind in KINDS]
+    parts = [load(folder, kind) for kind in PIPELINE]
     encoder = parts[-1]
     preset = dataclasses.replace(text.text_preset("diffusers"), max_tokens=77)
     encoder.settings["text"] = dataclasses.asdict(preset)
     encoder.extras |= text.tokenizer_state(checkpoint.load_tokenizer(encoder))
     path = tmp_path / "all.safetensors"
     checkpoint.save(path, parts, {})
-    assert checkpoint.kinds_in(tensorfile.read(path).tensors) == list(KINDS)
+    assert checkpoint.kinds_in(tensorfile.read(path).tensors) == list(PIPELINE)
     for part in parts:
         again = load(path, part.kind)
         assert (again.config, again.settings) == (part.config, part.settings)
@@ -425,7 +429,7 @@ def test_relatives(tmp_path):
     gemma3 = {"model.layers.0.self_attn.q_norm.weight": torch.zeros(2)}
     for tensors, kind, family in (
         (nvlabs() | control, "transformer", "a SANA ControlNet"),
-        (NATIVE["transformer"] | {"controlnet_blocks.0.weight": torch.zeros(1)}, "transformer", "a SANA ControlNet"),
+        (NATIVE["transformer"] | {"input_block.weight": torch.zeros(1)}, "transformer", "a SANA ControlNet"),
         (NATIVE["transformer"] | lora, "transformer", "a LoRA"),
         (NATIVE["text_encoder"] | gemma3, "text_encoder", "a Gemma 3 text encoder"),
     ):

@@ -23,6 +23,7 @@ ORDER = (
     "keymaps",
     "autoencoder",
     "transformer",
+    "controlnet",
     "gemma",
     "text",
     "presets",

@@ -1,0 +1,118 @@
+"""SANA's ControlNet (arXiv 2410.10629; 2503.09641, section 3.3): copied blocks that steer a trunk by an image.
+
+The hint is an image of edges, VAE-encoded like the pictures themselves. A branch of copies of the trunk's first
+blocks reads it beside the noisy latent; each copy ends in a projection, zero before training, whose output is added
+to the trunk. Two wirings of the same weights are published:
+
+    authors    the branch starts from the output of trunk block 0, of which it keeps a frozen copy;
+               residual k is added before trunk block k + 1
+    diffusers  the branch starts from its own patch embedding; residual k is added after trunk block k + 1
+
+Weights were trained in the authors' wiring, so that is the better one wherever block 0 is at hand.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import sdpa
+from .transformer import Attention, SanaBlock, SanaInputs, SanaTransformer, TransformerConfig
+
+AUTHORS, DIFFUSERS = "authors", "diffusers"
+WIRINGS = (AUTHORS, DIFFUSERS)
+PUBLISHED_BLOCKS = 7
+SHARED = ("patch_embed.", "time_embed.", "caption_projection.", "caption_norm.")  # with the trunk
+OWN = ("input_block.", "controlnet_blocks.")  # that the trunk has not
+TRUNK_TIME_SCALE = 1000.0  # the published ControlNets belong to SANA 1.0, which embeds 1000 s
+
+
+@dataclass(frozen=True)
+class ControlNetConfig(TransformerConfig):
+    """A branch of `depth` blocks. The other numbers are those of the trunk that it was copied from."""
+
+    depth: int = PUBLISHED_BLOCKS
+    qk_norm: bool = False
+    guidance_embed: bool = False
+    time_scale: float = TRUNK_TIME_SCALE
+    wiring: str = AUTHORS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.wiring not in WIRINGS:
+            raise ValueError(f"the wiring is {self.wiring!r}; there are {' and '.join(WIRINGS)}")
+
+
+class SanaControlNet(SanaInputs):
+    """The branch. Modules are named like diffusers' SanaControlNetModel; base_block is the authors' frozen block 0."""
+
+    def __init__(self, config: ControlNetConfig, *, ops: Any = nn, dtype=None, device=None):
+        factory = {"dtype": dtype, "device": device}
+        super().__init__(config, ops, **factory)
+        width = config.width
+        self.base_block = SanaBlock(config, ops, **factory) if config.wiring == AUTHORS else None
+        self.input_block = ops.Linear(width, width, **factory)
+        self.transformer_blocks = nn.ModuleList(SanaBlock(config, ops, **factory) for _ in range(config.depth))
+        self.controlnet_blocks = nn.ModuleList(ops.Linear(width, width, **factory) for _ in range(config.depth))
+
+    def forward(
+        self,
+        x_s: Tensor,
+        s: Tensor,
+        caption: Tensor,
+        hint: Tensor,
+        guidance: Tensor | None = None,
+        mask: Tensor | None = None,
+        attention: Attention = sdpa,
+    ) -> list[Tensor | None]:
+        """Residuals [b, h*w, c] for SanaTransformer's `control`: entry i is added after block i.
+
+        hint: [b or 1, 32, h, w], scaled latent of the control image; the rest as the trunk takes it.
+        Raises ValueError when hint and latent do not fit.
+        """
+        if hint.shape[1:] != x_s.shape[1:] or hint.shape[0] not in (1, x_s.shape[0]):
+            raise ValueError(f"the control image's latent is {list(hint.shape)}, the picture's {list(x_s.shape)}")
+        given = self.conditions(x_s, s, caption, guidance, mask, attention)
+        x = self.patch_embed(x_s)
+        if self.base_block is not None:
+            x = self.base_block(x, given.caption, given)
+        x = x + self.input_block(self.patch_embed(hint))
+        residuals: list[Tensor | None] = [] if self.config.wiring == AUTHORS else [None]
+        for block, project in zip(self.transformer_blocks, self.controlnet_blocks):
+            x = block(x, given.caption, given)
+            residuals.append(project(x))
+        return residuals
+
+
+def of_trunk(trunk: Mapping[str, Tensor], wiring: str) -> dict[str, Tensor]:
+    """What a branch shares with its trunk, out of the trunk's tensors: the embedders, and for the authors block 0."""
+    shared = {name: tensor for name, tensor in trunk.items() if name.startswith(SHARED)}
+    first = "transformer_blocks.0."
+    if wiring == AUTHORS:
+        shared |= {f"base_block.{k.removeprefix(first)}": v for k, v in trunk.items() if k.startswith(first)}
+    return shared
+
+
+def copy_of(trunk: SanaTransformer, blocks: int, wiring: str = AUTHORS) -> SanaControlNet:
+    """An untrained branch of the trunk's first blocks: without effect, as its projections are zero."""
+    fields = {**dataclasses.asdict(trunk.config), "depth": blocks, "wiring": wiring}
+    like = next(trunk.parameters())
+    branch = SanaControlNet(ControlNetConfig(**fields), dtype=like.dtype, device=like.device)
+    tensors = trunk.state_dict()
+    zeros = {k: torch.zeros_like(v) for k, v in branch.state_dict().items() if k.startswith(OWN)}
+    copies = {k: tensors[k] for k in branch.state_dict() if k.startswith("transformer_blocks.")}
+    branch.load_state_dict(of_trunk(tensors, wiring) | copies | zeros)
+    return branch
+
+
+def merged(several: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
+    """The sum of several ControlNets' residuals, of either wiring; a block that nothing is added to has None."""
+    total: list[Tensor | None] = [None] * max((len(one) for one in several), default=0)
+    for one in several:
+        for i, residual in enumerate(one):
+            if residual is not None:
+                total[i] = residual if total[i] is None else total[i] + residual
+    return total
