@@ -12,7 +12,7 @@ Weights were trained in the authors' wiring, so that is the better one wherever 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,7 @@ class SanaControlNet(SanaInputs):
         guidance: Tensor | None = None,
         mask: Tensor | None = None,
         attention: Attention = sdpa,
+        around_block: Callable[..., Tensor] | None = None,
     ) -> list[Tensor | None]:
         """Residuals [b, h*w, c] for SanaTransformer's `control`: entry i is added after block i.
 
@@ -81,8 +82,12 @@ class SanaControlNet(SanaInputs):
             x = self.base_block(x, given.caption, given)
         x = x + self.input_block(self.patch_embed(hint))
         residuals: list[Tensor | None] = [] if self.config.wiring == AUTHORS else [None]
-        for block, project in zip(self.transformer_blocks, self.controlnet_blocks):
-            x = block(x, given.caption, given)
+        for i, (block, project) in enumerate(zip(self.transformer_blocks, self.controlnet_blocks)):
+
+            def run(x: Tensor, caption: Tensor, block=block) -> Tensor:
+                return block(x, caption, given)
+
+            x = run(x, given.caption) if around_block is None else around_block(i, run, x, given.caption)
             residuals.append(project(x))
         return residuals
 

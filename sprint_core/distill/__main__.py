@@ -3,6 +3,8 @@
     python -m sprint_core.distill --recipe demo --out DIR
     python -m sprint_core.distill --recipe sprint-1.6B --teacher FILE --vae FILE --text-encoder FILE
                                   --data DIR --out DIR
+    python -m sprint_core.distill --recipe demo-control --out DIR       a ControlNet of the bundled model
+    python -m sprint_core.distill --recipe control --student FILE --vae FILE --text-encoder FILE --data DIR --out DIR
     accelerate launch -m sprint_core.distill ...        on several GPUs or machines
     python -m sprint_core.distill --ablations --out DIR the paper's tables in small, from a demo run in DIR
 
@@ -19,7 +21,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from . import ablations, demo, estimate, recipes
+from .. import presets
+from . import ablations, control, demo, estimate, recipes
 from .published import Published, Sources
 from .workers import Workers, launched
 
@@ -35,7 +38,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--recipe", default="demo", help=f"one of {', '.join(recipes.RECIPES)}")
-    add("--stage", choices=[*recipes.DEMO, "all"], default="all", help="one, after those that it needs; all: the model")
+    stages = [*recipes.DEMO, "control", "all"]
+    add("--stage", choices=stages, default="all", help="one, after those that it needs; all: the model")
     add("--out", type=Path, required=True, help="folder of this run; the same again resumes it")
     add("--data", default=SCENES, help="scenes (demo), or pictures with captions: folder, .parquet, webdataset .tar")
     add("--teacher", type=Path, help="full size: the multi-step SANA, any layout")
@@ -43,7 +47,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--vae", "--autoencoder", type=Path, dest="autoencoder", help="its DC-AE; demo: start from this one")
     add("--text-encoder", type=Path, help="full size: Gemma-2")
     add("--time-scale", type=float, choices=(1.0, 1000.0), help="full size: where the teacher's file does not say")
-    add("--pool", type=int, default=demo.POOL, help="demo: training scenes")
+    add(
+        "--hed", type=Path, help="control: take edges with this ControlNetHED.pth (default: soft edges without weights)"
+    )
+    add("--pool", type=int, help=f"demo: training scenes (default: {demo.POOL}, of the ControlNet {control.POOL})")
     add("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="settings")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
     add("--ablations", action="store_true", help="the tables of the paper on the demo world, and nothing else")
@@ -58,9 +65,15 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         raise ValueError("--ablations is of the demo world as it is: without --recipe, --stage, --data and --student")
     unread = [option for name, option in NEEDED.items() if name != "autoencoder" and getattr(args, name) is not None]
     unread += ["--time-scale"] * (args.time_scale is not None)
-    if unread and not recipes.RECIPES[args.recipe].preset:
+    if recipes.RECIPES[args.recipe].is_control:
+        unread = ["--teacher"] * (args.teacher is not None) + ["--time-scale"] * (args.time_scale is not None)
+        if unread:
+            raise ValueError(f"{', '.join(unread)}: a ControlNet has no teacher; --student takes its SANA-Sprint")
+    elif args.hed:
+        raise ValueError("--hed is of the recipes demo-control and control")
+    elif unread and not recipes.RECIPES[args.recipe].preset:
         raise ValueError(f"{', '.join(unread)}: the demo learns from nothing; is --recipe sprint-0.6B missing?")
-    if args.pool < 1:
+    if args.pool is not None and args.pool < 1:
         raise ValueError(f"--pool {args.pool}: at least one scene is needed")
     recipe = ablations.SHORT if args.ablations else recipes.RECIPES[args.recipe]
     return recipes.override(recipe, args.settings)
@@ -69,7 +82,7 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
 def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers, command: str) -> list[Path]:
     if args.data != SCENES:
         raise ValueError(f"--data {args.data}: the demo learns from scenes; --recipe sprint-0.6B takes pictures")
-    run = demo.Demo(args.out, recipe, args.pool, args.autoencoder, workers, args.student)
+    run = demo.Demo(args.out, recipe, args.pool or demo.POOL, args.autoencoder, workers, args.student)
     if args.stage in ("autoencoder", "decoder"):
         return run.export_autoencoder(args.out, command)
     if args.stage == "features":
@@ -78,6 +91,25 @@ def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers
         {"reader": run.gemma, "teacher": run.teacher}[args.stage]()
         return []
     return run.export(args.out, command)
+
+
+def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers, command: str) -> list[Path]:
+    if args.stage not in ("control", "all"):
+        raise ValueError(f"--stage {args.stage}: {args.recipe} has the stage control")
+    parts = {"--student": args.student, "--vae": args.autoencoder, "--text-encoder": args.text_encoder}
+    if args.recipe == "demo-control":
+        if args.data != SCENES:
+            raise ValueError(f"--data {args.data}: demo-control learns from scenes; --recipe control takes pictures")
+        parts = {option: path or presets.BUNDLED for option, path in parts.items()}
+    missing = [*(option for option, path in parts.items() if path is None)]
+    missing += ["--data"] * (args.recipe == "control" and args.data == SCENES)
+    if missing:
+        raise ValueError(f"--recipe {args.recipe} needs {', '.join(missing)}")
+    pictures = None if args.data == SCENES else Path(args.data)
+    sources = control.ControlSources(*parts.values(), pictures, args.hed)
+    run = control.ControlRun(args.out, recipe, sources, args.pool or control.POOL, workers)
+    branch = run.branch()
+    return run.export(branch, command) if workers.rank == 0 else []
 
 
 def _run_published(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers, command: str) -> list[Path]:
@@ -119,9 +151,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dry_run:
             result = _dry_run(recipe, workers)
         elif args.ablations:
-            result = ablations.run(args.out, recipe, args.pool, args.autoencoder, workers, ablations.PROMPTS)
+            result = ablations.run(
+                args.out, recipe, args.pool or demo.POOL, args.autoencoder, workers, ablations.PROMPTS
+            )
         else:
-            files = (_run_published if recipe.preset else _run_demo)(args, recipe, workers, command)
+            run = _run_control if recipe.is_control else _run_published if recipe.preset else _run_demo
+            files = run(args, recipe, workers, command)
             result = {"files": [str(path) for path in files]}
     except (ValueError, OSError) as error:
         log.error("error: %s", error)

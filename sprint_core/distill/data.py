@@ -2,14 +2,14 @@
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import scenes, tensorfile
+from .. import edges, scenes, tensorfile
 from ..autoencoder import Autoencoder
 from ..autoencoder_config import SCALE
 from .randomness import SampleRandom
@@ -46,24 +46,40 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def scenes_hash() -> str:
+def scenes_hash(draw: Callable[..., Tensor] = images) -> str:
     """Identifies how scenes are drawn, by some of them."""
-    drawn = [scenes.scene_and_caption(seed)[0] for seed in range(SAMPLED)]
-    return hashlib.blake2b(scenes.render_batch(drawn).tobytes(), digest_size=16).hexdigest()
+    pixels = draw(range(SAMPLED)).add(1).mul(127.5).round().byte().movedim(1, -1)
+    return hashlib.blake2b(pixels.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def control_images(pictures: Tensor, hed: edges.HED | None = None) -> Tensor:
+    """Soft edges of the even ones, scribbles of the odd: [b, 3, h, w] in [-1, 1], as users will give either."""
+    images = (pictures.movedim(1, -1) + 1) / 2
+    drawn = torch.empty_like(images)
+    for first, scribble in ((0, False), (1, True)):
+        if first < len(images):
+            drawn[first::2] = edges.detect(images[first::2], hed, scribble)
+    return drawn.movedim(-1, 1) * 2 - 1
+
+
+def scene_edges(seeds: Sequence[int], split: str = "train") -> Tensor:
+    """Control images of the scenes with these seeds: [b, 3, 256, 256] in [-1, 1]."""
+    return control_images(images(seeds, split))
 
 
 class SceneLatents:
     """Scaled latents of scenes 0 to count - 1, encoded once into shards of `folder`.
 
     Shards of another auto-encoder, or damaged ones, are made anew; whole ones are kept, so that an
-    interrupted encoding goes on where it stopped.
+    interrupted encoding goes on where it stopped. draw: what is encoded of the scenes with some seeds.
     """
 
-    def __init__(self, model: Autoencoder, folder: Path, count: int):
-        self.folder, self.count = Path(folder), count
-        self.shard_of = {"autoencoder": weights_hash(model), "scenes": scenes_hash()}
+    def __init__(self, model: Autoencoder, folder: Path, count: int, draw: Callable[..., Tensor] = images):
+        self.folder, self.count, self.draw = Path(folder), count, draw
+        self.shard_of = {"autoencoder": weights_hash(model), "scenes": scenes_hash(draw)}
         self.identity = " ".join([*self.shard_of.values(), str(count)])
-        shards = [self._shard(model, start) for start in tqdm(range(0, count, SHARD), desc="latents", leave=False)]
+        name = self.folder.name
+        shards = [self._shard(model, start) for start in tqdm(range(0, count, SHARD), desc=name, leave=False)]
         self.latents = torch.cat(shards)
 
     def batch(self, random: SampleRandom) -> tuple[Tensor, list[str]]:
@@ -82,14 +98,28 @@ class SceneLatents:
                     return latents
             except tensorfile.CheckpointError as error:
                 tqdm.write(f"{error}: encoding it again")
-        latents = encode_scenes(model, range(start, min(start + SHARD, self.count)))
+        latents = encode_scenes(model, range(start, min(start + SHARD, self.count)), self.draw)
         tensorfile.write(path, {"latents": latents}, self.shard_of)
         return latents
 
 
+class ControlledScenes:
+    """Scenes with the control images that were made of them."""
+
+    def __init__(self, model: Autoencoder, folder: Path, count: int):
+        self.scenes = SceneLatents(model, folder / "latents", count)
+        self.hints = SceneLatents(model, folder / "edges", count, scene_edges).latents
+        self.identity = f"{self.scenes.identity} edges {scenes_hash(scene_edges)}"
+
+    def batch(self, random: SampleRandom) -> tuple[Tensor, list[str], Tensor]:
+        """Latents [b, 32, 8, 8], captions, and the control images' latents."""
+        chosen = random.integers(self.scenes.count)
+        return self.scenes.latents[chosen].float(), captions(chosen, random), self.hints[chosen].float()
+
+
 @torch.inference_mode()
-def encode_scenes(model: Autoencoder, seeds: Sequence[int]) -> Tensor:
+def encode_scenes(model: Autoencoder, seeds: Sequence[int], draw: Callable[..., Tensor] = images) -> Tensor:
     """Scaled latents [n, 32, 8, 8] in fp16."""
     device = next(model.parameters()).device
-    parts = [model.encode(images(seeds[i : i + BATCH]).to(device)) * SCALE for i in range(0, len(seeds), BATCH)]
+    parts = [model.encode(draw(seeds[i : i + BATCH]).to(device)) * SCALE for i in range(0, len(seeds), BATCH)]
     return torch.cat(parts).half().cpu().contiguous()  # as from a file: kernels for another layout round differently

@@ -1,6 +1,7 @@
 """Captioned pictures as training reads them: encoded once into shards, which are mapped instead of loaded.
 
-Items -> shard_00000.safetensors, ...: latents (fp16), caption embeddings (bf16) in one row, their lengths
+Items -> shard_00000.safetensors, ...: latents (fp16), caption embeddings (bf16) in one row, their lengths;
+for a ControlNet also the latents of control images
 """
 
 import bisect
@@ -40,6 +41,7 @@ class _Shard:
         file = safe_open(path, framework="pt")
         self.metadata = file.metadata() or {}
         self.latents, self.captions = file.get_slice("latents"), file.get_slice("captions")
+        self.hints = file.get_slice("hints") if "hints" in file.keys() else None  # noqa: SIM118
         self.starts = [0, *file.get_tensor("lengths").cumsum(0).tolist()]
         if (self.latents.get_shape()[0], self.captions.get_shape()[0]) != (len(self), self.starts[-1]):
             raise ValueError("its tensors do not belong together")
@@ -50,6 +52,10 @@ class _Shard:
     def row(self, i: int) -> tuple[Tensor, Tensor]:
         """A latent [32, h, w] in fp32 and a caption's embedding [n, c]."""
         return self.latents[i].float(), self.captions[self.starts[i] : self.starts[i + 1]]
+
+    def hint(self, i: int) -> Tensor:
+        """The latent of its control image [32, h, w] in fp32."""
+        return self.hints[i].float()
 
 
 class EncodedPictures:
@@ -70,24 +76,28 @@ class EncodedPictures:
         encode_text: Callable[[list[str]], list[Tensor]],  # captions -> embeddings [n_i, c]
         px: int,
         identity: str,
+        control: Callable[[Tensor], Tensor] | None = None,  # pictures -> control images, both [b, 3, px, px]
     ):
         self.folder, self.identity = Path(folder), identity
         self._refuse_others()
-        encoders = _Encoders(encode_image, encode_text, px)
+        encoders = _Encoders(encode_image, encode_text, px, control)
+        self.controlled = control is not None
         self.null = self._null(encoders)  # [n, c], of the empty caption
         self._shards: list[_Shard] = []
         self._fill(items, encoders)
         self._ends = list(itertools.accumulate(map(len, self._shards)))
         self.count = self._ends[-1]
 
-    def batch(self, random: SampleRandom) -> tuple[Tensor, list[Tensor]]:
-        """Latents [b, 32, h, w] in fp32 and b caption embeddings [n_i, c]."""
-        latents, captions = zip(*map(self._row, random.integers(self.count)))
-        return torch.stack(latents), list(captions)
+    def batch(self, random: SampleRandom) -> tuple:
+        """Latents [b, 32, h, w] in fp32, b caption embeddings [n_i, c], and of control images the latents."""
+        places = [self._place(i) for i in random.integers(self.count)]
+        latents, captions = zip(*(shard.row(i) for shard, i in places))
+        hints = (torch.stack([shard.hint(i) for shard, i in places]),) if self.controlled else ()
+        return torch.stack(latents), list(captions), *hints
 
-    def _row(self, i: int) -> tuple[Tensor, Tensor]:
+    def _place(self, i: int) -> tuple[_Shard, int]:
         shard = bisect.bisect_right(self._ends, i)
-        return self._shards[shard].row(i - (self._ends[shard - 1] if shard else 0))
+        return self._shards[shard], i - (self._ends[shard - 1] if shard else 0)
 
     def _refuse_others(self) -> None:
         for path in (*self._paths(), self.folder / "null.safetensors"):
@@ -165,21 +175,21 @@ class _Encoders:
     image: Callable[[Tensor], Tensor]
     text: Callable[[list[str]], list[Tensor]]
     px: int
+    control: Callable[[Tensor], Tensor] | None = None
 
     @torch.no_grad()
     def encode(
         self, group: Sequence[Item], threads: ThreadPoolExecutor, bar: tqdm
     ) -> tuple[dict[str, Tensor], list[str]]:
         """A shard's tensors, none if all its pictures are damaged; and the damaged ones: "name (why)"."""
-        latents, captions, skipped = [], [], []
+        latents, hints, captions, skipped = [], [], [], []
         for batch in _loaded(group, self.px, threads):
             whole = [(item, picture) for item, picture in batch if isinstance(picture, Tensor)]
             skipped += [f"{item.name} ({why})" for item, why in batch if isinstance(why, str)]
-            encoded = self.image(torch.stack([picture for _, picture in whole])) if whole else ()
-            for (item, _), latent in zip(whole, encoded):
-                latent = latent.to("cpu", torch.float16)
-                if latent.isfinite().all():
+            for (item, _), latent, hint in zip(whole, *self._latents([picture for _, picture in whole])):
+                if latent.isfinite().all() and hint.isfinite().all():
                     latents.append(latent)
+                    hints.append(hint)
                     captions.append(item.caption)
                 else:
                     skipped.append(f"{item.name} (the auto-encoder made it NaN or infinite)")
@@ -188,7 +198,16 @@ class _Encoders:
             return {}, skipped
         rows = [row for some in _in_groups(captions, BATCH) for row in self.embed(some)]
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int32)
-        return {"latents": torch.stack(latents), "captions": torch.cat(rows), "lengths": lengths}, skipped
+        tensors = {"latents": torch.stack(latents), "captions": torch.cat(rows), "lengths": lengths}
+        return tensors | ({"hints": torch.stack(hints)} if self.control else {}), skipped
+
+    def _latents(self, pictures: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Of pictures and of their control images, if there are any; else of the pictures twice."""
+        if not pictures:
+            return torch.empty(0), torch.empty(0)
+        pixels = torch.stack(pictures)
+        latents = self.image(pixels).to("cpu", torch.float16)
+        return latents, self.image(self.control(pixels)).to("cpu", torch.float16) if self.control else latents
 
     @torch.no_grad()
     def embed(self, captions: list[str]) -> list[Tensor]:

@@ -117,12 +117,22 @@ class Recipe:
     preset: str = ""
 
     def __post_init__(self) -> None:
-        steps, aim = self.stages["distill"].steps, self.objective
+        name, aim = self.last, self.objective
+        steps = self.stages[name].steps
         if aim.ladd_weight and aim.ladd_from >= steps:
             raise ValueError(
-                f"LADD would never begin: distill.ladd_from is {aim.ladd_from}, distill.steps {steps}; "
-                "lower distill.ladd_from, or set distill.ladd_weight=0 to go without"
+                f"LADD would never begin: {name}.ladd_from is {aim.ladd_from}, {name}.steps {steps}; "
+                f"lower {name}.ladd_from, or set {name}.ladd_weight=0 to go without"
             )
+
+    @property
+    def last(self) -> str:
+        """The stage that the objective belongs to."""
+        return list(self.stages)[-1]
+
+    @property
+    def is_control(self) -> bool:
+        return self.last == "control"
 
 
 def _chosen(row: object) -> dict[str, str]:
@@ -144,6 +154,7 @@ DEMO = {
     "teacher":     Schedule(10000, 32, 1e-3, decay=0.4, precision="bf16"),
     "distill":     Schedule( 1600, 32, 3e-4, decay=0.3, betas=(0.9, 0.99), clip=0.5, ema=0.995, precision="bf16"),
 }
+DEMO_CONTROL = Schedule(3000, 32, 5e-4, decay=0.5, betas=(0.9, 0.99), clip=0.5, ema=0.995, precision="bf16")
 # fmt: on
 # At first sCM's gradient is small, as its learnt weight starts at 1 and a normalised tangent has a mean square of
 # 1 / (elements of a latent); so few steps with LADD from the first on would see nothing but LADD's. A rate of 5e-4 or
@@ -152,6 +163,10 @@ RECIPES = {
     "demo": Recipe(DEMO, Objective(tangent_warmup_steps=150, ladd_from=600)),
     "sprint-0.6B": Recipe(PUBLISHED, Objective(), "sprint-0.6B"),
     "sprint-1.6B": Recipe(PUBLISHED, Objective(), "sprint-1.6B"),
+    "demo-control": Recipe(
+        {"control": DEMO_CONTROL}, Objective(tangent_warmup_steps=150, ladd_from=600, ladd_weight=0.1)
+    ),
+    "control": Recipe({"control": PUBLISHED["distill"]}, Objective()),
 }
 
 
@@ -163,12 +178,12 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         stage, _, key = name.partition(".")
         if stage not in stages or not key or not value:
             raise ValueError(f"--set {setting}: write it as STAGE.KEY=VALUE, with a stage of {', '.join(stages)}")
-        if stage == "distill" and key in {f.name for f in dataclasses.fields(Objective)}:
+        if stage == recipe.last and key in {f.name for f in dataclasses.fields(Objective)}:
             aims[key] = _parsed(recipe.objective, key, value, setting)
         else:
             stages[stage][key] = _parsed(recipe.stages[stage], key, value, setting)
     changed = {name: _replaced(name, recipe.stages[name], values) for name, values in stages.items()}
-    return dataclasses.replace(recipe, stages=changed, objective=_replaced("distill", recipe.objective, aims))
+    return dataclasses.replace(recipe, stages=changed, objective=_replaced(recipe.last, recipe.objective, aims))
 
 
 def _replaced(stage: str, row: Any, values: Mapping[str, Any]) -> Any:

@@ -52,6 +52,7 @@ class Preview:
     captions: Sequence
     shape: tuple[int, ...]  # of a latent
     decode: Callable[[Tensor], Tensor]  # scaled latents -> images [b, h, w, 3] in [0, 1]
+    hints: Tensor | None = None  # of a ControlNet: scaled latents of its control images
 
     def noise(self, device: torch.device) -> Tensor:
         """[b, *shape]."""

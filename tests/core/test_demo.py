@@ -52,7 +52,7 @@ def test_latents_resume_and_follow_the_autoencoder(tmp_path, small_shards, monke
     assert first.latents.shape == (6, 32, 8, 8)
     encoded = []
     encode = data.encode_scenes
-    monkeypatch.setattr(data, "encode_scenes", lambda m, seeds: encoded.append(seeds) or encode(m, seeds))
+    monkeypatch.setattr(data, "encode_scenes", lambda m, seeds, draw: encoded.append(seeds) or encode(m, seeds, draw))
     (tmp_path / "latents_00001.safetensors").write_bytes(b"damaged")
     second = data.SceneLatents(model, tmp_path, 6)
     assert encoded == [range(4, 6)] and torch.equal(first.latents, second.latents)
