@@ -2,12 +2,26 @@
 
 from comfy_api.latest import ComfyExtension
 
+from .control import ControlNetApply, SoftEdges
 from .latent import EmptyLatent
-from .loaders import LoadModel, LoadSprint, LoadTextEncoder, LoadVAE
+from .loaders import LoadControlNet, LoadModel, LoadSprint, LoadTextEncoder, LoadVAE
 from .sampling import Sampler, Schedule, TrigFlowSampler
 from .text import TextEncode
 
-NODES = [LoadSprint, LoadModel, LoadTextEncoder, LoadVAE, TextEncode, EmptyLatent, Schedule, TrigFlowSampler, Sampler]
+NODES = [
+    LoadSprint,
+    LoadModel,
+    LoadTextEncoder,
+    LoadVAE,
+    LoadControlNet,
+    TextEncode,
+    ControlNetApply,
+    SoftEdges,
+    EmptyLatent,
+    Schedule,
+    TrigFlowSampler,
+    Sampler,
+]
 
 
 class SanaSprintExtension(ComfyExtension):

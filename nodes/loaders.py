@@ -2,7 +2,8 @@
 
 from comfy_api.latest import io
 
-from .adapters import clip, folders, model, options, vae
+from ..sprint_core.presets import BUNDLED_CONTROL_NAME
+from .adapters import clip, control, folders, model, options, vae
 
 CATEGORY = "SANA-Sprint/loaders"
 DTYPE_TIP = (
@@ -12,6 +13,7 @@ DTYPE_TIP = (
 MODEL_FOLDERS = ("diffusion_models", "checkpoints")
 TEXT_FOLDERS = ("text_encoders", "checkpoints")
 VAE_FOLDERS = ("vae", "checkpoints")
+CONTROL_FOLDERS = ("controlnet",)
 
 
 def dtype_input(*names: str) -> io.Combo.Input:
@@ -152,3 +154,48 @@ class LoadVAE(io.ComfyNode):
     def execute(cls, **kwargs) -> io.NodeOutput:
         path = folders.find(kwargs["vae"], *VAE_FOLDERS)
         return io.NodeOutput(vae.load_vae(path, options.of(dtype=kwargs["dtype"])))
+
+
+class LoadControlNet(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SanaSprintControlNetLoader",
+            display_name="Load SANA ControlNet",
+            category=CATEGORY,
+            description="Loads a SANA ControlNet: the authors' .pth, diffusers' folders, and those trained here.",
+            search_aliases=["sana controlnet", "load controlnet", "hed", "scribble"],
+            inputs=[
+                io.Combo.Input(
+                    "control_net",
+                    options=folders.choices(*CONTROL_FOLDERS, bundled=BUNDLED_CONTROL_NAME),
+                    tooltip="From models/controlnet or models/diffusers. The first entry belongs to the tiny model "
+                    "that comes with this pack. Its size must be the model's: 0.6B or 1.6B.",
+                ),
+                dtype_input("bf16", "fp32"),
+                io.Combo.Input(
+                    "time_scale",
+                    options=list(options.TIME_SCALES),
+                    default="auto",
+                    tooltip="How it was taught time. auto: 0..1000 for those of SANA 1.0, the published ones, "
+                    "and 0..1 for those of a Sprint.",
+                ),
+                io.Combo.Input(
+                    "wiring",
+                    options=list(options.WIRINGS),
+                    default="auto",
+                    tooltip="authors: from the output of the trunk's first block, as it was trained; their .pth has "
+                    "what that takes. diffusers: from its own embedding, one block later. auto: authors where it can.",
+                ),
+            ],
+            outputs=[io.ControlNet.Output(tooltip="For SANA-Sprint ControlNet Apply or Apply ControlNet.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, control_net, dtype, time_scale, wiring):
+        return folders.stamp(control_net, *CONTROL_FOLDERS), dtype, time_scale, wiring
+
+    @classmethod
+    def execute(cls, control_net, dtype, time_scale, wiring) -> io.NodeOutput:
+        path = folders.find(control_net, *CONTROL_FOLDERS)
+        return io.NodeOutput(control.load_control(path, options.of(dtype, time_scale, wiring)))

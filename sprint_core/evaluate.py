@@ -2,6 +2,8 @@
 
     python -m sprint_core.evaluate [--model demo|PATH] [--steps 1,2,4] [--prompts N] [--seed N] [--grid FILE]
         the bundled model, or another of the same world: judged per category, with the Frechet distance
+    python -m sprint_core.evaluate --control FILE|demo [--prompts N] [--grid FILE]
+        a ControlNet: do pictures keep to the edges of scenes, and colours to the prompt, with control and without
     python -m sprint_core.evaluate --model PATH --geneval evaluation_metadata.jsonl --out DIR
     python -m sprint_core.evaluate --model PATH --mjhq meta_data.json --out DIR
         a real model: pictures in DIR/steps1, ... as the official scorers read them; only missing ones are made
@@ -24,7 +26,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, features, judge, presets, sampler, scenes, tensorfile, trigflow
+from . import checkpoint, evaluate_control, features, judge, presets, sampler, scenes, tensorfile, trigflow
 from .autoencoder_config import DOWNSCALE
 from .checkpoint import CheckpointError
 from .config import usable_device
@@ -108,11 +110,6 @@ def score(paint: Painter, prompts: Sequence[scenes.Prompt], seed: int, label: st
     return Score(painted, right, seconds)
 
 
-def true_images(prompts: Sequence[scenes.Prompt]) -> Tensor:
-    """A true picture of each prompt: [n, h, w, 3] in [0, 1]."""
-    return torch.from_numpy(scenes.render_batch([prompt.scene for prompt in prompts])).float() / 255.0
-
-
 def summary(
     scores: dict[str, Score], prompts: Sequence[scenes.Prompt], extractor: features.Extractor, true: Tensor
 ) -> dict:
@@ -147,7 +144,7 @@ def grid(scores: dict[str, Score], prompts: Sequence[scenes.Prompt]) -> Image.Im
     rows = min(GRID_ROWS, len(prompts))
     sheet = Image.new("RGB", ((len(scores) + 1) * px, rows * (px + LABEL_PX) + LABEL_PX), "white")
     draw = ImageDraw.Draw(sheet)
-    columns = {"true": (true_images(prompts[:rows]), (True,) * rows)}
+    columns = {"true": (evaluate_control.true_images(prompts[:rows]), (True,) * rows)}
     columns |= {label: (one.images, one.right) for label, one in scores.items()}
     for x, (label, (images, right)) in enumerate(columns.items()):
         title = f"{label} step{'s' * (label != '1')}" if label.isdigit() else label
@@ -226,6 +223,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--prompts", type=int, default=600, help="how many held-out prompts")
     add("--seed", type=int, default=0)
     add("--guidance", type=float, default=presets.GUIDANCE)
+    add("--control", metavar="FILE", help="a ControlNet of the model; demo: the bundled one")
     add("--grid", type=Path, metavar="FILE", help="write a grid of pictures")
     add("--inception", help="TorchScript InceptionV3 for the Frechet distance, instead of the bundled network")
     add("--geneval", type=Path, metavar="FILE", help="GenEval's evaluation_metadata.jsonl")
@@ -268,9 +266,11 @@ def run(args: argparse.Namespace) -> dict:
             jobs = geneval_jobs(args.geneval, folder) if args.geneval else mjhq_jobs(args.mjhq, folder)
             painted[label] = paint_files(student(pipeline, int(label), args.guidance), list(jobs), args.seed)
         return {"painted": painted, "folders": {label: str(folder) for label, folder in folders.items()}}
+    if args.control:
+        return _run_control(args, pipeline, steps)
     extractor = features.inception(args.inception, device) if args.inception else features.bundled()
     prompts = balanced_prompts(args.prompts, args.seed)
-    true = features.extract(extractor, true_images(prompts))
+    true = features.extract(extractor, evaluate_control.true_images(prompts))
     features.check_count(*true.shape)  # before anything is painted
     painters = {str(n): student(pipeline, n, args.guidance) for n in steps}
     if args.teacher:
@@ -280,6 +280,19 @@ def run(args: argparse.Namespace) -> dict:
     tqdm.write(table(result))
     if args.grid:
         grid(scores, prompts).save(args.grid)
+    return result
+
+
+def _run_control(args: argparse.Namespace, pipeline: Pipeline, steps: Sequence[int]) -> dict:
+    first = next(pipeline.transformer.parameters())
+    path = presets.BUNDLED_CONTROL if args.control == "demo" else Path(args.control)
+    net = checkpoint.build(checkpoint.load(path, "controlnet"), dtype=first.dtype, device=first.device)
+    prompts = balanced_prompts(args.prompts, args.seed)
+    painted = evaluate_control.paint(pipeline, net, prompts, steps, args.seed, args.guidance)
+    result = evaluate_control.summary(painted, prompts)
+    tqdm.write(evaluate_control.table(result))
+    if args.grid:
+        evaluate_control.grid(painted, prompts).save(args.grid)
     return result
 
 

@@ -27,6 +27,7 @@ from .scenes import (
     SQUARE_SIDE,
     TRIANGLE_HEIGHT,
     Requirement,
+    Scene,
     Wanted,
     backdrop,
     centre_px,
@@ -257,3 +258,19 @@ def fault(image: np.ndarray, text: str | Requirement) -> str | None:
 def judge(image: np.ndarray, text: str | Requirement) -> bool:
     """Whether a picture [h, w, 3], uint8 or float in [0, 1], shows what a caption says, and nothing else."""
     return fault(image, text) is None
+
+
+def coloured(image: np.ndarray, text: str | Requirement, scene: Scene) -> bool | None:
+    """Whether what stands in the places of a scene's things has the colours that a caption says; None: it says none.
+
+    The scene is one that the caption is true of, so that a thing's shape tells which of its colours is meant.
+    """
+    requirement = parse(text) if isinstance(text, str) else text
+    said = {thing.shape: thing.colour for thing in requirement.things if thing.colour}
+    found, right = see(image).detections, []
+    for thing in scene.things:
+        if thing.shape in said:
+            place = (centre_px(thing.size, thing.column), centre_px(thing.size, thing.row))
+            there = [d for d in found if max(abs(a - b) for a, b in zip(d.centre, place)) <= PLACE_SLACK_PX]
+            right.append(any(d.colour == said[thing.shape] for d in there))
+    return all(right) if right else None

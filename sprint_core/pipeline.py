@@ -2,6 +2,7 @@
 
     prompt -> Gemma-2 -> caption --.
     seed   -> noise x_s ------------+-> transformer, 1 to 4 steps -> x0 -> DC-AE -> image
+    edges  -> DC-AE -> ControlNet --'
 
 Command line: python -m sprint_core.pipeline "a cat" --steps 2
 """
@@ -21,18 +22,47 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, presets, sampler, sizes, text, trigflow
+from . import checkpoint, controlnet, edges, presets, sampler, sizes, text, trigflow
 from .autoencoder import Autoencoder
 from .autoencoder_config import DOWNSCALE, SCALE
 from .checkpoint import CheckpointError
 from .config import usable_device
+from .controlnet import MAX_STRENGTH, SanaControlNet
 from .transformer import LATENT_CHANNELS, SanaTransformer
 
 log = logging.getLogger(__name__)
 
 SPRINTS = [name for name, preset in presets.PRESETS.items() if preset.transformer.guidance_embed]
 MAX_GUIDANCE = 100.0
+EDGES = ("soft", "scribble", "none")  # how the command line makes a control image of a picture
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Control:
+    """A ControlNet at work. image: edges [b or 1, h, w, 3] in [0, 1], of the pictures' size, white on black.
+
+    It takes part from `start` to `end` of the way from noise to picture, both in [0, 1], as ComfyUI counts it:
+    by the angle, so that 2 steps lie at 0 and 0.17, and 4 at 0, 0.17, 0.3 and 0.62.
+    """
+
+    net: SanaControlNet
+    image: Tensor
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= MAX_STRENGTH:
+            raise ValueError(f"the control strength is {self.strength:g}; it must lie in 0 to {MAX_STRENGTH:g}")
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(f"control from {self.start:g} to {self.end:g}: start must not exceed end, both in 0 to 1")
+
+    def acts_at(self, s: Tensor) -> bool:
+        """Whether it takes part at a flow time."""
+        if (self.start, self.end) == (0, 1):
+            return True  # without waiting for the device to say s
+        return trigflow.percent_to_s(self.end) <= s.item() <= trigflow.percent_to_s(self.start)
 
 
 @dataclass
@@ -83,6 +113,7 @@ class Pipeline:
         guidance: float = presets.GUIDANCE,
         image: Tensor | None = None,
         strength: float = 1.0,
+        controls: Sequence[Control] = (),
         on_step: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """Images [b, h, w, 3] in [0, 1], fp32, one per prompt and seed.
@@ -101,6 +132,8 @@ class Pipeline:
             raise ValueError(f"size {width}x{height}: both must be multiples of {DOWNSCALE}")
         if image is not None and tuple(image.shape[1:]) != (height, width, 3):
             raise ValueError(f"image is {list(image.shape)}; it must be [b, {height}, {width}, 3]")
+        for control in controls:
+            _require_fit(self.transformer, control, (len(seeds), height, width))
         device = next(self.transformer.parameters()).device
         caption, mask = self.encode_text(prompts)
 
@@ -108,7 +141,7 @@ class Pipeline:
         x_s = sampler.initial_noise(seeds, shape).to(device)
         start = torch.zeros_like(x_s) if image is None else self.encode_image(image)
         x_s = trigflow.flow_add_noise(start, x_s, sigmas[0].to(device))
-        denoise = self.denoiser(caption, mask, guidance)
+        denoise = self.denoiser(caption, mask, guidance, controls)
         step_noise = sampler.StepNoise(seeds, shape, device)
         x0 = sampler.sample(denoise, x_s, sigmas.to(device), step_noise, on_step=on_step)
         if not torch.isfinite(x0).all():
@@ -136,13 +169,21 @@ class Pipeline:
             raise ValueError(f"the auto-encoder decoded NaN in {dtype}; try fp32")
         return rearrange(images.add_(1.0).div_(2.0).clamp_(0.0, 1.0), "b c h w -> b h w c")
 
-    def denoiser(self, caption: Tensor, mask: Tensor | None, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
-        """denoise(x_s, s) -> x0 for the sampler."""
+    def denoiser(
+        self, caption: Tensor, mask: Tensor | None, guidance: float, controls: Sequence[Control] = ()
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """denoise(x_s, s) -> x0 for the sampler. Control images are encoded once, here."""
         dtype = self._dtype_of(self.transformer)
+        hints = [self.encode_image(control.image).to(dtype) for control in controls]
 
         def denoise(x_s: Tensor, s: Tensor) -> Tensor:
-            batch = x_s.new_full((len(x_s),), guidance)
-            v = self.transformer(x_s.to(dtype), s.expand(len(x_s)), caption, batch, mask)
+            x, times, batch = x_s.to(dtype), s.expand(len(x_s)), x_s.new_full((len(x_s),), guidance)
+            acting = [pair for pair in zip(controls, hints) if pair[0].acts_at(s)]
+            several = [
+                [r if r is None else c.strength * r for r in c.net(x, times, caption, hint, batch, mask)]
+                for c, hint in acting
+            ]
+            v = self.transformer(x, times, caption, batch, mask, controlnet.merged(several))
             return trigflow.flow_predict_x0(v.float(), x_s, s)
 
         return denoise
@@ -150,6 +191,19 @@ class Pipeline:
     @staticmethod
     def _dtype_of(model: torch.nn.Module) -> torch.dtype:
         return next(model.parameters()).dtype
+
+
+def _require_fit(trunk: SanaTransformer, control: Control, size: tuple[int, int, int]) -> None:
+    """size: (batch, height, width) of the pictures. Raises ValueError."""
+    found, config = control.net.config, trunk.config
+    if (found.width, found.caption_width) != (config.width, config.caption_width):
+        raise ValueError(
+            f"a ControlNet of width {found.width} for captions of {found.caption_width} numbers; this model has "
+            f"{config.width} and {config.caption_width}: take the ControlNet of this model's size"
+        )
+    shape = tuple(control.image.shape)
+    if len(shape) != 4 or shape[0] not in (1, size[0]) or shape[1:] != (*size[1:], 3):
+        raise ValueError(f"the control image is {list(shape)}; it must be [1 or {size[0]}, {size[1]}, {size[2]}, 3]")
 
 
 def _dtype(weights: checkpoint.Weights, asked: torch.dtype | None, device: torch.device | str) -> torch.dtype:
@@ -191,6 +245,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--size", help="WxH in pixels (default: the image's, or the model's own)")
     add("--image", help="start from this image")
     add("--strength", type=float, default=0.6, help="with --image: 1 keeps nothing of it")
+    add("--control", help="steer by the edges of this image")
+    add("--control-model", help="ControlNet file or folder (default: the bundled model's own)")
+    add("--control-strength", type=float, default=1.0)
+    add("--control-range", default="0,1", metavar="START,END", help="the part of the way in which it acts")
+    add("--edges", choices=EDGES, default=EDGES[0], help="of --control; none: it already is white edges on black")
+    add("--hed", help="make the edges with this ControlNetHED.pth, rather than without weights")
     add("--dtype", choices=DTYPES, help="default: each file's")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--out", default="sana_sprint.png", help="further images of a batch get -1, -2, ...")
@@ -221,6 +281,29 @@ def _load_pipeline(args: argparse.Namespace) -> Pipeline:
     return Pipeline.load(path, autoencoder=args.vae, text_encoder=args.text_encoder, dtype=dtype, device=device)
 
 
+def _pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """[1, h, w, 3] in [0, 1], resized to (width, height)."""
+    resized = image.resize(size, Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255.0)[None]
+
+
+def _control(args: argparse.Namespace, pipeline: Pipeline, size: tuple[int, int]) -> Control:
+    if args.model is not None and args.control_model is None:
+        raise ValueError("--control: name the ControlNet of this --model with --control-model")
+    try:
+        start, end = (float(n) for n in args.control_range.split(","))
+    except ValueError:
+        raise ValueError(f"--control-range {args.control_range}: write it as 0,1") from None
+    first = next(pipeline.transformer.parameters())
+    weights = checkpoint.load(args.control_model or presets.BUNDLED_CONTROL, "controlnet")
+    net = checkpoint.build(weights, dtype=first.dtype, device=first.device)
+    pixels = _pixels(Image.open(args.control).convert("RGB"), size)
+    if args.edges != "none":
+        hed = edges.load_hed(args.hed) if args.hed else None
+        pixels = edges.detect(pixels, hed, scribble=args.edges == "scribble")
+    return Control(net, pixels, args.control_strength, start, end)
+
+
 def _save(images: Tensor, out: Path) -> list[str]:
     out.parent.mkdir(parents=True, exist_ok=True)
     paths = [out if i == 0 else out.with_stem(f"{out.stem}-{i}") for i in range(len(images))]
@@ -240,10 +323,8 @@ def run(args: argparse.Namespace) -> dict:
     pipeline = _load_pipeline(args)
     loaded = time.perf_counter()
     size = _size(args, source, pipeline.size_px)
-    image = None
-    if source:
-        pixels = np.asarray(source.resize(size, Image.Resampling.LANCZOS), dtype=np.float32) / 255.0
-        image = torch.from_numpy(pixels)[None]
+    image = _pixels(source, size) if source else None
+    controls = [_control(args, pipeline, size)] if args.control else []
     seeds = [args.seed + i for i in range(args.batch)]
     with tqdm(total=steps, desc="steps") as bar:
         images = pipeline.generate(
@@ -255,6 +336,7 @@ def run(args: argparse.Namespace) -> dict:
             guidance=args.guidance,
             image=image,
             strength=strength,
+            controls=controls,
             on_step=lambda *_: bar.update(),
         )
     paths = _save(images, Path(args.out))

@@ -12,7 +12,9 @@ GUIDANCE = 4.5  # the paper's, and the default wherever none is given
 FLOW_SHIFT, FLOW_SHIFT_4K = 3.0, 6.0  # of the multi-step models, as their scheduler_config.json has it
 HUB = "Efficient-Large-Model"
 BUNDLED_NAME = "SANA-Sprint-tiny"  # the model that comes with this repository; made by distill, see demo/README.md
+BUNDLED_CONTROL_NAME = "SANA-Sprint-tiny ControlNet"
 BUNDLED = Path(__file__).parent / "demo" / "sana_sprint_tiny.safetensors"
+BUNDLED_CONTROL = BUNDLED.with_name("sana_controlnet_tiny.safetensors")  # by distill --recipe demo-control
 
 
 @dataclass(frozen=True)

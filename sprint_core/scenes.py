@@ -283,6 +283,12 @@ def describe(scene: Scene) -> Requirement:
     return Requirement(things, None, scene.background)
 
 
+def outline(scene: Scene) -> Requirement:
+    """What the edges of a scene say: shapes, sizes and places, no colours."""
+    things = tuple(Wanted(thing.shape, None, thing.size, (thing.row, thing.column)) for thing in scene.things)
+    return Requirement(things)
+
+
 def category(requirement: Requirement) -> str:
     """Which of GenEval's six kinds of prompt it is."""
     coloured = all(thing.colour for thing in requirement.things)

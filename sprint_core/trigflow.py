@@ -163,6 +163,11 @@ def sigmas(name: str | Sequence[float], steps: int = 2, strength: float = 1.0) -
     return [min(s_from_t(t), 1.0) for t in schedule(name, steps, strength)]
 
 
+def percent_to_s(percent: float) -> float:
+    """Flow time after a share of the way from noise to picture, as ComfyUI counts it: by the angle, clamped to 0..1."""
+    return min(1.0, s_from_t(min(max(1.0 - percent, 0.0), 1.0) * T_MAX))
+
+
 def shift(s, factor: float):
     """Flow times moved towards noise, as the multi-step models were trained and are sampled: logit s + ln factor."""
     return factor * s / (1 + (factor - 1) * s)

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sprint_core import keymaps, tensorfile
+from sprint_core import checkpoint, keymaps, tensorfile
 from sprint_core.autoencoder import Autoencoder
 from sprint_core.autoencoder_config import SCALE, AutoencoderConfig
+from sprint_core.controlnet import ControlNetConfig, SanaControlNet
 from sprint_core.gemma import HF_NAMES, Gemma, GemmaConfig
 from sprint_core.transformer import SELF_HEAD_DIM, SanaTransformer, TransformerConfig
 
@@ -149,3 +150,11 @@ def _write_json(path: Path, data: dict) -> None:
 
 
 TEACHER = dataclasses.replace(TRANSFORMER, guidance_embed=False)
+
+
+def control(wiring: str, depth: int = 1, seed: int = SEED, **settings) -> checkpoint.Weights:
+    """A ControlNet for the stand-in, of random weights: projections as well, so that it does something."""
+    fields = dataclasses.asdict(TRANSFORMER) | {"depth": depth, "wiring": wiring} | settings
+    config = ControlNetConfig(**fields)
+    tensors = random_model(SanaControlNet(config, device="meta"), seed)
+    return checkpoint.Weights("controlnet", config, tensors, Path(f"{wiring}.safetensors"))

@@ -13,6 +13,7 @@ from ...sprint_core import presets
 from ...sprint_core.tensorfile import WEIGHT_SUFFIXES, CheckpointError, is_shard
 
 PIPELINES = "diffusers"
+BUNDLED = {presets.BUNDLED_NAME: presets.BUNDLED, presets.BUNDLED_CONTROL_NAME: presets.BUNDLED_CONTROL}
 MAX_DEPTH = 3  # folders below a models folder that are searched
 
 
@@ -49,15 +50,15 @@ def models(*keys: str) -> dict[str, Path]:
     return found
 
 
-def choices(*keys: str) -> list[str]:
-    """The names for a drop-down; the bundled model first."""
+def choices(*keys: str, bundled: str = presets.BUNDLED_NAME) -> list[str]:
+    """The names for a drop-down; what is bundled first."""
     names = sorted(models(*keys), key=str.lower)
-    return [presets.BUNDLED_NAME, *(name for name in names if name != presets.BUNDLED_NAME)]
+    return [bundled, *(name for name in names if name != bundled)]
 
 
 def find(name: str, *keys: str) -> Path:
     """Path of a listed name. Raises CheckpointError."""
-    found = presets.BUNDLED if name == presets.BUNDLED_NAME else models(*keys).get(name)
+    found = BUNDLED.get(name) or models(*keys).get(name)
     if found is not None:
         return found
     raise CheckpointError(
@@ -67,7 +68,7 @@ def find(name: str, *keys: str) -> Path:
 
 def stamp(name: str, *keys: str) -> str:
     """Changes when the file or folder behind a name does, so that it is read again."""
-    path = presets.BUNDLED if name == presets.BUNDLED_NAME else models(*keys).get(name)
+    path = BUNDLED.get(name) or models(*keys).get(name)
     if path is None:
         return name
     files = sorted(path.rglob("*")) if path.is_dir() else [path]

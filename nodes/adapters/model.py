@@ -63,13 +63,14 @@ class HostedTransformer(SanaTransformer):
     def _run(self, x, timesteps, context, control, options, guidance, attention_mask):
         if guidance is not None:
             guidance = torch.full((x.shape[0],), guidance, device=x.device)
-        attention = functools.partial(_attend, transformer_options=options)
+        attention = functools.partial(attend, transformer_options=options)
         residuals = control.get("input", ()) if control else ()
         around = functools.partial(_around_block, options, self.config.depth)
         return super().forward(x, timesteps, context, guidance, attention_mask, residuals, attention, around)
 
 
-def _attend(q, k, v, heads, mask, transformer_options):
+def attend(q, k, v, heads, mask, transformer_options):
+    """layers.sdpa by the host."""
     return attention_function()(q, k, v, heads, mask=mask, transformer_options=transformer_options)
 
 
@@ -106,7 +107,7 @@ class TrigFlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.mod
         return trigflow.s_from_t(t).clamp(max=1.0).to(timestep.device, torch.float32)
 
     def percent_to_sigma(self, percent):
-        return min(1.0, trigflow.s_from_t(min(max(1.0 - percent, 0.0), 1.0) * trigflow.T_MAX))
+        return trigflow.percent_to_s(percent)
 
 
 class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import evaluate, features, presets, sampler, scenes, text, trigflow
+from .. import evaluate, evaluate_control, features, presets, sampler, scenes, text, trigflow
 from ..pipeline import Pipeline
 from ..transformer import SanaTransformer
 from . import ablation_tables as tables
@@ -225,7 +225,7 @@ class Ablations:
 def held_out(count: int, seed: int) -> tuple[list[scenes.Prompt], Tensor]:
     """Prompts, and the features [count, d] of a true picture of each."""
     prompts = evaluate.balanced_prompts(count, seed)
-    return prompts, features.extract(features.bundled(), evaluate.true_images(prompts))
+    return prompts, features.extract(features.bundled(), evaluate_control.true_images(prompts))
 
 
 # --- all of it ----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import standin
 import torch
 from PIL import Image
 
-from sprint_core import checkpoint, evaluate, features, presets, scenes
+from sprint_core import checkpoint, evaluate, evaluate_control, features, presets, scenes
 from sprint_core.distill import features as training
 from sprint_core.pipeline import Pipeline
 from sprint_core.tensorfile import CheckpointError
@@ -71,13 +71,13 @@ def few(monkeypatch):
 def test_true_pictures_score_full_and_near(few):
     """Pictures of other scenes with the same kinds of prompts: judged right, and a small distance away."""
     prompts, others = evaluate.balanced_prompts(60, 0), evaluate.balanced_prompts(60, 1)
-    truth = {prompt.text: image for prompt, image in zip(others, evaluate.true_images(others))}
+    truth = {prompt.text: image for prompt, image in zip(others, evaluate_control.true_images(others))}
     paint = lambda texts, seeds: torch.stack([truth[text] for text in texts])  # noqa: E731
     good = evaluate.score(paint, others, 0, "true")
     noise = lambda texts, seeds: torch.rand(len(texts), 256, 256, 3)  # noqa: E731
     bad = evaluate.score(noise, others, 0, "noise")
     extractor = features.bundled()
-    true = features.extract(extractor, evaluate.true_images(prompts))
+    true = features.extract(extractor, evaluate_control.true_images(prompts))
     result = evaluate.summary({"true": good, "noise": bad}, prompts, extractor, true)
     assert good.share == 1.0 and bad.share == 0.0
     assert result["frechet"]["true"] < 0.2 * result["frechet"]["noise"]

@@ -29,10 +29,12 @@ ORDER = (
     "presets",
     "sampler",
     "checkpoint",
+    "edges",
     "pipeline",
     "scenes",
     "judge",
     "features",
+    "evaluate_control",
     "evaluate",
 )
 # What ComfyUI installs, so that the core runs wherever it does.

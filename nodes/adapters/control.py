@@ -1,0 +1,212 @@
+"""A SANA ControlNet as ComfyUI's CONTROL_NET, for our apply node and for the stock ones.
+
+ComfyUI's own ControlNet class does the rest: chaining, ranges, strength, memory. What differs: the hint is a
+latent, and kept; the network takes the flow time itself; and what cannot work is refused before it runs.
+"""
+
+import functools
+import logging
+
+import comfy.controlnet
+import comfy.model_management as mm
+import comfy.ops
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ...sprint_core import checkpoint
+from ...sprint_core.autoencoder_config import DOWNSCALE
+from ...sprint_core.controlnet import MAX_STRENGTH, ControlNetConfig, SanaControlNet
+from ...sprint_core.presets import GUIDANCE
+from ...sprint_core.transformer import LATENT_CHANNELS
+from .model import SanaLatent, SanaModel, attend
+
+log = logging.getLogger(__name__)
+
+KEPT_HINTS = 4
+CONDITIONS = ["guidance", "attention_mask"]  # what the network reads of a CONDITIONING beside its text
+FLOW_TIMES = "flow_times"  # our entry among a control object's extra arguments
+FINER, COARSER = "bicubic", "area"  # how a control image is resized to the picture
+
+
+class HostedControlNet(SanaControlNet):
+    """The network behind ComfyUI's call contract for ControlNets."""
+
+    def __init__(self, config: ControlNetConfig, dtype=None, device=None, operations=None):
+        super().__init__(config, ops=operations, dtype=dtype, device=device)
+        self.dtype = dtype
+
+    def forward(self, x, hint, timesteps, context, flow_times, guidance=None, attention_mask=None, **unused):
+        """timesteps come rounded to the network's dtype; flow_times has them in fp32."""
+        s = flow_times.latest.to(x.device).expand(len(x))
+        w = torch.full((len(x),), GUIDANCE if guidance is None else guidance, device=x.device)
+        attention = functools.partial(attend, transformer_options={})
+        return {"input": super().forward(x, s, context, hint.to(x.dtype), w, attention_mask, attention)}
+
+
+class FlowTimes:
+    """Stands for the model's sampling in front of the network: sigma is the flow time, whatever multiplies it."""
+
+    def __init__(self, sampling):
+        self.sampling, self.latest = sampling, None
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        self.latest = sigma.float()
+        return sigma
+
+    def calculate_input(self, sigma: Tensor, noise: Tensor) -> Tensor:
+        return self.sampling.calculate_input(sigma, noise)
+
+
+class Hints:
+    """Latents of the latest control images, so that neither a step nor the next run encodes one again."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[object, object, Tensor, Tensor]] = []
+
+    def encode(self, vae, pixels: Tensor) -> Tensor:
+        """pixels: [b, h, w, 3] -> raw latent."""
+        model, patches = vae.first_stage_model, getattr(vae.patcher, "patches_uuid", None)
+        for known, known_patches, image, latent in self.kept:
+            same = known is model and known_patches == patches and image.shape == pixels.shape
+            if same and torch.equal(image, pixels):
+                return latent
+        latent = vae.encode(pixels)
+        self.kept = [(model, patches, pixels.clone(), latent), *self.kept[: KEPT_HINTS - 1]]
+        return latent
+
+
+class KeepingVAE:
+    """A VAE whose `encode` asks `Hints` first."""
+
+    def __init__(self, vae, hints: Hints):
+        self.vae, self.hints = vae, hints
+
+    def __getattr__(self, name):
+        return getattr(self.vae, name)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self.hints.encode(self.vae, pixels)
+
+
+class SanaControl(comfy.controlnet.ControlNet):
+    def __init__(self, net=None, load_device=None, manual_cast_dtype=None):
+        super().__init__(
+            net,
+            compression_ratio=1,  # of the hint to the latent: it is one
+            latent_format=SanaLatent(),
+            load_device=load_device,
+            manual_cast_dtype=manual_cast_dtype,
+            extra_conds=CONDITIONS,
+        )
+        self.hints = Hints()
+
+    def copy(self):
+        other = type(self)(None, self.load_device, self.manual_cast_dtype)
+        other.control_model, other.control_model_wrapped = self.control_model, self.control_model_wrapped
+        other.hints = self.hints
+        self.copy_to(other)
+        return other
+
+    def set_cond_hint(self, cond_hint, strength=1.0, timestep_percent_range=(0.0, 1.0), vae=None, **more):
+        """Called by every apply node. cond_hint: [b, 3, h, w] in [0, 1]. Raises ValueError."""
+        _require_image(cond_hint)
+        _require_vae(vae)
+        start, end = timestep_percent_range
+        if not 0.0 <= strength <= MAX_STRENGTH:
+            raise ValueError(f"the ControlNet's strength is {strength:g}; it must lie in 0 to {MAX_STRENGTH:g}")
+        if not 0.0 <= start <= end <= 1.0:
+            raise ValueError(
+                f"the ControlNet acts from {start:g} to {end:g}: start must not exceed end, and both lie in 0 to 1"
+            )
+        return super().set_cond_hint(cond_hint, strength, (start, end), KeepingVAE(vae, self.hints), **more)
+
+    def pre_run(self, model, percent_to_timestep_function):
+        _require_trunk(self.control_model.config, model)
+        super().pre_run(model, percent_to_timestep_function)
+        self.model_sampling_current = self.extra_args[FLOW_TIMES] = FlowTimes(model.model_sampling)
+
+    def get_control(self, x_noisy, t, cond, batched_number, *args):
+        count, pictures = len(self.cond_hint_original), len(x_noisy) // batched_number
+        if count not in (1, pictures):
+            raise ValueError(
+                f"the ControlNet has {count} control images for {pictures} pictures; give it one, or one for each"
+            )
+        larger = self.cond_hint_original.shape[-2] > x_noisy.shape[-2] * DOWNSCALE
+        self.upscale_algorithm = COARSER if larger else FINER
+        return super().get_control(x_noisy, t, cond, batched_number, *args)
+
+    def cleanup(self):
+        self.extra_args.pop(FLOW_TIMES, None)
+        super().cleanup()
+
+
+def _require_image(hint: Tensor) -> None:
+    if hint.ndim != 4 or 0 in hint.shape:
+        raise ValueError(f"the control image is empty: its shape is {list(hint.shape)}")
+    if hint.shape[1] != 3:
+        raise ValueError(
+            f"the control image has {hint.shape[1]} channels; it needs the 3 of a picture without alpha. "
+            "Split Image with Alpha takes that off"
+        )
+
+
+def _require_vae(vae) -> None:
+    if vae is None:
+        raise ValueError(
+            "a SANA ControlNet reads its control image through the VAE: connect the VAE to the apply node, or use "
+            "one that has such an input (SANA-Sprint ControlNet Apply, Apply ControlNet)"
+        )
+    if getattr(vae, "latent_channels", LATENT_CHANNELS) != LATENT_CHANNELS or (
+        vae.spacial_compression_encode() != DOWNSCALE
+    ):
+        raise ValueError("this VAE is not SANA's (DC-AE f32c32); connect Load SANA-Sprint's or Load SANA VAE's")
+
+
+def _require_trunk(config: ControlNetConfig, model) -> None:
+    if not isinstance(model, SanaModel):
+        raise ValueError("a SANA ControlNet steers SANA models only; this MODEL is of another family")
+    trunk = model.model_config.unet_config["config"]
+    if (config.width, config.caption_width) != (trunk.width, trunk.caption_width):
+        raise ValueError(
+            f"this ControlNet belongs to a SANA of width {config.width}, the MODEL has {trunk.width}: take the "
+            "ControlNet of the model's size (0.6B: 1152, 1.6B: 2240)"
+        )
+
+
+def load_control(path, options=None) -> SanaControl:
+    """CONTROL_NET of a file or folder. options: {'dtype', 'time_scale', 'wiring'}. Raises CheckpointError."""
+    options = options or {}
+    weights = checkpoint.load(path, "controlnet", options.get("time_scale"), options.get("wiring"))
+    checkpoint.check_names(weights)
+    log.info("%s, wired like %s", checkpoint.summary(weights), weights.config.wiring)
+    load, supported = mm.get_torch_device(), [torch.bfloat16, torch.float32]
+    dtype = options.get("dtype") or mm.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(weights.tensors), supported_dtypes=supported
+    )
+    cast = mm.unet_manual_cast(dtype, load, supported)
+    ops = comfy.ops.pick_operations(dtype, cast, disable_fast_fp8=True)
+    net = HostedControlNet(weights.config, dtype, mm.unet_offload_device(), ops).eval().requires_grad_(False)
+    control = SanaControl(net, load, cast)
+    dynamic = control.control_model_wrapped.is_dynamic()
+    net.load_state_dict(weights.tensors, strict=True, assign=dynamic)
+    if not dynamic:
+        net.to(dtype)  # layers that ComfyUI fills late keep the file's dtype
+    return control
+
+
+def apply(positive, negative, control_net, image: Tensor, vae, strength: float, start: float, end: float):
+    """CONDITIONINGs with the ControlNet in them, chained after what they have. image: [b, h, w, 3]."""
+    chained: dict = {}
+
+    def of(conditioning):
+        out = []
+        for text, extra in conditioning:
+            before = extra.get("control")
+            if before not in chained:
+                one = control_net.copy().set_cond_hint(image.movedim(-1, 1), strength, (start, end), vae=vae)
+                chained[before] = one.set_previous_controlnet(before)
+            out.append([text, {**extra, "control": chained[before], "control_apply_to_uncond": False}])
+        return out
+
+    return of(positive), of(positive if negative is None else negative)

@@ -1,0 +1,129 @@
+"""ControlNet nodes: a picture's edges, and applying a SANA ControlNet to a prompt."""
+
+from comfy_api.latest import io
+
+from ..sprint_core import edges
+from .adapters import annotators, screen
+from .adapters import control as adapter
+
+CATEGORY = "SANA-Sprint/conditioning"
+METHODS = ("auto", annotators.HED, "soft")
+
+
+class ControlNetApply(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SanaSprintControlNetApply",
+            display_name="SANA-Sprint ControlNet Apply",
+            category=CATEGORY,
+            description="Steers a picture by edges or by a drawing. Apply ControlNet does the same with the same "
+            "CONTROL_NET; this one needs no negative prompt.",
+            search_aliases=["sana controlnet", "apply controlnet", "scribble", "hed", "sketch to image"],
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="The encoded prompt."),
+                io.ControlNet.Input("control_net", tooltip="From Load SANA ControlNet."),
+                io.Image.Input(
+                    "image",
+                    tooltip="White edges or lines on black: from Soft Edges, or drawn. Resized to the picture; one, or "
+                    "one for each picture of the batch.",
+                ),
+                io.Vae.Input("vae", tooltip="SANA's VAE: the ControlNet reads the image as a latent."),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=10.0, step=0.01, tooltip="How strictly. 0 switches it off."
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Where on the way from noise to picture it begins to act.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Where it ceases to act. 1 step lies at 0; 2 steps at 0 and 0.17; 4 at 0, 0.17, 0.3 and "
+                    "0.62: an end of 0.1 steers the first step alone.",
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="Only for the multi-step models, which have a negative prompt.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output("positive", tooltip="For the sampler."),
+                io.Conditioning.Output("negative", tooltip="The negative with control; the positive if none came."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, positive, control_net, image, vae, strength, start_percent, end_percent, negative=None
+    ) -> io.NodeOutput:
+        if not isinstance(control_net, adapter.SanaControl):
+            raise ValueError("this CONTROL_NET is no SANA's; connect Load SANA ControlNet, or use Apply ControlNet")
+        if strength == 0.0:
+            return io.NodeOutput(positive, positive if negative is None else negative)
+        applied = adapter.apply(positive, negative, control_net, image, vae, strength, start_percent, end_percent)
+        return io.NodeOutput(*applied)
+
+
+class SoftEdges(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SanaSprintSoftEdges",
+            display_name="Soft Edges",
+            category="SANA-Sprint/image",
+            description="The edges of a picture, white on black, as SANA's ControlNets read them. Works at once; with "
+            "ControlNetHED.pth in models/annotators it uses HED, which the published ControlNets were trained with.",
+            search_aliases=["hed", "softedge", "edge detection", "scribble", "controlnet preprocessor", "annotator"],
+            inputs=[
+                io.Image.Input("image", tooltip="Any picture."),
+                io.Combo.Input(
+                    "method",
+                    options=list(METHODS),
+                    default=METHODS[0],
+                    tooltip="auto: HED if its weights are there, else soft edges from the picture's gradients. The "
+                    "node says which one ran.",
+                ),
+                io.Boolean.Input(
+                    "scribble",
+                    default=False,
+                    tooltip="Even lines along the edges, as drawn by hand. The published ControlNets saw these.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=edges.RESOLUTION,
+                    min=64,
+                    max=4096,
+                    step=64,
+                    tooltip="Shorter side in pixels at which edges are looked for; larger finds finer ones.",
+                ),
+            ],
+            outputs=[io.Image.Output(tooltip="For SANA-Sprint ControlNet Apply; as large as the picture.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, method, **kwargs):
+        return None if method == METHODS[2] else str(annotators.hed_file())
+
+    @classmethod
+    def execute(cls, image, method, scribble, resolution) -> io.NodeOutput:
+        if image.shape[-1] != 3 or 0 in image.shape:
+            raise ValueError(
+                f"this image has shape {list(image.shape)}; Soft Edges needs the 3 channels of a picture without "
+                "alpha. Split Image with Alpha takes that off"
+            )
+        path = None if method == METHODS[2] else annotators.hed_file()
+        if path is None and method == annotators.HED:
+            raise ValueError(f"no {annotators.NAMES[0]} in models/{annotators.FOLDER}; put it there, or choose auto")
+        drawn = annotators.detect(image, path, scribble, resolution)
+        screen.say(cls.hidden.unique_id, f"edges by {annotators.HED if path else annotators.SOFT}")
+        return io.NodeOutput(drawn)

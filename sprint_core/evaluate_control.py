@@ -1,0 +1,103 @@
+"""Does a ControlNet keep pictures to the edges of scenes, and do colours still follow the prompt?
+
+held-out scene -> edges, soft or scribbled -> picture, with control and without -> judge
+"""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from tqdm import tqdm
+
+from . import edges, judge, scenes
+from .controlnet import SanaControlNet
+from .pipeline import Control, Pipeline
+
+BATCH = 25
+GRID_ROWS, LABEL_PX = 8, 16
+KINDS = ("soft", "scribble")
+FREE = "without"  # control
+
+Painted = dict[tuple[str, int], Tensor]  # (soft, scribble or without; steps) -> images [n, h, w, 3] in [0, 1]
+
+
+def true_images(prompts: Sequence[scenes.Prompt]) -> Tensor:
+    """A true picture of each prompt: [n, h, w, 3] in [0, 1]."""
+    return torch.from_numpy(scenes.render_batch([prompt.scene for prompt in prompts])).float() / 255.0
+
+
+def paint(
+    pipeline: Pipeline,
+    net: SanaControlNet,
+    prompts: Sequence[scenes.Prompt],
+    steps: Sequence[int],
+    seed: int,
+    guidance: float,
+) -> Painted:
+    """Every prompt with the edges of its scene, and without; image i has seed `seed` + i."""
+    device = next(net.parameters()).device
+    painted: Painted = {}
+    for kind in (*KINDS, FREE):
+        for n in steps:
+            images = []
+            for start in tqdm(range(0, len(prompts), BATCH), desc=f"{kind} {n}", leave=False):
+                some = prompts[start : start + BATCH]
+                hints = [] if kind == FREE else [Control(net, control_images(some, kind).to(device))]
+                seeds = [seed + start + i for i in range(len(some))]
+                texts = [prompt.text for prompt in some]
+                given = {"steps": n, "guidance": guidance, "controls": hints}
+                images.append(pipeline.generate(texts, seeds=seeds, **given).cpu())
+            painted[kind, n] = torch.cat(images)
+    return painted
+
+
+def control_images(prompts: Sequence[scenes.Prompt], kind: str) -> Tensor:
+    """Edges of the prompts' scenes: [n, h, w, 3] in [0, 1]."""
+    return edges.detect(true_images(prompts), scribble=kind == "scribble")
+
+
+def summary(painted: Painted, prompts: Sequence[scenes.Prompt]) -> dict:
+    """The JSON document: shares of pictures with the drawn shapes in their places, with the said colours, and right
+    by the whole caption."""
+    rows: dict[str, dict] = {"edges": {}, "colours": {}, "judge": {}}
+    for (kind, n), images in painted.items():
+        pictures, label = images.numpy(), f"{kind} {n}"
+        colours = [judge.coloured(i, p.requirement, p.scene) for i, p in zip(pictures, prompts)]
+        verdicts = {
+            "edges": [judge.judge(i, scenes.outline(p.scene)) for i, p in zip(pictures, prompts)],
+            "colours": [right for right in colours if right is not None],
+            "judge": [judge.judge(i, p.requirement) for i, p in zip(pictures, prompts)],
+        }
+        for name, right in verdicts.items():
+            rows[name][label] = round(sum(right) / max(1, len(right)), 4)
+    return {**rows, "prompts": len(prompts)}
+
+
+def table(result: dict) -> str:
+    """The summary for people: a row for each way to paint, with its step count."""
+    lines = [f"{'control, steps':16}{'edges':>10}{'colours':>10}{'judge':>10}"]
+    for label in result["edges"]:
+        lines.append(f"{label:16}" + "".join(f"{result[name][label]:>10}" for name in ("edges", "colours", "judge")))
+    return "\n".join(lines)
+
+
+def grid(painted: Painted, prompts: Sequence[scenes.Prompt]) -> Image.Image:
+    """One row per prompt: edges and what was painted; a red frame where shapes or places are others."""
+    px = next(iter(painted.values())).shape[1] // 2
+    shown = prompts[:GRID_ROWS]
+    columns = {kind: control_images(shown, kind) for kind in KINDS}
+    columns |= {f"{kind}, {n} step{'s' * (n > 1)}": images for (kind, n), images in painted.items()}
+    sheet = Image.new("RGB", (len(columns) * px, len(shown) * (px + LABEL_PX) + LABEL_PX), "white")
+    draw = ImageDraw.Draw(sheet)
+    for x, (label, images) in enumerate(columns.items()):
+        draw.text((x * px + 4, 2), label, fill="black")
+        for y, (prompt, image) in enumerate(zip(shown, images)):
+            pixels = image.mul(255).round().byte().numpy()
+            place = (x * px, LABEL_PX + y * (px + LABEL_PX))
+            sheet.paste(Image.fromarray(pixels).resize((px, px), Image.Resampling.LANCZOS), place)
+            if label not in KINDS and not judge.judge(pixels, scenes.outline(prompt.scene)):
+                draw.rectangle((*place, place[0] + px - 1, place[1] + px - 1), outline="red", width=3)
+    for y, prompt in enumerate(shown):
+        draw.text((4, (y + 1) * (px + LABEL_PX) + 2), prompt.text, fill="black")
+    return sheet
