@@ -125,5 +125,5 @@ class SoftEdges(io.ComfyNode):
         if path is None and method == annotators.HED:
             raise ValueError(f"no {annotators.NAMES[0]} in models/{annotators.FOLDER}; put it there, or choose auto")
         drawn = annotators.detect(image, path, scribble, resolution)
-        screen.say(cls.hidden.unique_id, f"edges by {annotators.HED if path else annotators.SOFT}")
+        screen.say(cls.hidden.unique_id, f"edges: {annotators.HED if path else annotators.SOFT}")
         return io.NodeOutput(drawn)

@@ -21,7 +21,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -151,13 +151,14 @@ def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     raise ValueError(f"no shape is called {shape!r}; there are {', '.join(SHAPES)}")
 
 
-@cache
-def _stencil(shape: str, size: str, row: int, column: int, px: int) -> tuple[slice, slice, np.ndarray]:
-    """Where a thing stands in a picture of px pixels, and how much of each pixel there it covers: [h, w, 1]."""
+@lru_cache(maxsize=2000)
+def _stencil(shape: str, size: str, y: int, x: int, px: int) -> tuple[slice, slice, np.ndarray]:
+    """A thing with its centre at (x, y) of the canvas, in a picture of px pixels: where it stands there, and how much
+    of each pixel it covers, [h, w, 1]."""
     radius = RADIUS_PX[size] * px / CANVAS_PX
     spans, axes = [], []
-    for index in (row, column):
-        centre = centre_px(size, index) * px / CANVAS_PX
+    for position in (y, x):
+        centre = position * px / CANVAS_PX
         first, last = max(0, int(centre - radius) - 1), min(px, int(centre + radius) + 2)
         spans.append(slice(first, last))
         axes.append((np.arange(first, last) + 0.5 - centre) / radius)
@@ -173,11 +174,23 @@ def backdrop(name: str, px: int) -> np.ndarray:
     return np.repeat((top * (1 - down) + bottom * down)[:, None], px, axis=1)
 
 
-def render(scene: Scene, px: int = CANVAS_PX) -> np.ndarray:
-    """The picture of a scene, anti-aliased: [px, px, 3] uint8."""
-    image = backdrop(scene.background, px).copy()
+def moves(scene: Scene, seed: int, reach_px: int = 40) -> list[tuple[int, int]]:
+    """How far (right, down) each thing may stand from its place, in canvas pixels, at random within the canvas."""
+    rng, found = random.Random(f"moves {seed}"), []
     for thing in scene.things:
-        rows, columns, cover = _stencil(thing.shape, thing.size, thing.row, thing.column, px)
+        first, last = centre_px(thing.size, 0), centre_px(thing.size, 2)
+        places = [centre_px(thing.size, index) for index in (thing.column, thing.row)]
+        ends = [(max(first - p, -reach_px), min(last - p, reach_px)) for p in places]
+        found.append(tuple(rng.randint(low, high) for low, high in ends))
+    return found
+
+
+def render(scene: Scene, px: int = CANVAS_PX, moved: Sequence[tuple[int, int]] = ()) -> np.ndarray:
+    """The picture of a scene, anti-aliased: [px, px, 3] uint8. moved: how far each thing stands from its place."""
+    image = backdrop(scene.background, px).copy()
+    for thing, (right, down) in zip(scene.things, moved or [(0, 0)] * len(scene.things)):
+        y, x = centre_px(thing.size, thing.row) + down, centre_px(thing.size, thing.column) + right
+        rows, columns, cover = _stencil(thing.shape, thing.size, y, x, px)
         image[rows, columns] += cover * (np.float32(COLOURS[thing.colour]) - image[rows, columns])
     return (image + 0.5).astype(np.uint8)
 

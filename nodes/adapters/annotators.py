@@ -16,7 +16,7 @@ from ...sprint_core import edges
 log = logging.getLogger(__name__)
 
 FOLDER, NAMES = "annotators", ("ControlNetHED.pth", "ControlNetHED.safetensors")
-HED, SOFT = "HED", "soft edges without weights"
+HED, SOFT = "HED", "from gradients, without weights"
 
 
 def hed_file() -> Path | None:

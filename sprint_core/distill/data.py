@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -62,9 +63,19 @@ def control_images(pictures: Tensor, hed: edges.HED | None = None) -> Tensor:
     return drawn.movedim(-1, 1) * 2 - 1
 
 
-def scene_edges(seeds: Sequence[int], split: str = "train") -> Tensor:
-    """Control images of the scenes with these seeds: [b, 3, 256, 256] in [-1, 1]."""
-    return control_images(images(seeds, split))
+def drawn_anywhere(seeds: Sequence[int]) -> Tensor:
+    """Renders of training scenes, [b, 3, 256, 256] in [-1, 1]: in every second pair things stand off their places.
+
+    The world's nine places are for captions; who draws, draws anywhere.
+    """
+    moved = [scenes.moves(_scene(seed), seed) if seed // 2 % 2 else () for seed in seeds]
+    drawn = np.stack([scenes.render(_scene(seed), moved=by) for seed, by in zip(seeds, moved)])
+    return torch.from_numpy(drawn).movedim(-1, 1).float().div_(127.5).sub_(1.0)
+
+
+def scene_edges(seeds: Sequence[int]) -> Tensor:
+    """Control images of these: [b, 3, 256, 256] in [-1, 1]."""
+    return control_images(drawn_anywhere(seeds))
 
 
 class SceneLatents:
@@ -107,7 +118,7 @@ class ControlledScenes:
     """Scenes with the control images that were made of them."""
 
     def __init__(self, model: Autoencoder, folder: Path, count: int):
-        self.scenes = SceneLatents(model, folder / "latents", count)
+        self.scenes = SceneLatents(model, folder / "latents", count, drawn_anywhere)
         self.hints = SceneLatents(model, folder / "edges", count, scene_edges).latents
         self.identity = f"{self.scenes.identity} edges {scenes_hash(scene_edges)}"
 
