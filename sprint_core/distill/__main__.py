@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .. import presets
+from .. import checkpoint, presets
 from . import ablations, control, demo, estimate, recipes
 from .published import Published, Sources
 from .workers import Workers, launched
@@ -108,6 +108,7 @@ def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, workers: Work
     pictures = None if args.data == SCENES else Path(args.data)
     sources = control.ControlSources(*parts.values(), pictures, args.hed)
     run = control.ControlRun(args.out, recipe, sources, args.pool or control.POOL, workers)
+    estimate.check_memory(estimate.of_recipe(recipe, workers, run.given), workers)
     branch = run.branch()
     return run.export(branch, command) if workers.rank == 0 else []
 
@@ -126,10 +127,11 @@ def _run_published(args: argparse.Namespace, recipe: recipes.Recipe, workers: Wo
     return run.export(model, command) if workers.rank == 0 else []
 
 
-def _dry_run(recipe: recipes.Recipe, workers: Workers) -> dict:
+def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers) -> dict:
     """What each stage would take on this process."""
     result = {}
-    for one in estimate.of_recipe(recipe, workers):
+    trunk = checkpoint.load(args.student, "transformer") if recipe.is_control and args.student else None
+    for one in estimate.of_recipe(recipe, workers, trunk):
         speed = estimate.matmul_speed(workers.device, recipe.stages[one.stage].precision)
         tqdm.write(one.text(speed))
         result[one.stage] = {
@@ -149,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe = _recipe(args)
         workers = launched(args.device)
         if args.dry_run:
-            result = _dry_run(recipe, workers)
+            result = _dry_run(args, recipe, workers)
         elif args.ablations:
             result = ablations.run(
                 args.out, recipe, args.pool or demo.POOL, args.autoencoder, workers, ablations.PROMPTS

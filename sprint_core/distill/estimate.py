@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import presets
+from .. import checkpoint, presets
 from ..autoencoder import Autoencoder
 from ..autoencoder_config import DOWNSCALE
 from ..features import FeatureNetwork
 from ..gemma import Gemma
 from ..transformer import LATENT_CHANNELS, SanaTransformer
 from . import autoencoder, demo, features, recipes
+from .control import ControlStage
 from .published import Embedded
 from .randomness import SampleRandom
 from .reader import Reader, ReaderStage
@@ -78,12 +79,14 @@ class MetaData:
 
     identity = "meta"
 
-    def __init__(self, latent: Sequence[int], caption: Sequence[int]):
-        self.latent, self.caption = tuple(latent), tuple(caption)
+    def __init__(self, latent: Sequence[int], caption: Sequence[int], hints: bool = False):
+        self.latent, self.caption, self.hints = tuple(latent), tuple(caption), hints
 
-    def batch(self, random: SampleRandom) -> tuple[Tensor, list[Tensor]]:
+    def batch(self, random: SampleRandom) -> tuple:
         b = len(random)
-        return torch.empty(b, *self.latent, device="meta"), [torch.empty(self.caption, device="meta") for _ in range(b)]
+        latents = torch.empty(b, *self.latent, device="meta")
+        captions = [torch.empty(self.caption, device="meta") for _ in range(b)]
+        return (latents, captions, latents) if self.hints else (latents, captions)
 
 
 def estimate(stage: Stage, frozen: Sequence[nn.Module], schedule: Schedule, workers: Workers = ALONE) -> Estimate:
@@ -94,12 +97,13 @@ def estimate(stage: Stage, frozen: Sequence[nn.Module], schedule: Schedule, work
     names = sorted({name for step in range(end, end + 4) for name in stage.phases(step)})
     weights = [p for module in (*stage.modules.values(), *frozen) for p in module.parameters()]
     phases = tuple(_phase(stage, name, end, samples, weights) for name in names)
-    trained = {name: sum(p.numel() for p in module.parameters()) for name, module in stage.modules.items()}
-    copies = 4 if schedule.optimizer == "adamw" else 3  # weights, gradients, moments (CAME's second one is factored)
-    state = copies * sum(trained.values()) + trained[stage.averaged]
-    state += sum(p.numel() for module in frozen for p in module.parameters())
+    own = [p for module in stage.modules.values() for p in module.parameters()]
+    trained = sum(p.numel() for p in own if p.requires_grad)
+    extra = 3 if schedule.optimizer == "adamw" else 2  # gradients, moments (CAME's second one is factored)
+    kept = [*own, *stage.modules[stage.averaged].parameters(), *(p for module in frozen for p in module.parameters())]
+    state = extra * trained + sum(p.numel() for p in kept)
     per_step = sum(phase.flops for phase in phases) * (share / samples) / len(phases)
-    return Estimate(stage.name, sum(trained.values()), FP32_BYTES * state, phases, per_step)
+    return Estimate(stage.name, trained, FP32_BYTES * state, phases, per_step)
 
 
 def _phase(stage: Stage, name: str, step: int, samples: int, weights: Sequence[Tensor]) -> Phase:
@@ -127,9 +131,12 @@ class _Saved:
         self.tensor = tensor.detach()  # or the graph would own itself through it
 
 
-def of_recipe(recipe: Recipe, workers: Workers = ALONE) -> list[Estimate]:
-    """Every stage of a recipe."""
-    stages = _transformer_stages(recipe) | ({} if recipe.preset else _demo_stages())
+def of_recipe(recipe: Recipe, workers: Workers = ALONE, trunk: checkpoint.Weights | None = None) -> list[Estimate]:
+    """Every stage of a recipe. trunk: of a ControlNet's; without it, the one that the recipe is for."""
+    if recipe.is_control:
+        stages = _control_stages(recipe, trunk)
+    else:
+        stages = _transformer_stages(recipe) | ({} if recipe.preset else _demo_stages())
     return [estimate(*stages[name], schedule, workers) for name, schedule in recipe.stages.items()]
 
 
@@ -145,6 +152,19 @@ def _transformer_stages(recipe: Recipe) -> dict[str, tuple[Stage, Sequence[nn.Mo
     distill = DistillStage(teachers[1], data, recipe.objective, recompute=again["distill"])
     teacher = TeacherStage(teachers[0], data, recompute=again["teacher"])
     return {"teacher": (teacher, ()), "distill": (distill, [teachers[1]])}
+
+
+def _control_stages(recipe: Recipe, trunk: checkpoint.Weights | None) -> dict[str, tuple[Stage, Sequence[nn.Module]]]:
+    config, size_px = recipes.DEMO_TRANSFORMER, recipes.DEMO_PX
+    if trunk is not None:
+        config, size_px = trunk.config, trunk.settings["size_px"]
+    elif recipe.preset:
+        config, size_px = presets.PRESETS[recipe.preset].transformer, presets.PRESETS[recipe.preset].size_px
+    side = size_px // DOWNSCALE
+    data = MetaData((LATENT_CHANNELS, side, side), (CAPTION_TOKENS, config.caption_width), hints=True)
+    model = Embedded(SanaTransformer(config, device="meta"), torch.empty(1, config.caption_width, device="meta"))
+    recompute = recipe.stages["control"].recompute
+    return {"control": (ControlStage(model, data, recipe.objective, recompute=recompute), [model])}
 
 
 def _demo_stages() -> dict[str, tuple[Stage, Sequence[nn.Module]]]:

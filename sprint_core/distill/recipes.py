@@ -110,7 +110,8 @@ class Objective:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run: the schedule of each stage, and the objective of the last. preset: a row of presets.py; '': the demo."""
+    """A run: the schedule of each stage, and the objective of the last. preset: a row of presets.py; '': the
+    demo. (A ControlNet's trunk may be another: what is asked of it is read off its file.)"""
 
     stages: Mapping[str, Schedule]
     objective: Objective
@@ -166,7 +167,7 @@ RECIPES = {
     "demo-control": Recipe(
         {"control": DEMO_CONTROL}, Objective(tangent_warmup_steps=150, ladd_from=600, ladd_weight=0.1)
     ),
-    "control": Recipe({"control": PUBLISHED["distill"]}, Objective()),
+    "control": Recipe({"control": PUBLISHED["distill"]}, Objective(), "sprint-1.6B"),
 }
 
 

@@ -1,0 +1,221 @@
+"""Pictures steered by a ControlNet, without ComfyUI: the pipeline, its command line, and how it is judged."""
+
+import json
+
+import numpy as np
+import pytest
+import standin
+import torch
+from PIL import Image
+
+from sprint_core import checkpoint, edges, evaluate, evaluate_control, judge, pipeline, presets, scenes, trigflow
+from sprint_core.controlnet import AUTHORS, WIRINGS
+from sprint_core.pipeline import Control, Pipeline
+
+SIZE = (96, 64)  # width, height
+PROMPT = "a red circle"
+HINT = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return standin.make(tmp_path_factory.mktemp("models") / "sprint")
+
+
+@pytest.fixture(scope="module")
+def model(folder) -> Pipeline:
+    return Pipeline.load(folder)
+
+
+@pytest.fixture(scope="module")
+def net():
+    return checkpoint.build(standin.control(AUTHORS))
+
+
+@pytest.fixture
+def paint(model):
+    """paint(controls, steps=2): one picture."""
+    return lambda *controls, steps=2: model.generate([PROMPT], seeds=[3], size=SIZE, steps=steps, controls=controls)
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_control_by_hand(model, wiring):
+    """One step written out: hint, residuals, strength, trunk, picture."""
+    net = checkpoint.build(standin.control(wiring))
+    got = model.generate([PROMPT], seeds=[3], size=SIZE, steps=1, controls=[Control(net, HINT, 0.7)])
+    caption, mask = model.encode_text([PROMPT])
+    x = pipeline.sampler.initial_noise([3], (32, 2, 3))
+    one, w = torch.ones(1), torch.full((1,), 4.5)
+    residuals = net(x, one, caption, model.encode_image(HINT), w, mask)
+    v = model.transformer(x, one, caption, w, mask, [r if r is None else 0.7 * r for r in residuals])
+    assert torch.allclose(got, model.decode(x - v), atol=1e-5)
+
+
+def test_strength_0_changes_nothing(paint, net):
+    assert torch.equal(paint(Control(net, HINT, 0.0)), paint())
+    assert not torch.allclose(paint(Control(net, HINT, 1.0)), paint(), atol=1e-2)
+
+
+def test_two_at_half_strength_equal_one(paint, net):
+    assert torch.allclose(
+        paint(Control(net, HINT, 0.3), Control(net, HINT, 0.3)), paint(Control(net, HINT, 0.6)), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "start", "end", "acting"),
+    [(1, 0, 1, 1), (1, 0, 0, 1), (1, 0.1, 1, 0), (2, 0, 0.1, 1), (2, 0.1, 1, 1), (4, 0, 0.5, 3), (4, 0.2, 1, 2)],
+)
+def test_range(paint, net, steps, start, end, acting, monkeypatch):
+    """The same steps as in ComfyUI (tests/host/test_control.py)."""
+    calls, forward = [], type(net).forward
+    monkeypatch.setattr(type(net), "forward", lambda self, *args, **kw: calls.append(1) or forward(self, *args, **kw))
+    paint(Control(net, HINT, 1.0, start, end), steps=steps)
+    assert len(calls) == acting
+
+
+def test_percent_counts_angles():
+    assert [trigflow.percent_to_s(p) for p in (-1, 0, 1, 2)] == [1.0, 1.0, 0.0, 0.0]
+    assert trigflow.percent_to_s(0.5) == pytest.approx(0.5)
+    assert trigflow.percent_to_s(1 - 1.3 / (np.pi / 2)) == pytest.approx(trigflow.s_from_t(1.3))
+
+
+def test_batches(model, net):
+    hints = torch.cat([HINT, 1 - HINT])
+    given = {"size": SIZE, "steps": 2}
+    each = model.generate([PROMPT] * 2, seeds=[3, 4], controls=[Control(net, hints)], **given)
+    shared = model.generate([PROMPT] * 2, seeds=[3, 4], controls=[Control(net, HINT)], **given)
+    alone = model.generate([PROMPT], seeds=[4], controls=[Control(net, hints[1:])], **given)
+    assert torch.allclose(each[1:], alone, atol=1e-5) and torch.allclose(each[:1], shared[:1], atol=1e-5)
+    assert not torch.allclose(shared[1:], each[1:], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"strength": 11.0}, "the control strength is 11; it must lie in 0 to 10"),
+        ({"strength": float("nan")}, "the control strength is nan"),
+        ({"start": 0.8, "end": 0.2}, r"control from 0\.8 to 0\.2: start must not exceed end"),
+        ({"start": -0.1}, "start must not exceed end, both in 0 to 1"),
+    ],
+)
+def test_refused_settings(net, change, words):
+    with pytest.raises(ValueError, match=words):
+        Control(net, HINT, **change)
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64, 3), (3, 64, 96, 3), (1, 64, 96, 4), (64, 96, 3)])
+def test_refused_images(paint, net, shape):
+    with pytest.raises(ValueError, match=r"the control image is .*; it must be \[1 or 1, 64, 96, 3\]"):
+        paint(Control(net, torch.rand(shape)))
+
+
+def test_another_width(paint):
+    wide = checkpoint.build(standin.control(AUTHORS, width=96, cross_heads=3))
+    with pytest.raises(ValueError, match=r"a ControlNet of width 96.*take the ControlNet of this model's size"):
+        paint(Control(wide, HINT))
+
+
+# --- command line -----------------------------------------------------------------------------------
+
+
+def command(capsys, *words) -> dict:
+    assert pipeline.main([str(word) for word in words]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def pixels(path) -> np.ndarray:
+    return np.array(Image.open(path))
+
+
+@pytest.fixture
+def drawing(tmp_path):
+    """A scene's picture in a file, larger than the model's own size."""
+    scene = scenes.scene_and_caption(1)[0]
+    Image.fromarray(scenes.render(scene, 300)).save(tmp_path / "drawing.png")
+    return tmp_path / "drawing.png"
+
+
+@pytest.mark.parametrize("kind", ["soft", "scribble", "none"])
+def test_command_line(drawing, tmp_path, capsys, kind):
+    """The bundled model and its ControlNet, without a download."""
+    options = (
+        "--control",
+        drawing,
+        "--control-strength",
+        0.9,
+        "--edges",
+        kind,
+        "--steps",
+        1,
+        "--out",
+        tmp_path / "x.png",
+    )
+    result = command(capsys, PROMPT, *options)
+    resized = Image.open(drawing).resize((256, 256), Image.Resampling.LANCZOS)
+    hint = torch.from_numpy(np.array(resized)).float()[None] / 255
+    if kind != "none":
+        hint = edges.detect(hint, scribble=kind == "scribble")
+    net = checkpoint.build(checkpoint.load(presets.BUNDLED_CONTROL, "controlnet"), dtype=torch.float32)
+    want = Pipeline.load(presets.BUNDLED).generate([PROMPT], seeds=[0], steps=1, controls=[Control(net, hint, 0.9)])
+    assert np.array_equal(pixels(result["images"][0]), want[0].mul(255).round().byte().numpy())
+
+
+def test_command_line_with_another_model(folder, drawing, tmp_path, capsys, caplog):
+    checkpoint.save(tmp_path / "control.safetensors", [standin.control(AUTHORS)], {})
+    options = ["--model", folder, "--control", drawing, "--size", "96x64", "--out", tmp_path / "x.png"]
+    plain = pixels(command(capsys, PROMPT, *options[:2], *options[4:])["images"][0])
+    given = [*options, "--control-model", tmp_path / "control.safetensors"]
+    assert not np.array_equal(pixels(command(capsys, PROMPT, *given)["images"][0]), plain)
+    late = pixels(command(capsys, PROMPT, *given, "--control-range", "0.9,1")["images"][0])
+    assert np.array_equal(late, plain)
+    for words, message in (
+        (options, "name the ControlNet of this --model with --control-model"),
+        ([*given, "--control-range", "1"], "--control-range 1: write it as 0,1"),
+        ([*given, "--control-range", "1,0"], "start must not exceed end"),
+        ([*given, "--control-strength", "20"], "the control strength is 20"),
+        ([*given, "--hed", "gone.pth"], "gone.pth: no such file"),
+        ([*options, "--control-model", folder], "this pipeline folder has no 'controlnet' folder"),
+        ([*options[:2], "--control", "gone.png", *given[-2:]], "gone.png"),
+    ):
+        assert pipeline.main([PROMPT, *map(str, words)]) == 1
+        assert message in caplog.records[-1].getMessage()
+
+
+# --- the judge --------------------------------------------------------------------------------------
+
+
+def test_true_pictures_keep_to_edges_and_colours():
+    prompts = evaluate.balanced_prompts(60, 5)
+    true = evaluate_control.true_images(prompts)
+    verdicts = evaluate_control.summary({("soft", 1): true}, prompts)
+    assert (verdicts["edges"], verdicts["colours"], verdicts["judge"]) == ({"soft 1": 1.0},) * 3
+    others = evaluate_control.summary({("soft", 1): true.roll(1, 0)}, prompts)
+    assert others["edges"]["soft 1"] < 0.1 and others["colours"]["soft 1"] < 0.2
+
+
+def test_colours_are_judged_where_things_stand():
+    prompt = scenes.prompts("color_attr", 1)[0]
+    picture = scenes.render(prompt.scene)
+    first, second = prompt.scene.things
+    swapped = scenes.Scene(
+        (scenes.replace(first, colour=second.colour), scenes.replace(second, colour=first.colour)),
+        prompt.scene.background,
+    )
+    assert judge.coloured(picture, prompt.requirement, prompt.scene) is True
+    assert judge.coloured(scenes.render(swapped), prompt.requirement, prompt.scene) is False
+    assert judge.judge(scenes.render(swapped), scenes.outline(prompt.scene))
+    unsaid = scenes.Requirement(tuple(scenes.replace(thing, colour=None) for thing in prompt.requirement.things))
+    assert judge.coloured(picture, unsaid, prompt.scene) is None
+    moved = scenes.render(prompt.scene, moved=[(40, 0), (-40, 0)])
+    assert not judge.judge(moved, scenes.outline(prompt.scene))
+
+
+def test_the_bundled_control_net_steers(tmp_path, capsys):
+    """What is bundled keeps to the edges far more often than chance would."""
+    grid = tmp_path / "grid.png"
+    assert evaluate.main(["--control", "demo", "--prompts", "24", "--steps", "2", "--grid", str(grid)]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["edges"]["soft 2"] >= result["edges"]["without 2"] + 0.3
+    assert set(result["edges"]) == {"soft 2", "scribble 2", "without 2"} and result["prompts"] == 24
+    assert Image.open(grid).width == 5 * 128
