@@ -36,6 +36,7 @@ ORDER = (
     "features",
     "evaluate_control",
     "evaluate",
+    "bench",
 )
 # What ComfyUI installs, so that the core runs wherever it does.
 ALLOWED = {"torch", "safetensors", "einops", "transformers", "sentencepiece", "tokenizers", "numpy", "PIL", "tqdm"}
