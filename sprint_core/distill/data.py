@@ -1,5 +1,6 @@
 """What the stages are trained on: procedural scenes as images, and as latents that are encoded once."""
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
@@ -23,8 +24,7 @@ SAMPLED = 16  # scenes that stand for all of them
 
 def images(seeds: Sequence[int], split: str = "train") -> Tensor:
     """Renders of the scenes with these seeds: [b, 3, 256, 256] in [-1, 1]."""
-    drawn = scenes.render_batch([scenes.scene_and_caption(seed, split)[0] for seed in seeds])
-    return torch.from_numpy(drawn).movedim(-1, 1).float().div_(127.5).sub_(1.0)
+    return _pixels([scenes.render(scenes.scene_and_caption(seed, split)[0]) for seed in seeds])
 
 
 def captions(seeds: Sequence[int], random: SampleRandom) -> list[str]:
@@ -68,14 +68,32 @@ def drawn_anywhere(seeds: Sequence[int]) -> Tensor:
 
     The world's nine places are for captions; who draws, draws anywhere.
     """
-    moved = [scenes.moves(_scene(seed), seed) if seed // 2 % 2 else () for seed in seeds]
-    drawn = np.stack([scenes.render(_scene(seed), moved=by) for seed, by in zip(seeds, moved)])
-    return torch.from_numpy(drawn).movedim(-1, 1).float().div_(127.5).sub_(1.0)
+    return _pixels([scenes.render(_scene(seed), moved=_moved(seed)) for seed in seeds])
 
 
 def scene_edges(seeds: Sequence[int]) -> Tensor:
-    """Control images of these: [b, 3, 256, 256] in [-1, 1]."""
-    return control_images(drawn_anywhere(seeds))
+    """Control images of these, [b, 3, 256, 256] in [-1, 1]: in every fourth group of four some things are missing.
+
+    So that the network learns to place what is not drawn, and an empty sheet is no order.
+    """
+    pictures = []
+    for seed in seeds:
+        scene, moved = _scene(seed), _moved(seed)
+        if seed // 4 % 4 == 3:
+            kept = [i for i in range(len(scene.things)) if (seed // 16 >> i) % 2]
+            moved = [moved[i] for i in kept] if moved else ()
+            scene = dataclasses.replace(scene, things=tuple(scene.things[i] for i in kept))
+        pictures.append(scenes.render(scene, moved=moved))
+    return control_images(_pixels(pictures))
+
+
+def _moved(seed: int) -> Sequence[tuple[int, int]]:
+    return scenes.moves(_scene(seed), seed) if seed // 2 % 2 else ()
+
+
+def _pixels(pictures: Sequence[np.ndarray]) -> Tensor:
+    """[h, w, 3] uint8 each -> [b, 3, h, w] in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).float().div_(127.5).sub_(1.0)
 
 
 class SceneLatents:
