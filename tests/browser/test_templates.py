@@ -2,6 +2,8 @@
 
 import json
 import os
+import statistics
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
@@ -18,6 +20,9 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+STROKES = 5
+SHOWN = "Array.from(document.images).map(image => image.src).filter(src => src.includes('temp')).join()"
 READY = "window.app?.graph && window.app.canvas && window.app.extensionManager?.command"
 UNKNOWN_NODES = "app.graph.nodes.map(node => node.type).filter(type => !(type in LiteGraph.registered_node_types))"
 
@@ -71,3 +76,55 @@ def test_editor_sends_what_we_send(editor, server, workflow):
     )
     assert editor.evaluate(UNKNOWN_NODES) == []
     assert theirs == api_prompt(ui, server.object_info())
+
+
+# --- drawing ----------------------------------------------------------------------------------------
+
+WATCH = """() => {
+    window.strokes = { released: 0, seconds: [] };
+    addEventListener('pointerup', () => { window.strokes.released = performance.now() }, true);
+    const shown = name => Array.from(document.images).some(image => image.src.includes(name) && image.complete);
+    app.api.addEventListener('executed', ({ detail }) => {
+        const type = app.graph.getNodeById(detail.node)?.type;
+        const name = detail.output?.images?.[0]?.filename;
+        const { released } = window.strokes;
+        if (type !== 'PreviewImage' || !name || !released) return;
+        const wait = () => shown(name) ? window.strokes.seconds.push((performance.now() - released) / 1000)
+                                       : requestAnimationFrame(wait);
+        window.strokes.released = 0;
+        wait();
+    });
+}"""
+
+
+def test_what_is_drawn_is_painted(editor, server, tmp_path):
+    """Strokes in ComfyUI's Painter, with Run (On Change): each one gives a picture, at once. Prints the seconds."""
+    server.request("/settings", {"Comfy.VueNodes.Enabled": True})
+    try:
+        editor.reload()
+        editor.wait_for_function(READY, timeout=90_000)
+        ui = json.loads((WORKFLOWS / "06_sketch.json").read_text(encoding="utf-8"))
+        editor.evaluate("async ui => { await app.loadGraphData(ui) }", ui)
+        canvas = editor.locator("canvas.cursor-none")
+        canvas.wait_for(timeout=60_000)
+        editor.evaluate("() => { app.extensionManager.command.execute('Comfy.Canvas.FitView') }")
+        editor.get_by_test_id("queue-mode-menu-trigger").click()
+        editor.get_by_role("menuitem", name="Run (On Change)").click()
+        editor.keyboard.press("Escape")
+        editor.evaluate(WATCH)
+        pictures = []
+        for i in range(STROKES):
+            box = canvas.bounding_box()
+            x, y = box["x"] + box["width"] * (0.2 + 0.1 * i), box["y"] + box["height"] * 0.3
+            editor.mouse.move(x, y)
+            editor.mouse.down()
+            editor.mouse.move(x, y + box["height"] * 0.4, steps=8)
+            editor.mouse.up()
+            editor.wait_for_function(f"window.strokes.seconds.length > {i}", timeout=120_000)
+            pictures.append(editor.evaluate(SHOWN))
+        seconds = editor.evaluate("window.strokes.seconds")
+        editor.screenshot(path=tmp_path / "sketch.png")
+        print(f"stroke to picture: {[round(s, 2) for s in seconds]} s, median {statistics.median(seconds):.2f} s")
+        assert len(set(pictures)) == STROKES
+    finally:
+        server.request("/settings", {"Comfy.VueNodes.Enabled": False})

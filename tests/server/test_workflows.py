@@ -20,7 +20,11 @@ def test_pack_loads_without_a_complaint(server):
 
 
 def test_workflow_makes_an_image(server, workflow):
-    history = server.run(server.prompt_of(workflow), timeout=900)
+    prompt = server.prompt_of(workflow)
+    history = server.run(prompt, timeout=900)
+    for node in list(history["outputs"]):
+        if prompt[node]["class_type"] == "Painter":  # which shows its sheet, as yet empty
+            del history["outputs"][node]
     images = server.images(history)
     assert images
     for saved in images:
