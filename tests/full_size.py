@@ -3,11 +3,12 @@
     python run.py python tests/full_size.py
 
 Too large for the test suite: needs 12 GB of memory, 4 GB of disk and some minutes. Compares the 0.6B transformer
-at 1024x1024 and the DC-AE at 512x512 with diffusers, and measures the memory that loading a
+and ControlNet at 1024x1024 and the DC-AE at 512x512 with diffusers, and measures the memory that loading a
 1.6B bf16 file (3.2 GB) takes. The last line is one JSON document.
 """
 
 import gc
+import inspect
 import json
 import subprocess
 import sys
@@ -21,9 +22,10 @@ sys.path.append(str(ROOT))
 
 import standin  # noqa: E402
 
-from sprint_core import presets, tensorfile  # noqa: E402
+from sprint_core import keymaps, presets, tensorfile  # noqa: E402
 from sprint_core.autoencoder import Autoencoder  # noqa: E402
 from sprint_core.autoencoder_config import SANA  # noqa: E402
+from sprint_core.controlnet import SanaControlNet  # noqa: E402
 from sprint_core.transformer import SanaTransformer  # noqa: E402
 
 LOAD = """
@@ -78,6 +80,28 @@ def compare_transformer() -> float:
     return relative_error(ours, theirs(x_s, caption, s, guidance * 0.1, mask, return_dict=False)[0])
 
 
+def compare_control() -> float:
+    """The 0.6B ControlNet of seven blocks at 1024x1024: the largest error of its residuals, in diffusers' wiring."""
+    from diffusers import SanaControlNetModel
+
+    trunk = presets.PRESETS["sana-0.6B"].transformer
+    described = {k: v for k, v in standin.diffusers_transformer(trunk).items() if k != "_class_name"}
+    known = inspect.signature(SanaControlNetModel.__init__).parameters
+    described = {k: v for k, v in described.items() if k in known} | {"num_layers": 7}
+    with torch.device("meta"):
+        theirs = SanaControlNetModel(**described)
+    tensors = standin.random_model(theirs)
+    load(theirs, tensors)
+    config = presets.control_config_from_diffusers(described)
+    ours = load(SanaControlNet(config, device="meta"), keymaps.to_native(tensors, keymaps.DIFFUSERS))
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((1, 32, 32, 32), (1, 300, 2304), (1, 32, 32, 32))
+    x_s, caption, hint = (torch.randn(shape, generator=generator) for shape in shapes)
+    s = torch.tensor([0.7827])
+    samples = theirs(x_s, caption, 1000 * s, hint, return_dict=False)[0]
+    return max(relative_error(a, b) for a, b in zip(ours(x_s, s, caption, hint)[1:], samples))
+
+
 def compare_autoencoder() -> tuple[float, float]:
     """The sana DC-AE at 512x512: encode, decode."""
     from diffusers import AutoencoderDC
@@ -110,6 +134,8 @@ def measure_loading(folder: Path) -> tuple[float, float]:
 @torch.inference_mode()
 def main() -> None:
     result = {"transformer_0.6B_1024px": compare_transformer()}
+    gc.collect()
+    result["controlnet_0.6B_1024px"] = compare_control()
     gc.collect()
     result["autoencoder_encode_512px"], result["autoencoder_decode_512px"] = compare_autoencoder()
     gc.collect()

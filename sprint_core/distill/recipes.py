@@ -155,7 +155,7 @@ DEMO = {
     "teacher":     Schedule(10000, 32, 1e-3, decay=0.4, precision="bf16"),
     "distill":     Schedule( 1600, 32, 3e-4, decay=0.3, betas=(0.9, 0.99), clip=0.5, ema=0.995, precision="bf16"),
 }
-DEMO_CONTROL = Schedule(3000, 32, 5e-4, decay=0.5, betas=(0.9, 0.99), clip=0.5, ema=0.995, precision="bf16")
+DEMO_CONTROL = Schedule(2000, 32, 5e-4, decay=0.5, betas=(0.9, 0.99), clip=0.5, ema=0.995, precision="bf16")
 # fmt: on
 # At first sCM's gradient is small, as its learnt weight starts at 1 and a normalised tangent has a mean square of
 # 1 / (elements of a latent); so few steps with LADD from the first on would see nothing but LADD's. A rate of 5e-4 or
