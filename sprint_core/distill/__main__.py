@@ -83,7 +83,7 @@ def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers
     if args.data != SCENES:
         raise ValueError(f"--data {args.data}: the demo learns from scenes; --recipe sprint-0.6B takes pictures")
     run = demo.Demo(args.out, recipe, args.pool or demo.POOL, args.autoencoder, workers, args.student)
-    if args.stage in ("autoencoder", "decoder"):
+    if args.stage in ("autoencoder", "decoder"):  # a DC-AE is of use only after both
         return run.export_autoencoder(args.out, command)
     if args.stage == "features":
         return run.export_features(args.out, command)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import evaluate, evaluate_control, features, presets, sampler, scenes, text, trigflow
+from .. import evaluate, evaluate_control, features, presets, sampler, scenes, tensorfile, text, trigflow
 from ..pipeline import Pipeline
 from ..transformer import SanaTransformer
 from . import ablation_tables as tables
@@ -86,7 +86,7 @@ class Watched(Trainer):
     def __init__(self, *args):
         super().__init__(*args)
         self.file = self.folder / "norms.json"
-        self.history = json.loads(self.file.read_text(encoding="utf-8"))[: self.step] if self.step else []
+        self.history = tensorfile.read_json(self.file).get("steps", [])[: self.step] if self.step else []
 
     def _one_step(self) -> dict[str, Tensor]:
         started = time.perf_counter()
@@ -96,7 +96,7 @@ class Watched(Trainer):
         return metrics
 
     def save(self) -> float:
-        _write(self.file, self.history)  # before the state, so that it is never behind it
+        _write(self.file, {"steps": self.history})  # before the state, so that it is never behind it
         return super().save()
 
     def summary(self) -> dict:
@@ -277,8 +277,8 @@ def _read(path: Path, key: Mapping) -> dict | None:
     """The result in a file, if it is of the same run."""
     if not path.is_file():
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
-    return result if result.pop("key") == key else None
+    result = tensorfile.read_json(path)
+    return result if result.pop("key", None) == key else None
 
 
 def _write(path: Path, document: object) -> None:

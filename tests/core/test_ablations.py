@@ -116,6 +116,15 @@ def test_the_same_command_again_trains_nothing(done, steps, capsys):
     assert lines[0].startswith("[1/13] flow-1: judge 20 steps ") and "## T3 Objective" in lines
 
 
+def test_a_damaged_result_is_named(done, tmp_path, caplog):
+    out, _ = done
+    folder = tmp_path / "demo"
+    shutil.copytree(out, folder)
+    (folder / "ablations" / "base-1" / "result.json").write_text('{"judge": ', encoding="utf-8")
+    assert command.main([*COMMAND, "--out", str(folder)]) == 1
+    assert "result.json: not readable as JSON" in caplog.text
+
+
 def test_killed_runs_continue(done, steps, tmp_path, monkeypatch):
     """Killed in its second step, one run takes just that one again, to the same result; the rest takes none."""
     out, document = done
