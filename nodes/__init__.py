@@ -4,7 +4,7 @@ from comfy_api.latest import ComfyExtension
 
 from .control import ControlNetApply, SoftEdges
 from .latent import EmptyLatent
-from .loaders import LoadControlNet, LoadModel, LoadSprint, LoadTextEncoder, LoadVAE
+from .loaders import LoadControlNet, LoadLoRA, LoadModel, LoadSprint, LoadTextEncoder, LoadVAE
 from .sampling import Sampler, Schedule, TrigFlowSampler
 from .text import TextEncode
 
@@ -14,6 +14,7 @@ NODES = [
     LoadTextEncoder,
     LoadVAE,
     LoadControlNet,
+    LoadLoRA,
     TextEncode,
     ControlNetApply,
     SoftEdges,

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..sprint_core.presets import BUNDLED_CONTROL_NAME
-from .adapters import clip, control, folders, model, options, vae
+from .adapters import clip, control, folders, lora, model, options, screen, vae
 
 CATEGORY = "SANA-Sprint/loaders"
 DTYPE_TIP = (
@@ -199,3 +199,45 @@ class LoadControlNet(io.ComfyNode):
     def execute(cls, control_net, dtype, time_scale, wiring) -> io.NodeOutput:
         path = folders.find(control_net, *CONTROL_FOLDERS)
         return io.NodeOutput(control.load_control(path, options.of(dtype, time_scale, wiring)))
+
+
+class LoadLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        strength = {"default": 1.0, "min": -100.0, "max": 100.0, "step": 0.01}
+        return io.Schema(
+            node_id="SanaSprintLoraLoader",
+            display_name="Load SANA LoRA",
+            category=CATEGORY,
+            description="Applies a LoRA in any naming: diffusers and PEFT, kohya, OneTrainer, LyCORIS, and the "
+            "authors' with fused layers. Says what it matched, and fails if nothing did.",
+            search_aliases=["sana lora", "load lora", "lora loader", "dora", "lycoris"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The SANA that the LoRA was trained on. One of SANA 1.5 or of a "
+                    "teacher may or may not suit a Sprint.",
+                ),
+                io.Combo.Input("lora_name", options=lora.names(), tooltip="From models/loras."),
+                io.Float.Input("strength_model", **strength, tooltip="How much of it the model gets; may be negative."),
+                io.Float.Input("strength_clip", **strength, tooltip="The same for the text encoder."),
+                io.Clip.Input("clip", optional=True, tooltip="Only for a LoRA that changes the text encoder as well."),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="With the LoRA; load several one after the other."),
+                io.Clip.Output(tooltip="With the LoRA, if a CLIP came in."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name, **kwargs):
+        return lora_name, lora.stamp(lora_name)
+
+    @classmethod
+    def execute(cls, model, lora_name, strength_model, strength_clip, clip=None) -> io.NodeOutput:
+        if strength_model == 0.0 and (clip is None or strength_clip == 0.0):
+            return io.NodeOutput(model, clip)
+        model, clip, said = lora.apply(model, clip, lora_name, strength_model, strength_clip)
+        screen.say(cls.hidden.unique_id, said)
+        return io.NodeOutput(model, clip)

@@ -164,6 +164,16 @@ def _fill(pattern: str, values: tuple[str, ...]) -> str:
     return re.sub(r"[*@]", lambda _: next(values), pattern)
 
 
+def foreign_names(native: Iterable[str], rules: tuple[Rule, ...]) -> dict[str, tuple[str, ...]]:
+    """Every foreign name of some native tensors, with the native ones that it holds."""
+    names, found = set(native), {}
+    for name in names:
+        for rule in rules:
+            if match := _matcher(rule.native[0]).match(name):
+                found[_fill(rule.foreign, match.groups())] = tuple(_fill(n, match.groups()) for n in rule.native)
+    return found
+
+
 def to_native(tensors: Mapping[str, Tensor], rules: tuple[Rule, ...], dropped: Iterable[str] = ()) -> dict[str, Tensor]:
     """Foreign names to native ones; names that no rule knows stay, for the strict loader to report."""
     native = {}

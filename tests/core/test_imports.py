@@ -29,6 +29,7 @@ ORDER = (
     "presets",
     "sampler",
     "checkpoint",
+    "lora",
     "edges",
     "pipeline",
     "scenes",

@@ -1,0 +1,79 @@
+"""A LoRA of any trainer's naming through ComfyUI's own loader, so that strengths, stacking and hooks stay its."""
+
+import logging
+import os
+
+import comfy.sd
+import folder_paths
+import torch
+
+from ...sprint_core import lora, tensorfile
+from ...sprint_core.tensorfile import CheckpointError
+from . import clip as clip_adapter
+from . import model as model_adapter
+
+log = logging.getLogger(__name__)
+
+FOLDER = "loras"
+NETWORK = "diffusion_model."
+TEXT = f"{clip_adapter.NAME}.transformer."
+LISTED = 5
+
+
+def names() -> list[str]:
+    return folder_paths.get_filename_list(FOLDER)
+
+
+def stamp(name: str) -> int:
+    """Changes when the file does, so that it is read again."""
+    path = folder_paths.get_full_path(FOLDER, name)
+    return 0 if path is None else os.stat(path).st_mtime_ns
+
+
+def path_of(name: str) -> str:
+    """Raises CheckpointError."""
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        raise CheckpointError(f"{name} is not in models/{FOLDER}; put it there and press R to refresh")
+    return path
+
+
+def apply(model, clip, name: str, strength_model: float, strength_clip: float):
+    """(MODEL, CLIP, what was matched in words). Raises CheckpointError, ValueError."""
+    if not model_adapter.is_sana(model):
+        raise ValueError("this MODEL is not a SANA; use ComfyUI's Load LoRA for other families")
+    path = path_of(name)
+    file = tensorfile.read(path)
+    transformer = _tensors(model.model.diffusion_model.state_dict(), "")
+    text = _tensors(clip.cond_stage_model.state_dict(), TEXT) if clip is not None else None
+    weight = lambda layer: _own_weight(model, transformer, layer)  # noqa: E731
+    found = lora.read(file.tensors, file.metadata, _shapes(transformer), _shapes(text or {}), weight, name)
+    rewritten = _flat(found.transformer, NETWORK) | _flat(found.text, f"text_encoders.{TEXT}")
+    patched = comfy.sd.load_lora_for_models(model, clip, rewritten, strength_model, strength_clip)
+    said = f"{len(found.transformer)} layers of the model"
+    if clip is not None:
+        said += f", {len(found.text)} of the text encoder"
+    if found.skipped:
+        some = ", ".join(found.skipped[:LISTED]) + (", ..." if len(found.skipped) > LISTED else "")
+        log.warning("%s: %d tensors belong to no layer and are left out: %s", name, len(found.skipped), some)
+        said += f"; {len(found.skipped)} tensors left out"
+    return *patched, said
+
+
+def _tensors(state: dict, prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _shapes(tensors: dict) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _flat(layers: dict, prefix: str) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{layer}.{part}": tensor for layer, parts in layers.items() for part, tensor in parts.items()}
+
+
+def _own_weight(model, tensors: dict, name: str) -> torch.Tensor | None:
+    """The weight without other LoRAs, which ComfyUI may just have merged into it; None for one that is quantised."""
+    saved = model.backup.get(NETWORK + name)
+    tensor = tensors[name] if saved is None else saved.weight
+    return tensor if tensor.is_floating_point() and tensor.dtype.itemsize > 1 and not tensor.is_meta else None
