@@ -122,6 +122,12 @@ def config_from_diffusers(data: Mapping[str, Any]) -> AutoencoderConfig:
     return from_dict(AutoencoderConfig, ours)
 
 
+def config_to_diffusers(config: AutoencoderConfig) -> dict[str, Any]:
+    """The config.json that diffusers writes for it; the inverse of `config_from_diffusers`."""
+    written = {key: getattr(config, name) for key, (name, _) in _DIFFUSERS_KEYS.items()}
+    return {"_class_name": "AutoencoderDC", "scaling_factor": SCALE} | written
+
+
 def _infer_stage(shapes: Mapping[str, tuple], stage: str) -> tuple[str, int, int, tuple[int, ...]]:
     """Block type, channels, layers and attention kernels of the stage with this key prefix."""
 

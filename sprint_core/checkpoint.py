@@ -455,9 +455,12 @@ def build(weights: Weights, *, dtype: torch.dtype | None = None, device: torch.d
 
 
 def majority_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """The dtype that most numbers of a file have."""
+    """The dtype that most numbers of a file have, leaving out layers that are quantised one by one."""
+    quantised = {name.removesuffix(".comfy_quant") for name in tensors if name.endswith(".comfy_quant")}
     counts: dict[torch.dtype, int] = {}
-    for tensor in tensors.values():
+    for name, tensor in tensors.items():
+        if name.endswith(QUANT_SUFFIXES) or name.removesuffix(".weight") in quantised:
+            continue
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
     return max(counts, key=counts.__getitem__)
 
@@ -470,13 +473,19 @@ def summary(weights: Weights) -> str:
     return f"{name}, {dtype}, " + (f"{count / 1e9:.2f} B parameters" if count > 1e8 else f"{count:,} parameters")
 
 
+def packed(
+    parts: Iterable[Weights], provenance: Mapping[str, Any], prefixed: bool
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of one native file with these parts; prefixed: each under the name that ComfyUI gives it."""
+    tensors, about = {}, {"provenance": dict(provenance)}
+    for part in parts:
+        prefix = KINDS[part.kind].prefixes[0] if prefixed else ""
+        tensors |= {prefix + k: v for k, v in (part.tensors | part.extras).items()}
+        about |= describe(part)
+    return tensors, {METADATA_KEY: json.dumps(about)}
+
+
 def save(path: str | os.PathLike, parts: Iterable[Weights], provenance: Mapping[str, Any]) -> None:
     """Write one native file with one or several parts, their configuration and where they came from."""
     parts = list(parts)
-    alone = len(parts) == 1
-    tensors, about = {}, {"provenance": dict(provenance)}
-    for part in parts:
-        prefix = "" if alone else KINDS[part.kind].prefixes[0]
-        tensors |= {prefix + k: v for k, v in (part.tensors | part.extras).items()}
-        about |= describe(part)
-    tensorfile.write(path, tensors, {METADATA_KEY: json.dumps(about)})
+    tensorfile.write(path, *packed(parts, provenance, prefixed=len(parts) > 1))

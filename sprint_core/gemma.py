@@ -74,6 +74,16 @@ def config_from_hf(json: Mapping[str, Any]) -> GemmaConfig:
     return GemmaConfig(**{ours: flat[theirs] for theirs, ours in HF_NAMES.items() if theirs in flat})
 
 
+def config_to_hf(config: GemmaConfig) -> dict[str, Any]:
+    """The config.json of the Hugging Face layout; the inverse of `config_from_hf`."""
+    written = {theirs: getattr(config, ours) for theirs, ours in HF_NAMES.items()}
+    return {
+        "architectures": ["Gemma2Model"],
+        "model_type": "gemma2",
+        "hidden_activation": "gelu_pytorch_tanh",
+    } | written
+
+
 def infer_config(shapes: Mapping[str, Sequence[int]], head_dim: int = 256) -> GemmaConfig:
     """From the shapes of a state dict with this module's names.
 

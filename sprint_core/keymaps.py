@@ -164,6 +164,12 @@ def _fill(pattern: str, values: tuple[str, ...]) -> str:
     return re.sub(r"[*@]", lambda _: next(values), pattern)
 
 
+def to_diffusers(tensors: Mapping[str, Tensor], guidance: bool) -> dict[str, Tensor]:
+    """Native transformer tensors under diffusers' names, which nest the time embedder unless there is guidance."""
+    foreign = from_native(tensors, DIFFUSERS)
+    return {k.replace("time_embed.emb.", "time_embed."): v for k, v in foreign.items()} if guidance else foreign
+
+
 def foreign_names(native: Iterable[str], rules: tuple[Rule, ...]) -> dict[str, tuple[str, ...]]:
     """Every foreign name of some native tensors, with the native ones that it holds."""
     names, found = set(native), {}

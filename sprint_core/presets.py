@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .controlnet import AUTHORS, DIFFUSERS, TRUNK_TIME_SCALE, ControlNetConfig
-from .transformer import TransformerConfig
+from .transformer import SELF_HEAD_DIM, TransformerConfig
 
 GUIDANCE = 4.5  # the paper's, and the default wherever none is given
 FLOW_SHIFT, FLOW_SHIFT_4K = 3.0, 6.0  # of the multi-step models, as their scheduler_config.json has it
@@ -69,6 +69,44 @@ def cross_heads(width: int, depth: int) -> int | None:
     """Heads of the cross-attention, which no tensor shape shows, of the published (width, depth)."""
     rows = (p.transformer for p in PRESETS.values())
     return next((t.cross_heads for t in rows if (t.width, t.depth) == (width, depth)), None)
+
+
+def config_to_diffusers(config: TransformerConfig) -> dict[str, Any]:
+    """The config.json that diffusers writes for it; the inverse of `config_from_diffusers`."""
+    return (
+        {"_class_name": "SanaTransformer2DModel"}
+        | _sizes_for_diffusers(config)
+        | {
+            "qk_norm": "rms_norm_across_heads" if config.qk_norm else None,
+            "guidance_embeds": config.guidance_embed,
+            "guidance_embeds_scale": config.guidance_scale,
+            "timestep_scale": 1.0 if config.guidance_embed else config.time_scale / 1000.0,
+        }
+    )
+
+
+def control_config_to_diffusers(config: ControlNetConfig) -> dict[str, Any]:
+    """The same for a ControlNet. Raises ValueError for one that diffusers' class cannot be."""
+    if config.guidance_embed or config.qk_norm or config.wiring != DIFFUSERS or config.time_scale != TRUNK_TIME_SCALE:
+        raise ValueError(
+            "diffusers' SanaControlNetModel knows neither guidance, q/k norm, the authors' wiring nor times from 0 to 1"
+        )
+    return {"_class_name": "SanaControlNetModel"} | _sizes_for_diffusers(config)
+
+
+def _sizes_for_diffusers(config: TransformerConfig) -> dict[str, Any]:
+    return {
+        "num_attention_heads": config.width // SELF_HEAD_DIM,
+        "attention_head_dim": SELF_HEAD_DIM,
+        "num_layers": config.depth,
+        "num_cross_attention_heads": config.cross_heads,
+        "cross_attention_head_dim": config.width // config.cross_heads,
+        "cross_attention_dim": config.width,
+        "caption_channels": config.caption_width,
+        "mlp_ratio": config.mlp_ratio,
+        "interpolation_scale": config.pos_embed_scale if config.pos_embed_base else None,
+        "sample_size": config.pos_embed_base or 32,
+    }
 
 
 def control_config_from_diffusers(data: Mapping[str, Any]) -> ControlNetConfig:

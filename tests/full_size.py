@@ -24,7 +24,7 @@ import standin  # noqa: E402
 
 from sprint_core import keymaps, presets, tensorfile  # noqa: E402
 from sprint_core.autoencoder import Autoencoder  # noqa: E402
-from sprint_core.autoencoder_config import SANA  # noqa: E402
+from sprint_core.autoencoder_config import SANA, config_to_diffusers  # noqa: E402
 from sprint_core.controlnet import SanaControlNet  # noqa: E402
 from sprint_core.transformer import SanaTransformer  # noqa: E402
 
@@ -72,10 +72,10 @@ def compare_transformer() -> float:
     x_s, caption = (torch.randn(shape, generator=generator) for shape in ((1, 32, 32, 32), (1, 300, 2304)))
     s, guidance = torch.tensor([0.7827]), torch.tensor([4.5])
     ours = load(SanaTransformer(config, device="meta"), tensors)(x_s, s, caption, guidance)
-    described = {k: v for k, v in standin.diffusers_transformer(config).items() if k != "_class_name"}
+    described = {k: v for k, v in presets.config_to_diffusers(config).items() if k != "_class_name"}
     with torch.device("meta"):
         theirs = SanaTransformer2DModel(**described)
-    load(theirs, standin.diffusers_transformer_tensors(tensors, config))
+    load(theirs, keymaps.to_diffusers(tensors, config.guidance_embed))
     mask = torch.ones(1, 300)
     return relative_error(ours, theirs(x_s, caption, s, guidance * 0.1, mask, return_dict=False)[0])
 
@@ -85,7 +85,7 @@ def compare_control() -> float:
     from diffusers import SanaControlNetModel
 
     trunk = presets.PRESETS["sana-0.6B"].transformer
-    described = {k: v for k, v in standin.diffusers_transformer(trunk).items() if k != "_class_name"}
+    described = {k: v for k, v in presets.config_to_diffusers(trunk).items() if k != "_class_name"}
     known = inspect.signature(SanaControlNetModel.__init__).parameters
     described = {k: v for k, v in described.items() if k in known} | {"num_layers": 7}
     with torch.device("meta"):
@@ -108,7 +108,7 @@ def compare_autoencoder() -> tuple[float, float]:
 
     tensors = standin.random_model(Autoencoder(SANA, device="meta"))
     ours = load(Autoencoder(SANA, device="meta"), tensors)
-    described = {k: v for k, v in standin.diffusers_autoencoder(SANA).items() if k != "_class_name"}
+    described = {k: v for k, v in config_to_diffusers(SANA).items() if k != "_class_name"}
     with torch.device("meta"):
         theirs = AutoencoderDC(**described)
     load(theirs, tensors)
@@ -123,7 +123,7 @@ def measure_loading(folder: Path) -> tuple[float, float]:
     config = presets.PRESETS["sprint-1.6B"].transformer
     tensors = {k: v.bfloat16() for k, v in standin.random_model(SanaTransformer(config, device="meta")).items()}
     path = folder / "sprint-1.6B.safetensors"
-    tensorfile.write(path, standin.diffusers_transformer_tensors(tensors, config), {})
+    tensorfile.write(path, keymaps.to_diffusers(tensors, config.guidance_embed), {})
     size = path.stat().st_size
     del tensors
     command = [sys.executable, "-c", LOAD, str(ROOT), str(path), str(size)]

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sprint_core import checkpoint, keymaps, tensorfile
+from sprint_core import autoencoder_config, checkpoint, keymaps, presets, tensorfile
 from sprint_core.autoencoder import Autoencoder
-from sprint_core.autoencoder_config import SCALE, AutoencoderConfig
+from sprint_core.autoencoder_config import AutoencoderConfig
 from sprint_core.controlnet import ControlNetConfig, SanaControlNet
-from sprint_core.gemma import HF_NAMES, Gemma, GemmaConfig
-from sprint_core.transformer import SELF_HEAD_DIM, SanaTransformer, TransformerConfig
+from sprint_core.gemma import Gemma, GemmaConfig, config_to_hf
+from sprint_core.transformer import SanaTransformer, TransformerConfig
 
 NAME = "SANA-Sprint-standin"
 SEED = 0
@@ -53,57 +53,6 @@ def random_model(model: torch.nn.Module, seed: int = SEED) -> dict[str, Tensor]:
     return random_tensors({name: tuple(t.shape) for name, t in model.state_dict().items()}, seed)
 
 
-def diffusers_transformer(config: TransformerConfig) -> dict:
-    """The config.json that diffusers would write for a transformer."""
-    return {
-        "_class_name": "SanaTransformer2DModel",
-        "num_attention_heads": config.width // SELF_HEAD_DIM,
-        "attention_head_dim": SELF_HEAD_DIM,
-        "num_layers": config.depth,
-        "num_cross_attention_heads": config.cross_heads,
-        "cross_attention_head_dim": config.width // config.cross_heads,
-        "cross_attention_dim": config.width,
-        "caption_channels": config.caption_width,
-        "mlp_ratio": config.mlp_ratio,
-        "qk_norm": "rms_norm_across_heads" if config.qk_norm else None,
-        "guidance_embeds": config.guidance_embed,
-        "guidance_embeds_scale": config.guidance_scale,
-        "timestep_scale": 1.0 if config.guidance_embed else config.time_scale / 1000.0,
-        "interpolation_scale": config.pos_embed_scale if config.pos_embed_base else None,
-        "sample_size": config.pos_embed_base or 32,
-    }
-
-
-def diffusers_transformer_tensors(tensors: Mapping[str, Tensor], config: TransformerConfig) -> dict[str, Tensor]:
-    """Native tensors under diffusers' names."""
-    foreign = keymaps.from_native(tensors, keymaps.DIFFUSERS)
-    if not config.guidance_embed:
-        return foreign
-    return {name.replace("time_embed.emb.", "time_embed."): tensor for name, tensor in foreign.items()}
-
-
-def diffusers_autoencoder(config: AutoencoderConfig) -> dict:
-    """The config.json that diffusers would write for a DC-AE."""
-    return {
-        "_class_name": "AutoencoderDC",
-        "latent_channels": config.latent_channels,
-        "attention_head_dim": config.head_dim,
-        "encoder_block_types": list(config.encoder_blocks),
-        "decoder_block_types": list(config.decoder_blocks),
-        "encoder_block_out_channels": list(config.encoder_channels),
-        "decoder_block_out_channels": list(config.decoder_channels),
-        "encoder_layers_per_block": list(config.encoder_layers),
-        "decoder_layers_per_block": list(config.decoder_layers),
-        "encoder_qkv_multiscales": [list(k) for k in config.encoder_multiscales],
-        "decoder_qkv_multiscales": [list(k) for k in config.decoder_multiscales],
-        "decoder_act_fns": list(config.decoder_acts),
-        "decoder_conv_act_fn": config.decoder_conv_act,
-        "downsample_block_type": config.downsample,
-        "upsample_block_type": config.upsample,
-        "scaling_factor": SCALE,
-    }
-
-
 def byte_tokenizer() -> dict:
     """A tokenizer.json with Gemma's special tokens whose other tokens are single bytes."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
@@ -121,14 +70,19 @@ def make(folder: Path, transformer: TransformerConfig = TRANSFORMER, seed: int =
     """Write the pipeline folder, unless it is there; `model_index.json` comes last. Returns the folder."""
     if (folder / "model_index.json").is_file():
         return folder
-    text_json = {theirs: getattr(TEXT, ours) for theirs, ours in HF_NAMES.items()}
     text_tensors = random_model(Gemma(TEXT, device="meta"), seed)
     tensors = random_model(SanaTransformer(transformer, device="meta"), seed)
     parts = {
-        "transformer": (diffusers_transformer(transformer), diffusers_transformer_tensors(tensors, transformer)),
-        "vae": (diffusers_autoencoder(AUTOENCODER), random_model(Autoencoder(AUTOENCODER, device="meta"), seed)),
+        "transformer": (
+            presets.config_to_diffusers(transformer),
+            keymaps.to_diffusers(tensors, transformer.guidance_embed),
+        ),
+        "vae": (
+            autoencoder_config.config_to_diffusers(AUTOENCODER),
+            random_model(Autoencoder(AUTOENCODER, device="meta"), seed),
+        ),
         "text_encoder": (
-            {"model_type": "gemma2", "hidden_activation": "gelu_pytorch_tanh", **text_json},
+            config_to_hf(TEXT),
             keymaps.from_native(text_tensors, keymaps.GEMMA_BARE),
         ),
     }

@@ -189,7 +189,7 @@ def load_clip(path, options=None, disable_dynamic=False):
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=comfy.utils.calculate_parameters(weights.tensors),
         state_dict=[weights.tensors],
-        model_options={"dtype": options.get("dtype") or comfy.utils.weight_dtype(weights.tensors)},
+        model_options={"dtype": options.get("dtype") or checkpoint.majority_dtype(weights.tensors)},
         disable_dynamic=disable_dynamic,
     )
     model = clip.cond_stage_model

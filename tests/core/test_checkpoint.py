@@ -90,7 +90,7 @@ def assert_same(weights: checkpoint.Weights, tensors: dict[str, torch.Tensor]) -
 def transformer_layouts(folder: Path) -> dict[str, Path]:
     """The same tiny transformer in every container."""
     folder.mkdir(exist_ok=True)
-    tensors = standin.diffusers_transformer_tensors(NATIVE["transformer"], SPRINT)
+    tensors = keymaps.to_diffusers(NATIVE["transformer"], SPRINT.guidance_embed)
     layouts = {"pipeline folder": standin.make(folder / "pipeline")}
     layouts["component folder"] = folder / "pipeline" / "transformer"
     layouts["nvlabs .pth"] = save_pickle(folder / "Sana_Sprint.pth", nvlabs())
@@ -110,7 +110,7 @@ def transformer_layouts(folder: Path) -> dict[str, Path]:
         save(shards / f"{stem}.safetensors", {name: tensors[name] for name in held})
     index = {"weight_map": {name: f"{stem}.safetensors" for stem, held in parts.items() for name in held}}
     (shards / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    (shards / "config.json").write_text(json.dumps(standin.diffusers_transformer(SPRINT)))
+    (shards / "config.json").write_text(json.dumps(presets.config_to_diffusers(SPRINT)))
     layouts["shards"] = shards
     variant = folder / "variant"
     variant.mkdir()

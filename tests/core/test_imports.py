@@ -38,6 +38,8 @@ ORDER = (
     "evaluate_control",
     "evaluate",
     "bench",
+    "quantise",
+    "convert",
 )
 # What ComfyUI installs, so that the core runs wherever it does.
 ALLOWED = {"torch", "safetensors", "einops", "transformers", "sentencepiece", "tokenizers", "numpy", "PIL", "tqdm"}

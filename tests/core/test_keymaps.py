@@ -111,7 +111,7 @@ def test_nvlabs_names_as_diffusers_converts_them():
     config = config_from_diffusers(TINY)
     published = standin.random_tensors(nvlabs_shapes(config))
     native = keymaps.to_native(published, keymaps.NVLABS)
-    ours = standin.diffusers_transformer_tensors(native, config)
+    ours = keymaps.to_diffusers(native, config.guidance_embed)
     extras = {"pos_embed": torch.zeros(1), "y_embedder.y_embedding": torch.zeros(1)}
     assert_same_tensors(ours, convert_sana_transformer_to_diffusers(published | extras))
 
@@ -120,7 +120,7 @@ def test_nvlabs_names_as_diffusers_converts_them():
 def test_diffusers_names_are_invertible(guidance):
     config = config_from_diffusers(TINY | {"guidance_embeds": guidance})
     native = standin.random_model(SanaTransformer(config, device="meta"))
-    published = standin.diffusers_transformer_tensors(native, config)
+    published = keymaps.to_diffusers(native, config.guidance_embed)
     nested = "time_embed.timestep_embedder" if guidance else "time_embed.emb.timestep_embedder"
     assert {"scale_shift_table", "transformer_blocks.0.scale_shift_table", f"{nested}.linear_1.bias"} <= set(published)
     assert_same_tensors(keymaps.to_native(published, keymaps.DIFFUSERS), native)

@@ -211,6 +211,24 @@ def test_fp8_text_encoders_load_and_encode(node, stored, clip, close, change, li
     print(change.__name__, close(*tokens, limit))
 
 
+@pytest.mark.parametrize("form, limit", [("fp8_e4m3fn", 0.05), ("int8", 0.03)])
+def test_files_that_we_quantise(node, host, load, pipeline_folder, sample, clip, close, form, limit):
+    """By sprint_core.convert: they load in the ordinary loaders, stay 8 bits in memory, and paint nearly the same."""
+    from sprint_core import convert
+
+    checkpoints = host.base / "models" / "checkpoints"
+    for kind in ("transformer", "text_encoder"):
+        words = [str(pipeline_folder), str(checkpoints / f"{kind}-{form}.safetensors"), "--part", kind]
+        assert convert.main([*words, "--quantize", form, "--force"]) == 0
+    model = load(f"transformer-{form}.safetensors")
+    weight = model.model.diffusion_model.transformer_blocks[0].attn1.to_q.weight
+    assert weight._qdata.element_size() == 1
+    print(form, "model", close(sample(model=model, steps=1), sample(steps=1), limit))
+    encoder = node("SanaSprintTextEncoderLoader", text_encoder=f"text_encoder-{form}.safetensors")
+    tokens = [node("CLIPTextEncode", clip=c, text="a cat")[0][0] for c in (encoder, clip)]
+    print(form, "text", close(*tokens, limit))
+
+
 def test_quantised_files_are_for_comfyui_alone(host, stored):
     name = stored("transformer", "core.safetensors", comfy_quant)
     weights = checkpoint.load(host.base / "models" / "checkpoints" / name, "transformer")

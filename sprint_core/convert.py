@@ -1,0 +1,265 @@
+"""From any layout that the loaders know to any other, and to smaller files.
+
+    python -m sprint_core.convert IN OUT [--to native|diffusers|nvlabs|comfy] [--part transformer|...]
+                                         [--quantize fp8_e4m3fn|int8] [--force]
+
+IN is a file or folder with one part or several. OUT is a file, or a folder for diffusers. Unless something is
+quantised, every tensor comes out bit for bit. Tensors that only training needs are dropped; where a layout demands
+them they are written as zeros. The last line is one JSON document.
+
+    native      one safetensors file with its configuration: what the loaders read fastest
+    comfy       the same under ComfyUI's prefixes, as Save Checkpoint writes it; several parts make one checkpoint
+    diffusers   folders transformer, vae, text_encoder with config.json; of one part alone, that folder
+    nvlabs      the authors' names, of a transformer or a DC-AE: .pth or .safetensors
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import autoencoder_config, checkpoint, gemma, keymaps, presets, quantise, tensorfile, text
+from .checkpoint import KINDS, CheckpointError, Weights
+
+log = logging.getLogger(__name__)
+
+LAYOUTS = ("native", "diffusers", "nvlabs", "comfy")
+CAPTION_TOKENS = 300  # of the authors' empty caption
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file to be written: relative to OUT, '' for OUT itself."""
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    write: Callable[[Path], None]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def parts_of(path: Path, only: str | None = None) -> list[Weights]:
+    """Every part of a file or folder, or the one asked for. Raises CheckpointError."""
+    kinds = [only] if only else [kind for kind in KINDS if _has(path, kind)]
+    if not kinds:
+        tensors = list(tensorfile.read(path).tensors)
+        family = checkpoint.foreign_family(tensors) or "something this pack does not know"
+        raise CheckpointError(f"{path}: this is {family}; nothing in it can be converted")
+    return [checkpoint.load(path, kind) for kind in kinds]
+
+
+def _has(path: Path, kind: str) -> bool:
+    if path.is_dir() and (path / "model_index.json").is_file():
+        return (path / KINDS[kind].folder).is_dir()
+    return kind in checkpoint.kinds_in(tensorfile.read(path).tensors)
+
+
+# --- the layouts --------------------------------------------------------------------------------------
+
+
+def outputs(parts: Sequence[Weights], to: str, provenance: Mapping[str, str]) -> list[Output]:
+    """What a layout's files hold. Raises CheckpointError where it cannot hold a part."""
+    if to in ("native", "comfy"):
+        return [_one_file(parts, to, provenance)]
+    if to == "nvlabs":
+        if len(parts) > 1:
+            raise CheckpointError(f"{parts[0].path}: it has several parts, and --to nvlabs writes one: choose --part")
+        return [_nvlabs(parts[0])]
+    alone = len(parts) == 1
+    return [out for part in parts for out in _diffusers(part, "" if alone else KINDS[part.kind].folder)]
+
+
+def _one_file(parts: Sequence[Weights], to: str, provenance: Mapping[str, str]) -> Output:
+    for part in parts:
+        if part.kind == "text_encoder":  # a file by itself needs its tokenizer
+            part.extras |= text.tokenizer_state(checkpoint.load_tokenizer(part))
+    tensors, about = checkpoint.packed(parts, provenance, prefixed=to == "comfy" or len(parts) > 1)
+    return Output("", tensors, lambda path: tensorfile.write(path, tensors, about))
+
+
+def _diffusers(part: Weights, folder: str) -> list[Output]:
+    if any(name.endswith(checkpoint.QUANT_SUFFIXES) for name in part.tensors):
+        raise CheckpointError(f"{part.path}: diffusers cannot read quantised layers; choose --to native")
+    if part.kind == "transformer":
+        config = presets.config_to_diffusers(part.config)
+        tensors = keymaps.to_diffusers(part.tensors, part.config.guidance_embed)
+    elif part.kind == "controlnet":
+        try:
+            config = presets.control_config_to_diffusers(part.config)
+        except ValueError as error:
+            raise CheckpointError(f"{part.path}: {error}") from None
+        tensors = keymaps.from_native(part.tensors, keymaps.DIFFUSERS)
+    elif part.kind == "autoencoder":
+        config, tensors = autoencoder_config.config_to_diffusers(part.config), part.tensors
+    else:
+        config, tensors = gemma.config_to_hf(part.config), keymaps.from_native(part.tensors, keymaps.GEMMA_BARE)
+    stem = "model" if part.kind == "text_encoder" else "diffusion_pytorch_model"
+    name = Path(folder) / f"{stem}.safetensors"
+    found = [
+        Output(str(name), tensors, lambda path: tensorfile.write(path, tensors, {})),
+        Output(str(Path(folder) / "config.json"), {}, lambda path: _write_text(path, json.dumps(config, indent=1))),
+    ]
+    return found + (_tokenizer(part, folder) if part.kind == "text_encoder" else [])
+
+
+def _tokenizer(part: Weights, folder: str) -> list[Output]:
+    """The encoder's tokenizer, in a folder of its own beside the encoder's, or with an encoder alone."""
+    tokenizer = checkpoint.load_tokenizer(part)
+    name = "tokenizer.json" if tokenizer.state_key == "tokenizer_json" else "tokenizer.model"
+    place = Path(folder).parent / "tokenizer" if folder else Path()
+    return [Output(str(place / name), {}, lambda path: _write_bytes(path, tokenizer.data))]
+
+
+def _nvlabs(part: Weights) -> Output:
+    if part.kind == "autoencoder":
+        return _named(keymaps.from_native(part.tensors, keymaps.DCAE))
+    if part.kind != "transformer" or any(name.endswith(checkpoint.QUANT_SUFFIXES) for name in part.tensors):
+        what = "quantised" if part.kind == "transformer" else checkpoint.NAMES[part.kind][2:]
+        raise CheckpointError(f"{part.path}: the authors have no layout for this ({what}); choose --to native")
+    config, like = part.config, next(iter(part.tensors.values()))
+    tensors = keymaps.from_native(part.tensors, keymaps.NVLABS)
+    tensors["y_embedder.y_embedding"] = torch.zeros(CAPTION_TOKENS, config.caption_width, dtype=like.dtype)
+    if config.guidance_embed:  # their Sprint learns its loss's weight beside the network
+        tensors["logvar_linear.weight"] = torch.zeros(1, config.width, dtype=like.dtype)
+        tensors["logvar_linear.bias"] = torch.zeros(1, dtype=like.dtype)
+    return _named(tensors)
+
+
+def _named(tensors: Mapping[str, Tensor]) -> Output:
+    """A file whose name says how it is written."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+    def write(path: Path) -> None:
+        if path.suffix == ".pth":
+            torch.save({"state_dict": tensors}, path)
+        else:
+            tensorfile.write(path, tensors, {})
+
+    return Output("", tensors, write)
+
+
+def _write_text(path: Path, content: str) -> None:
+    _write_bytes(path, content.encode())
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+# --- writing ------------------------------------------------------------------------------------------
+
+
+def convert(source: Path, target: Path, to: str, only: str | None, form: str | None, force: bool, command: str) -> dict:
+    """Read, rewrite, write whole or not at all. Raises CheckpointError, OSError before anything is written."""
+    _check_names(source, target, to, force)
+    parts = parts_of(source, only)
+    if form:
+        _quantise(parts, form)
+    plan = outputs(parts, to, {"source": source.name, "command": command})
+    _check_space(target, plan)
+    _write(target, plan)
+    return {
+        "files": [str(target / out.name) if out.name else str(target) for out in plan],
+        "parts": [part.kind for part in parts],
+        "bytes": sum(out.size_bytes for out in plan),
+    }
+
+
+def _check_names(source: Path, target: Path, to: str, force: bool) -> None:
+    if target.exists() and not force:
+        raise CheckpointError(f"{target} exists; choose another name, or overwrite it with --force")
+    if target.exists() and source.exists() and target.resolve() in (source.resolve(), *source.resolve().parents):
+        raise CheckpointError(f"{target}: writing over what is being read; choose another name")
+    wanted = {"native": ".safetensors", "comfy": ".safetensors", "diffusers": "", "nvlabs": ".pth"}[to]
+    allowed = (wanted, ".safetensors") if to == "nvlabs" else (wanted,)
+    if target.suffix.lower() not in allowed and (wanted or target.suffix in tensorfile.WEIGHT_SUFFIXES):
+        kind = f"a file ending in {' or '.join(allowed)}" if wanted else "a folder"
+        raise CheckpointError(f"{target}: --to {to} writes {kind}")
+    if target.is_dir() != (to == "diffusers") and target.exists():
+        raise CheckpointError(
+            f"{target}: --to {to} writes {'a folder' if to == 'diffusers' else 'a file'}; remove it first"
+        )
+
+
+def _quantise(parts: Sequence[Weights], form: str) -> None:
+    able = [part for part in parts if part.kind in quantise.LAYERS]
+    if not able:
+        raise CheckpointError(f"{parts[0].path}: only transformers and text encoders are quantised")
+    for part in able:
+        if any(name.endswith(checkpoint.QUANT_SUFFIXES) for name in part.tensors):
+            raise CheckpointError(f"{part.path}: its {part.kind} is quantised already")
+        part.tensors = quantise.quantised(part.tensors, part.kind, form)
+
+
+def _check_space(target: Path, plan: Sequence[Output]) -> None:
+    folder = next(parent for parent in target.resolve().parents if parent.is_dir())
+    needed, free = sum(out.size_bytes for out in plan), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(f"{folder}: {needed / MIB:.0f} MiB are needed and {free / MIB:.0f} MiB free; make room")
+
+
+def _write(target: Path, plan: Sequence[Output]) -> None:
+    """Into a folder of its own beside the target, then moved: an interruption leaves the old files or none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        fresh = Path(folder) / (target.name if plan[0].name == "" else "new")
+        for out in plan:
+            path = fresh / out.name if out.name else fresh
+            path.parent.mkdir(parents=True, exist_ok=True)
+            out.write(path)
+        old = Path(folder) / "old"
+        if target.is_dir():
+            target.rename(old)
+        try:
+            os.replace(fresh, target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m sprint_core.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("source", type=Path, metavar="IN")
+    add("target", type=Path, metavar="OUT")
+    add("--to", choices=LAYOUTS, default="native")
+    add("--part", choices=list(KINDS), help="one part of several (default: all)")
+    add(
+        "--quantize", choices=list(quantise.FORMATS), help="the linear layers of transformer and text encoder in 8 bits"
+    )
+    add("--force", action="store_true", help="overwrite OUT")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = _arguments(argv)
+    command = f"python -m sprint_core.convert --to {args.to}" + (
+        f" --quantize {args.quantize}" if args.quantize else ""
+    )
+    try:
+        result = convert(args.source, args.target, args.to, args.part, args.quantize, args.force, command)
+    except (ValueError, OSError) as error:
+        log.error("error: %s", error)
+        return 1
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
