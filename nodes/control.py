@@ -1,5 +1,6 @@
 """ControlNet nodes: a picture's edges, and applying a SANA ControlNet to a prompt."""
 
+import torch
 from comfy_api.latest import io
 
 from ..sprint_core import edges
@@ -25,8 +26,8 @@ class ControlNetApply(io.ComfyNode):
                 io.ControlNet.Input("control_net", tooltip="From Load SANA ControlNet."),
                 io.Image.Input(
                     "image",
-                    tooltip="White edges or lines on black: from Soft Edges, or drawn. Resized to the picture; one, or "
-                    "one for each picture of the batch.",
+                    tooltip="White edges or lines on black: from Soft Edges, or drawn. Cropped to the picture's "
+                    "proportions and resized; one, or one for each picture of the batch.",
                 ),
                 io.Vae.Input("vae", tooltip="SANA's VAE: the ControlNet reads the image as a latent."),
                 io.Float.Input(
@@ -46,8 +47,9 @@ class ControlNetApply(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.001,
-                    tooltip="Where it ceases to act. 1 step lies at 0; 2 steps at 0 and 0.17; 4 at 0, 0.17, 0.3 and "
-                    "0.62: an end of 0.1 steers the first step alone.",
+                    tooltip="Where it ceases to act. By the paper's schedule and at denoise 1, 2 steps lie at 0 and "
+                    "0.17, 4 at 0, 0.17, 0.3 and 0.62: an end of 0.1 steers the first step alone. With less denoise "
+                    "the first step lies later.",
                 ),
                 io.Conditioning.Input(
                     "negative",
@@ -112,15 +114,18 @@ class SoftEdges(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, method, **kwargs):
-        return None if method == METHODS[2] else str(annotators.hed_file())
+        path = None if method == METHODS[2] else annotators.hed_file()
+        return None if path is None else (str(path), path.stat().st_mtime_ns)
 
     @classmethod
     def execute(cls, image, method, scribble, resolution) -> io.NodeOutput:
-        if image.shape[-1] != 3 or 0 in image.shape:
+        if image.ndim != 4 or image.shape[-1] != 3 or 0 in image.shape:
             raise ValueError(
                 f"this image has shape {list(image.shape)}; Soft Edges needs the 3 channels of a picture without "
                 "alpha. Split Image with Alpha takes that off"
             )
+        if not torch.isfinite(image).all():
+            raise ValueError("this image holds NaN or infinity; check the node that made it")
         path = None if method == METHODS[2] else annotators.hed_file()
         if path is None and method == annotators.HED:
             raise ValueError(f"no {annotators.NAMES[0]} in models/{annotators.FOLDER}; put it there, or choose auto")

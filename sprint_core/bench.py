@@ -1,6 +1,7 @@
 """What each part of a picture costs on this machine.
 
-    python -m sprint_core.bench [--model demo|0.6B|1.6B] [--size PX] [--parts step,control,hint,decode] [--runs 5]
+    python -m sprint_core.bench [--model demo|0.6B|1.6B] [--size PX] [--runs 5]
+                                [--parts step,control,hint,encode,decode]
 
 Full-size models have random weights, made on the spot. Parts take turns, so that whatever else the machine does
 meets all of them; medians of the runs. A table, then one JSON document on the last line.
@@ -150,7 +151,7 @@ def table(rows: dict[str, dict]) -> str:
     """For people."""
     lines = [f"{'':10}{'seconds':>10}{'from':>10}{'to':>10}{'in steps':>10}"]
     for part, row in rows.items():
-        numbers = (row["median_sec"], row["min_sec"], row["max_sec"], row.get("steps", float("nan")))
+        numbers = [row[name] for name in ("median_sec", "min_sec", "max_sec", "steps") if name in row]
         lines.append(f"{part:10}" + "".join(f"{number:10.4g}" for number in numbers) + f"   {PARTS[part]}")
     return "\n".join(lines)
 

@@ -393,8 +393,7 @@ def _complete_transformer(weights: Weights, said: dict | None, root: Path | None
 def _complete_controlnet(weights: Weights, time_scale: float | None, wiring: str | None) -> None:
     """Take what the branch shares with its trunk from the trunk's file, where ours says so; then what was asked for."""
     if trunk := weights.settings.get("trunk"):
-        of_trunk = load(weights.path.parent / trunk, "transformer").tensors
-        weights.tensors = controlnet.of_trunk(of_trunk, weights.config.wiring) | weights.tensors
+        weights.tensors = _shared_with(trunk, weights) | weights.tensors
     if time_scale is not None:
         weights.config = dataclasses.replace(weights.config, time_scale=time_scale)
     if wiring is None or wiring == weights.config.wiring:
@@ -406,6 +405,23 @@ def _complete_controlnet(weights: Weights, time_scale: float | None, wiring: str
         )
     weights.config = dataclasses.replace(weights.config, wiring=wiring)
     weights.tensors = {k: v for k, v in weights.tensors.items() if not k.startswith("base_block.")}
+
+
+def _shared_with(trunk: Any, weights: Weights) -> dict[str, Tensor]:
+    """What a ControlNet's file leaves to the file of its trunk, beside it or bundled. Raises CheckpointError."""
+    if not isinstance(trunk, str) or Path(trunk).name != trunk:
+        raise CheckpointError(f"{weights.path}: its settings cannot be used: the trunk is {trunk!r}")
+    beside = weights.path.parent / trunk
+    path = presets.BUNDLED if trunk == presets.BUNDLED.name and not beside.is_file() else beside
+    if not path.is_file():
+        raise CheckpointError(f"{weights.path}: it needs {trunk}, the model that it was trained on, beside it")
+    shared = controlnet.of_trunk(load(path, "transformer").tensors, weights.config.wiring)
+    if weights.settings.get("trunk_hash") != tensorfile.hash_of(shared):
+        raise CheckpointError(
+            f"{weights.path}: it was trained on another version of {trunk} than {path}; take the two that belong "
+            "together"
+        )
+    return shared
 
 
 # --- building and saving ----------------------------------------------------------------------------

@@ -114,6 +114,14 @@ def copy_of(trunk: SanaTransformer, blocks: int, wiring: str = AUTHORS) -> SanaC
     return branch
 
 
+def check_use(strength: float, start: float, end: float) -> None:
+    """Raise ValueError for a strength or a range, as shares of the way from noise to picture, that cannot be."""
+    if not 0 <= strength <= MAX_STRENGTH:
+        raise ValueError(f"the control strength is {strength:g}; it must lie in 0 to {MAX_STRENGTH:g}")
+    if not 0 <= start <= end <= 1:
+        raise ValueError(f"control from {start:g} to {end:g}: start must not exceed end, and both lie in 0 to 1")
+
+
 def merged(several: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
     """The sum of several ControlNets' residuals, of either wiring; a block that nothing is added to has None."""
     total: list[Tensor | None] = [None] * max((len(one) for one in several), default=0)

@@ -78,7 +78,8 @@ def soft_edges(pixels: Tensor) -> Tensor:
     steps = []
     for scale in SCALES:
         sigma = scale * _relative_size(pixels)
-        middle = _gaussian(sigma)[len(_gaussian(sigma)) // 2 :]
+        taps = _gaussian(sigma)
+        middle = taps[len(taps) // 2 :]
         height = (middle[0] + middle[1]).item() / 2  # the gradient of a blurred step from 0 to 1
         steps.append(sobel(blur(pixels, sigma)).amax(1) / height)
     return 1 - torch.exp(-torch.stack(steps).mean(0) / CONTRAST)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -40,7 +40,6 @@ TEACHER_STEPS = 20
 DIFFERENT = 200  # prompts of a category, of which there are a few hundred
 SEED_STRIDE = 10**6
 GRID_ROWS = 12  # prompts in the picture grid
-LABEL_PX = 16
 
 Painter = Callable[[Sequence[str], Sequence[int]], Tensor]  # prompts, seeds -> images [b, h, w, 3] in [0, 1]
 
@@ -140,24 +139,12 @@ def table(result: dict) -> str:
 
 def grid(scores: dict[str, Score], prompts: Sequence[scenes.Prompt]) -> Image.Image:
     """One row per prompt: the true picture and each way's; a red frame where the judge disagrees."""
-    px = scores[next(iter(scores))].images.shape[1] // 2
-    rows = min(GRID_ROWS, len(prompts))
-    sheet = Image.new("RGB", ((len(scores) + 1) * px, rows * (px + LABEL_PX) + LABEL_PX), "white")
-    draw = ImageDraw.Draw(sheet)
-    columns = {"true": (evaluate_control.true_images(prompts[:rows]), (True,) * rows)}
-    columns |= {label: (one.images, one.right) for label, one in scores.items()}
-    for x, (label, (images, right)) in enumerate(columns.items()):
+    shown = prompts[:GRID_ROWS]
+    columns = {"true": (evaluate_control.true_images(shown), (True,) * len(shown))}
+    for label, one in scores.items():
         title = f"{label} step{'s' * (label != '1')}" if label.isdigit() else label
-        draw.text((x * px + 4, 2), title, fill="black")
-        for y in range(rows):
-            pixels = images[y].mul(255).round().byte().numpy()
-            place = (x * px, LABEL_PX + y * (px + LABEL_PX))
-            sheet.paste(Image.fromarray(pixels).resize((px, px), Image.Resampling.LANCZOS), place)
-            if not right[y]:
-                draw.rectangle((*place, place[0] + px - 1, place[1] + px - 1), outline="red", width=3)
-    for y, prompt in enumerate(prompts[:rows]):
-        draw.text((4, (y + 1) * (px + LABEL_PX) + 2), prompt.text, fill="black")
-    return sheet
+        columns[title] = (one.images, one.right)
+    return evaluate_control.sheet(columns, [prompt.text for prompt in shown])
 
 
 # --- pictures for the official scorers ----------------------------------------------------------------
@@ -244,6 +231,12 @@ def _checked(args: argparse.Namespace) -> list[int]:
         trigflow.schedule("paper", n)
     if args.prompts < 1:
         raise ValueError(f"--prompts is {args.prompts}; it must be at least 1")
+    if args.control is not None:
+        unread = [
+            name for name in ("teacher", "inception", "geneval", "mjhq", "out") if getattr(args, name) is not None
+        ]
+        if unread:
+            raise ValueError(f"--{unread[0]} is of no use with --control")
     if (args.geneval or args.mjhq) and args.out is None:
         raise ValueError("--geneval and --mjhq need --out, the folder for the pictures")
     if args.grid:
@@ -266,7 +259,7 @@ def run(args: argparse.Namespace) -> dict:
             jobs = geneval_jobs(args.geneval, folder) if args.geneval else mjhq_jobs(args.mjhq, folder)
             painted[label] = paint_files(student(pipeline, int(label), args.guidance), list(jobs), args.seed)
         return {"painted": painted, "folders": {label: str(folder) for label, folder in folders.items()}}
-    if args.control:
+    if args.control is not None:
         return _run_control(args, pipeline, steps)
     extractor = features.inception(args.inception, device) if args.inception else features.bundled()
     prompts = balanced_prompts(args.prompts, args.seed)

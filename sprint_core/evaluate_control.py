@@ -3,7 +3,7 @@
 held-out scene -> edges, soft or scribbled -> picture, with control and without -> judge
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image, ImageDraw
@@ -19,7 +19,7 @@ GRID_ROWS, LABEL_PX = 8, 16
 KINDS = ("soft", "scribble")
 FREE = "without"  # control
 
-Painted = dict[tuple[str, int], Tensor]  # (soft, scribble or without; steps) -> images [n, h, w, 3] in [0, 1]
+Painted = dict[tuple[str, int], Tensor]  # (soft, scribble or without; steps) -> images [n, h, w, 3] uint8
 
 
 def true_images(prompts: Sequence[scenes.Prompt]) -> Tensor:
@@ -47,7 +47,7 @@ def paint(
                 seeds = [seed + start + i for i in range(len(some))]
                 texts = [prompt.text for prompt in some]
                 given = {"steps": n, "guidance": guidance, "controls": hints}
-                images.append(pipeline.generate(texts, seeds=seeds, **given).cpu())
+                images.append(pipeline.generate(texts, seeds=seeds, **given).mul(255).round().byte().cpu())
             painted[kind, n] = torch.cat(images)
     return painted
 
@@ -59,7 +59,7 @@ def control_images(prompts: Sequence[scenes.Prompt], kind: str) -> Tensor:
 
 def summary(painted: Painted, prompts: Sequence[scenes.Prompt]) -> dict:
     """The JSON document: shares of pictures with the drawn shapes in their places, with the said colours, and right
-    by the whole caption."""
+    by the whole caption; None where no caption says a colour."""
     rows: dict[str, dict] = {"edges": {}, "colours": {}, "judge": {}}
     for (kind, n), images in painted.items():
         pictures, label = images.numpy(), f"{kind} {n}"
@@ -70,7 +70,7 @@ def summary(painted: Painted, prompts: Sequence[scenes.Prompt]) -> dict:
             "judge": [judge.judge(i, p.requirement) for i, p in zip(pictures, prompts)],
         }
         for name, right in verdicts.items():
-            rows[name][label] = round(sum(right) / max(1, len(right)), 4)
+            rows[name][label] = round(sum(right) / len(right), 4) if right else None
     return {**rows, "prompts": len(prompts)}
 
 
@@ -78,26 +78,33 @@ def table(result: dict) -> str:
     """The summary for people: a row for each way to paint, with its step count."""
     lines = [f"{'control, steps':16}{'edges':>10}{'colours':>10}{'judge':>10}"]
     for label in result["edges"]:
-        lines.append(f"{label:16}" + "".join(f"{result[name][label]:>10}" for name in ("edges", "colours", "judge")))
+        lines.append(f"{label:16}" + "".join(f"{result[name][label]!s:>10}" for name in ("edges", "colours", "judge")))
     return "\n".join(lines)
 
 
 def grid(painted: Painted, prompts: Sequence[scenes.Prompt]) -> Image.Image:
     """One row per prompt: edges and what was painted; a red frame where shapes or places are others."""
-    px = next(iter(painted.values())).shape[1] // 2
     shown = prompts[:GRID_ROWS]
-    columns = {kind: control_images(shown, kind) for kind in KINDS}
-    columns |= {f"{kind}, {n} step{'s' * (n > 1)}": images for (kind, n), images in painted.items()}
-    sheet = Image.new("RGB", (len(columns) * px, len(shown) * (px + LABEL_PX) + LABEL_PX), "white")
-    draw = ImageDraw.Draw(sheet)
-    for x, (label, images) in enumerate(columns.items()):
+    columns = {kind: (control_images(shown, kind), [True] * len(shown)) for kind in KINDS}
+    for (kind, n), images in painted.items():
+        right = [judge.judge(i.numpy(), scenes.outline(p.scene)) for i, p in zip(images, shown)]
+        columns[f"{kind}, {n} step{'s' * (n > 1)}"] = (images, right)
+    return sheet(columns, [prompt.text for prompt in shown])
+
+
+def sheet(columns: Mapping[str, tuple[Tensor, Sequence[bool]]], captions: Sequence[str]) -> Image.Image:
+    """Pictures [n, h, w, 3], in [0, 1] or uint8, in named columns over their captions; red frames where not right."""
+    px = next(iter(columns.values()))[0].shape[1] // 2
+    paper = Image.new("RGB", (len(columns) * px, len(captions) * (px + LABEL_PX) + LABEL_PX), "white")
+    draw = ImageDraw.Draw(paper)
+    for x, (label, (images, right)) in enumerate(columns.items()):
         draw.text((x * px + 4, 2), label, fill="black")
-        for y, (prompt, image) in enumerate(zip(shown, images)):
-            pixels = image.mul(255).round().byte().numpy()
+        for y in range(len(captions)):
+            image = images[y] if images.dtype == torch.uint8 else images[y].mul(255).round().byte()
             place = (x * px, LABEL_PX + y * (px + LABEL_PX))
-            sheet.paste(Image.fromarray(pixels).resize((px, px), Image.Resampling.LANCZOS), place)
-            if label not in KINDS and not judge.judge(pixels, scenes.outline(prompt.scene)):
+            paper.paste(Image.fromarray(image.numpy()).resize((px, px), Image.Resampling.LANCZOS), place)
+            if not right[y]:
                 draw.rectangle((*place, place[0] + px - 1, place[1] + px - 1), outline="red", width=3)
-    for y, prompt in enumerate(shown):
-        draw.text((4, (y + 1) * (px + LABEL_PX) + 2), prompt.text, fill="black")
-    return sheet
+    for y, caption in enumerate(captions):
+        draw.text((4, (y + 1) * (px + LABEL_PX) + 2), caption, fill="black")
+    return paper

@@ -18,16 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
 from . import checkpoint, controlnet, edges, presets, sampler, sizes, text, trigflow
+from . import images as images_of_files
 from .autoencoder import Autoencoder
 from .autoencoder_config import DOWNSCALE, SCALE
 from .checkpoint import CheckpointError
 from .config import usable_device
-from .controlnet import MAX_STRENGTH, SanaControlNet
+from .controlnet import SanaControlNet
 from .transformer import LATENT_CHANNELS, SanaTransformer
 
 log = logging.getLogger(__name__)
@@ -53,16 +54,14 @@ class Control:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength <= MAX_STRENGTH:
-            raise ValueError(f"the control strength is {self.strength:g}; it must lie in 0 to {MAX_STRENGTH:g}")
-        if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(f"control from {self.start:g} to {self.end:g}: start must not exceed end, both in 0 to 1")
+        controlnet.check_use(self.strength, self.start, self.end)
 
     def acts_at(self, s: Tensor) -> bool:
         """Whether it takes part at a flow time."""
         if (self.start, self.end) == (0, 1):
             return True  # without waiting for the device to say s
-        return trigflow.percent_to_s(self.end) <= s.item() <= trigflow.percent_to_s(self.start)
+        last, first = torch.tensor([trigflow.percent_to_s(self.end), trigflow.percent_to_s(self.start)]).tolist()
+        return last <= s.item() <= first  # all rounded to fp32, as ComfyUI compares them
 
 
 @dataclass
@@ -204,6 +203,8 @@ def _require_fit(trunk: SanaTransformer, control: Control, size: tuple[int, int,
     shape = tuple(control.image.shape)
     if len(shape) != 4 or shape[0] not in (1, size[0]) or shape[1:] != (*size[1:], 3):
         raise ValueError(f"the control image is {list(shape)}; it must be [1 or {size[0]}, {size[1]}, {size[2]}, 3]")
+    if not torch.isfinite(control.image).all():
+        raise ValueError("the control image holds NaN or infinity")
 
 
 def _dtype(weights: checkpoint.Weights, asked: torch.dtype | None, device: torch.device | str) -> torch.dtype:
@@ -281,27 +282,60 @@ def _load_pipeline(args: argparse.Namespace) -> Pipeline:
     return Pipeline.load(path, autoencoder=args.vae, text_encoder=args.text_encoder, dtype=dtype, device=device)
 
 
-def _pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """[1, h, w, 3] in [0, 1], resized to (width, height)."""
-    resized = image.resize(size, Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255.0)[None]
+def _pixels(image: Image.Image) -> Tensor:
+    """[1, h, w, 3] in [0, 1]."""
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255.0)[None]
 
 
-def _control(args: argparse.Namespace, pipeline: Pipeline, size: tuple[int, int]) -> Control:
+@dataclass(frozen=True)
+class _Drawing:
+    """What the control options ask for, read and checked before the model is loaded."""
+
+    image: Image.Image
+    weights: checkpoint.Weights
+    strength: float
+    start: float
+    end: float
+    kind: str  # of EDGES
+    hed: edges.HED | None
+
+    def of(self, pipeline: Pipeline, size: tuple[int, int]) -> Control:
+        """Cropped to the picture's proportions, as ComfyUI does, and resized to (width, height)."""
+        first = next(pipeline.transformer.parameters())
+        net = checkpoint.build(self.weights, dtype=first.dtype, device=first.device)
+        pixels = _pixels(ImageOps.fit(self.image, size, Image.Resampling.LANCZOS))
+        if self.kind != "none":
+            pixels = edges.detect(pixels, self.hed, scribble=self.kind == "scribble")
+        return Control(net, pixels, self.strength, self.start, self.end)
+
+
+def _drawing(args: argparse.Namespace) -> _Drawing | None:
+    """Raises ValueError, CheckpointError."""
+    if args.control is None:
+        defaults = {
+            "control_model": None,
+            "control_strength": 1.0,
+            "control_range": "0,1",
+            "hed": None,
+            "edges": EDGES[0],
+        }
+        idle = [f"--{name.replace('_', '-')}" for name, value in defaults.items() if getattr(args, name) != value]
+        if idle:
+            raise ValueError(f"{', '.join(idle)}: of no use without --control IMAGE")
+        return None
     if args.model is not None and args.control_model is None:
         raise ValueError("--control: name the ControlNet of this --model with --control-model")
+    if args.hed and args.edges == "none":
+        raise ValueError("--hed makes edges, and --edges none takes the image as it is: choose one")
     try:
         start, end = (float(n) for n in args.control_range.split(","))
     except ValueError:
         raise ValueError(f"--control-range {args.control_range}: write it as 0,1") from None
-    first = next(pipeline.transformer.parameters())
+    controlnet.check_use(args.control_strength, start, end)
+    image = images_of_files.read(args.control, "--control", "black")  # lines on nothing are lines on black
     weights = checkpoint.load(args.control_model or presets.BUNDLED_CONTROL, "controlnet")
-    net = checkpoint.build(weights, dtype=first.dtype, device=first.device)
-    pixels = _pixels(Image.open(args.control).convert("RGB"), size)
-    if args.edges != "none":
-        hed = edges.load_hed(args.hed) if args.hed else None
-        pixels = edges.detect(pixels, hed, scribble=args.edges == "scribble")
-    return Control(net, pixels, args.control_strength, start, end)
+    hed = edges.load_hed(args.hed) if args.hed else None
+    return _Drawing(image, weights, args.control_strength, start, end, args.edges, hed)
 
 
 def _save(images: Tensor, out: Path) -> list[str]:
@@ -316,15 +350,16 @@ def run(args: argparse.Namespace) -> dict:
     """One command line, done: the JSON document that it ends with."""
     if args.batch < 1:
         raise ValueError(f"--batch is {args.batch}; it must be at least 1")
-    source = Image.open(args.image).convert("RGB") if args.image else None
+    source = images_of_files.read(args.image, "--image") if args.image is not None else None
+    drawing = _drawing(args)
     strength = args.strength if source else 1.0
     steps = len(trigflow.sigmas(args.schedule, args.steps, strength)) - 1
     started = time.perf_counter()
     pipeline = _load_pipeline(args)
     loaded = time.perf_counter()
     size = _size(args, source, pipeline.size_px)
-    image = _pixels(source, size) if source else None
-    controls = [_control(args, pipeline, size)] if args.control else []
+    image = _pixels(source.resize(size, Image.Resampling.LANCZOS)) if source else None
+    controls = [drawing.of(pipeline, size)] if drawing else []
     seeds = [args.seed + i for i in range(args.batch)]
     with tqdm(total=steps, desc="steps") as bar:
         images = pipeline.generate(

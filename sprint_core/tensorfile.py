@@ -3,6 +3,7 @@
 Reading is memory-mapped and never executes code from a file; writing is atomic.
 """
 
+import hashlib
 import json
 import os
 import pickle
@@ -152,6 +153,15 @@ def _sort_metadata(path: Path) -> None:
         if len(text) == size:
             file.seek(8)
             file.write(text)
+
+
+def hash_of(tensors: Mapping[str, Tensor]) -> str:
+    """Identifies tensors by their names and bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def is_shard(name: str) -> bool:

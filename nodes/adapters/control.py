@@ -6,6 +6,7 @@ latent, and kept; the network takes the flow time itself; and what cannot work i
 
 import functools
 import logging
+import weakref
 
 import comfy.controlnet
 import comfy.model_management as mm
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ...sprint_core import checkpoint
 from ...sprint_core.autoencoder_config import DOWNSCALE
-from ...sprint_core.controlnet import MAX_STRENGTH, ControlNetConfig, SanaControlNet
+from ...sprint_core.controlnet import ControlNetConfig, SanaControlNet, check_use
 from ...sprint_core.presets import GUIDANCE
 from ...sprint_core.transformer import LATENT_CHANNELS
 from .model import SanaLatent, SanaModel, attend
@@ -62,17 +63,18 @@ class Hints:
     """Latents of the latest control images, so that neither a step nor the next run encodes one again."""
 
     def __init__(self) -> None:
-        self.kept: list[tuple[object, object, Tensor, Tensor]] = []
+        self.kept: list[tuple[weakref.ref, object, Tensor, Tensor]] = []  # no VAE lives on for its hints
 
     def encode(self, vae, pixels: Tensor) -> Tensor:
         """pixels: [b, h, w, 3] -> raw latent."""
         model, patches = vae.first_stage_model, getattr(vae.patcher, "patches_uuid", None)
+        self.kept = [entry for entry in self.kept if entry[0]() is not None]
         for known, known_patches, image, latent in self.kept:
-            same = known is model and known_patches == patches and image.shape == pixels.shape
-            if same and torch.equal(image, pixels):
+            same = known() is model and known_patches == patches
+            if same and (image.shape, image.device) == (pixels.shape, pixels.device) and torch.equal(image, pixels):
                 return latent
         latent = vae.encode(pixels)
-        self.kept = [(model, patches, pixels.clone(), latent), *self.kept[: KEPT_HINTS - 1]]
+        self.kept = [(weakref.ref(model), patches, pixels.clone(), latent), *self.kept[: KEPT_HINTS - 1]]
         return latent
 
 
@@ -90,6 +92,8 @@ class KeepingVAE:
 
 
 class SanaControl(comfy.controlnet.ControlNet):
+    steers_sana = True  # what model.guard_run asks of a control
+
     def __init__(self, net=None, load_device=None, manual_cast_dtype=None):
         super().__init__(
             net,
@@ -98,6 +102,7 @@ class SanaControl(comfy.controlnet.ControlNet):
             load_device=load_device,
             manual_cast_dtype=manual_cast_dtype,
             extra_conds=CONDITIONS,
+            preprocess_image=lambda image: image.clamp(0.0, 1.0),  # which resizing may leave
         )
         self.hints = Hints()
 
@@ -112,14 +117,8 @@ class SanaControl(comfy.controlnet.ControlNet):
         """Called by every apply node. cond_hint: [b, 3, h, w] in [0, 1]. Raises ValueError."""
         _require_image(cond_hint)
         _require_vae(vae)
-        start, end = timestep_percent_range
-        if not 0.0 <= strength <= MAX_STRENGTH:
-            raise ValueError(f"the ControlNet's strength is {strength:g}; it must lie in 0 to {MAX_STRENGTH:g}")
-        if not 0.0 <= start <= end <= 1.0:
-            raise ValueError(
-                f"the ControlNet acts from {start:g} to {end:g}: start must not exceed end, and both lie in 0 to 1"
-            )
-        return super().set_cond_hint(cond_hint, strength, (start, end), KeepingVAE(vae, self.hints), **more)
+        check_use(strength, *timestep_percent_range)
+        return super().set_cond_hint(cond_hint, strength, timestep_percent_range, KeepingVAE(vae, self.hints), **more)
 
     def pre_run(self, model, percent_to_timestep_function):
         _require_trunk(self.control_model.config, model)
@@ -132,8 +131,9 @@ class SanaControl(comfy.controlnet.ControlNet):
             raise ValueError(
                 f"the ControlNet has {count} control images for {pictures} pictures; give it one, or one for each"
             )
-        larger = self.cond_hint_original.shape[-2] > x_noisy.shape[-2] * DOWNSCALE
-        self.upscale_algorithm = COARSER if larger else FINER
+        sizes = zip(self.cond_hint_original.shape[-2:], x_noisy.shape[-2:])
+        shrinks = min(side / (cells * DOWNSCALE) for side, cells in sizes) > 1  # after cropping to the proportions
+        self.upscale_algorithm = COARSER if shrinks else FINER
         return super().get_control(x_noisy, t, cond, batched_number, *args)
 
     def cleanup(self):
@@ -142,8 +142,12 @@ class SanaControl(comfy.controlnet.ControlNet):
 
 
 def _require_image(hint: Tensor) -> None:
-    if hint.ndim != 4 or 0 in hint.shape:
+    if hint.ndim != 4:
+        raise ValueError(f"the control image has {hint.ndim} dimensions, not 4: it is no IMAGE")
+    if 0 in hint.shape:
         raise ValueError(f"the control image is empty: its shape is {list(hint.shape)}")
+    if not torch.isfinite(hint).all():
+        raise ValueError("the control image holds NaN or infinity; check the node that made it")
     if hint.shape[1] != 3:
         raise ValueError(
             f"the control image has {hint.shape[1]} channels; it needs the 3 of a picture without alpha. "

@@ -228,6 +228,7 @@ def guard_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
     model = guider.model_patcher.model
     require_latent(latent_image)
     _require_finite(latent_image, sigmas)
+    _require_own_controls(guider)
     scales = {name: getattr(guider, name) for name in CFG_NAMES if model.sprint and hasattr(guider, name)}
     ignored = [cfg for cfg in scales.values() if not math.isclose(cfg, 1.0)]
     if ignored:
@@ -257,6 +258,20 @@ def _require_finite(latent: Tensor, sigmas: Tensor) -> None:
         raise ValueError("these SIGMAS end at 1, which is pure noise: nothing would be denoised; check Split Sigmas")
     if not torch.isfinite(latent).all():
         raise ValueError("the latent holds NaN or infinity; check the image that it was encoded from")
+
+
+def _require_own_controls(guider) -> None:
+    """Refuse ControlNets of other families, alone or in a chain. Raises ValueError."""
+    for conds in getattr(guider, "conds", {}).values():
+        for cond in conds:
+            control = cond.get("control")
+            while control is not None:
+                if not getattr(control, "steers_sana", False):
+                    raise ValueError(
+                        "a ControlNet of another family is applied to this prompt; SANA takes those of Load SANA "
+                        "ControlNet"
+                    )
+                control = control.previous_controlnet
 
 
 def _warn_of_cfg(model: SanaModel, cfg: float) -> None:

@@ -69,8 +69,15 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         unread = ["--teacher"] * (args.teacher is not None) + ["--time-scale"] * (args.time_scale is not None)
         if unread:
             raise ValueError(f"{', '.join(unread)}: a ControlNet has no teacher; --student takes its SANA-Sprint")
+        if args.stage not in ("control", "all"):
+            raise ValueError(f"--stage {args.stage}: {args.recipe} has the stage control")
+        scenes = args.recipe == "demo-control"
+        if args.hed and scenes:
+            raise ValueError("--hed: the edges of scenes are made without weights; --recipe control takes it")
+        if args.pool is not None and not scenes:
+            raise ValueError("--pool: of scenes; --recipe control learns from all pictures of --data")
     elif args.hed:
-        raise ValueError("--hed is of the recipes demo-control and control")
+        raise ValueError("--hed is of the recipe control")
     elif unread and not recipes.RECIPES[args.recipe].preset:
         raise ValueError(f"{', '.join(unread)}: the demo learns from nothing; is --recipe sprint-0.6B missing?")
     if args.pool is not None and args.pool < 1:
@@ -94,8 +101,6 @@ def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers
 
 
 def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers, command: str) -> list[Path]:
-    if args.stage not in ("control", "all"):
-        raise ValueError(f"--stage {args.stage}: {args.recipe} has the stage control")
     parts = {"--student": args.student, "--vae": args.autoencoder, "--text-encoder": args.text_encoder}
     if args.recipe == "demo-control":
         if args.data != SCENES:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint, controlnet, edges, presets, scenes, text
+from .. import checkpoint, controlnet, edges, presets, scenes, tensorfile, text
 from ..autoencoder import Autoencoder
 from ..autoencoder_config import SCALE
 from ..checkpoint import CheckpointError
@@ -131,7 +131,10 @@ class ControlRun:
         trunk, pictures, preview = (self._of_scenes if self.items is None else self._of_pictures)(transformer)
         schedule = self.recipe.stages["control"]
         stage = ControlStage(trunk, pictures, self.recipe.objective, preview, schedule.recompute)
-        stage.settings |= {"trunk": data.weights_hash(transformer)}
+        stage.settings |= {
+            "trunk": data.weights_hash(transformer),
+            "text_encoder": tensorfile.hash_of(self.encoder.tensors),
+        }
         return Trainer(stage, schedule, self.out, SEED, self.workers).train().branch.eval()
 
     def _of_scenes(self, transformer: SanaTransformer) -> tuple[Encoding, data.ControlledScenes, Preview]:
@@ -164,7 +167,7 @@ class ControlRun:
         def control(images: Tensor) -> Tensor:
             return data.control_images(images.to(device), hed)
 
-        made_by = data.weights_hash(self.hed) if self.hed else f"edges {EDGES_VERSION}"
+        made_by = f"edges {EDGES_VERSION} {data.weights_hash(self.hed) if self.hed else ''}".strip()
         identity = f"{data.weights_hash(vae)} {data.weights_hash(gemma)} {size_px} {made_by}"
         with self.workers.first():
             folder = self.out / "encoded"
@@ -174,14 +177,14 @@ class ControlRun:
 
     def export(self, branch: controlnet.SanaControlNet, command: str) -> list[Path]:
         """Write the ControlNet: beside the bundled model what it has of its own in fp16, else whole in bf16."""
-        bundled = self.sources.student == presets.BUNDLED
+        bundled = self.sources.student.resolve() == presets.BUNDLED.resolve()
         path = self.out / ("sana_controlnet_tiny.safetensors" if bundled else "sana_controlnet.safetensors")
         dtype = torch.float16 if bundled else torch.bfloat16
         tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in branch.state_dict().items()}
         settings = {}
         if bundled:
-            settings = {"trunk": presets.BUNDLED.name}
             shared = controlnet.of_trunk(self.given.tensors, branch.config.wiring)
+            settings = {"trunk": presets.BUNDLED.name, "trunk_hash": tensorfile.hash_of(shared)}
             tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
         provenance = {"source": f"trained on {self.sources.student.name}", "command": command}
         part = checkpoint.Weights("controlnet", branch.config, tensors, path, settings)

@@ -108,8 +108,8 @@ class EncodedPictures:
                 continue
             if found != self.identity:
                 raise ValueError(
-                    f"{path}: latents of another auto-encoder or text encoder ({found}, not {self.identity}); "
-                    f"choose another --out or delete {self.folder}"
+                    f"{path}: made by another auto-encoder, text encoder or kind of edges ({found}, not "
+                    f"{self.identity}); choose another --out or delete {self.folder}"
                 )
 
     def _paths(self) -> list[Path]:

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from .. import tensorfile
+from ..images import rgb
 
 log = logging.getLogger(__name__)
 
@@ -73,16 +74,11 @@ def captioned(path: Path) -> Iterator[Item]:
 
 def square(image: Image.Image, px: int) -> Tensor:
     """[3, px, px] in [-1, 1]: upright, over white, scaled to a shorter side of px, its middle."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = rgb(image)
     side = min(image.size)
     left, top = ((length - side) / 2 for length in image.size)
     box = (left, top, left + side, top + side)
-    pixels = np.array(image.convert("RGB").resize((px, px), Image.Resampling.LANCZOS, box=box))
+    pixels = np.array(image.resize((px, px), Image.Resampling.LANCZOS, box=box))
     return torch.from_numpy(pixels).movedim(-1, 0).float().div_(127.5).sub_(1.0).contiguous()
 
 

@@ -157,9 +157,6 @@ def test_demo_control(short, tmp_path, capsys):
     assert path.stat().st_size < 3e6
     first = path.read_bytes()
     assert run(out, pool=4) == 0 and path.read_bytes() == first
-    copied = tmp_path / presets.BUNDLED.name
-    copied.write_bytes(presets.BUNDLED.read_bytes())
-    path = path.rename(tmp_path / path.name)
     weights = checkpoint.load(path, "controlnet")
     assert (weights.config.depth, weights.config.wiring, weights.config.guidance_embed) == (3, "authors", True)
     net = checkpoint.build(weights, dtype=torch.float32)
@@ -213,11 +210,13 @@ def test_hed_makes_the_hints(short, tmp_path, monkeypatch):
         ({"data": "pictures"}, "demo-control learns from scenes; --recipe control takes pictures"),
         ({"teacher": "t"}, "--teacher: a ControlNet has no teacher; --student takes its SANA-Sprint"),
         ({"stage": "teacher"}, "--stage teacher: demo-control has the stage control"),
-        ({"recipe": "demo", "hed": "h"}, "--hed is of the recipes demo-control and control"),
+        ({"recipe": "demo", "hed": "h"}, "--hed is of the recipe control"),
+        ({"hed": "gone.pth"}, "--hed: the edges of scenes are made without weights"),
+        ({"recipe": "control", "pool": 5}, "--pool: of scenes; --recipe control learns from all pictures of --data"),
+        ({"recipe": "control", "stage": "teacher"}, "--stage teacher: control has the stage control"),
         ({"set": "control.stepz=3"}, "no setting stepz"),
         ({"set": "distill.steps=3"}, "write it as STAGE.KEY=VALUE, with a stage of control"),
         ({"pool": 0}, "at least one scene is needed"),
-        ({"hed": "gone.pth"}, "gone.pth"),
     ],
 )
 def test_refused(short, tmp_path, caplog, options, words):
@@ -247,7 +246,25 @@ def test_the_latents_of_pictures_without_control_are_refused(short, tmp_path, ca
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(control, "EDGES_VERSION", 99)
         assert run(tmp_path / "out", **given) == 1
-    assert "latents of another auto-encoder or text encoder" in caplog.text
+    assert "made by another auto-encoder, text encoder or kind of edges" in caplog.text
+
+
+def test_another_text_encoder_is_another_run(short, tmp_path, caplog):
+    weights = checkpoint.load(presets.BUNDLED, "text_encoder")
+    weights.extras |= text.tokenizer_state(checkpoint.load_tokenizer(weights))
+    weights.tensors = {k: v + 0.01 for k, v in weights.tensors.items()}
+    checkpoint.save(tmp_path / "other.safetensors", [weights], {})
+    assert run(tmp_path / "out", pool=4) == 0
+    assert run(tmp_path / "out", pool=4, text_encoder=tmp_path / "other.safetensors") == 1
+    assert "holds another run" in caplog.text
+
+
+def test_the_bundled_pair_belongs_together():
+    """Its ControlNet was trained on this very model: loading checks what they share."""
+    weights = checkpoint.load(presets.BUNDLED_CONTROL, "controlnet")
+    assert weights.settings["trunk"] == presets.BUNDLED.name
+    assert presets.BUNDLED_CONTROL.stat().st_size <= 3e6
+    checkpoint.check_names(weights)
 
 
 @pytest.mark.parametrize(("recipe", "millions"), [("demo-control", (1.8, 2.2)), ("control", (570, 600))])

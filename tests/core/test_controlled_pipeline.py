@@ -74,6 +74,16 @@ def test_range(paint, net, steps, start, end, acting, monkeypatch):
     assert len(calls) == acting
 
 
+@pytest.mark.parametrize(("start", "end", "acting"), [(0, 0.25, 2), (0.25, 1, 3), (0.75, 1, 1), (0, 0.75, 4)])
+def test_a_range_includes_its_ends(model, net, start, end, acting, monkeypatch):
+    """The steps of `app` lie at 0, 0.25, 0.5 and 0.75, rounded as they are."""
+    calls, forward = [], type(net).forward
+    monkeypatch.setattr(type(net), "forward", lambda self, *args, **kw: calls.append(1) or forward(self, *args, **kw))
+    control = Control(net, HINT, 1.0, start, end)
+    model.generate([PROMPT], seeds=[3], size=SIZE, steps=4, schedule="app", controls=[control])
+    assert len(calls) == acting
+
+
 def test_percent_counts_angles():
     assert [trigflow.percent_to_s(p) for p in (-1, 0, 1, 2)] == [1.0, 1.0, 0.0, 0.0]
     assert trigflow.percent_to_s(0.5) == pytest.approx(0.5)
@@ -96,7 +106,7 @@ def test_batches(model, net):
         ({"strength": 11.0}, "the control strength is 11; it must lie in 0 to 10"),
         ({"strength": float("nan")}, "the control strength is nan"),
         ({"start": 0.8, "end": 0.2}, r"control from 0\.8 to 0\.2: start must not exceed end"),
-        ({"start": -0.1}, "start must not exceed end, both in 0 to 1"),
+        ({"start": -0.1}, "start must not exceed end, and both lie in 0 to 1"),
     ],
 )
 def test_refused_settings(net, change, words):
@@ -108,6 +118,11 @@ def test_refused_settings(net, change, words):
 def test_refused_images(paint, net, shape):
     with pytest.raises(ValueError, match=r"the control image is .*; it must be \[1 or 1, 64, 96, 3\]"):
         paint(Control(net, torch.rand(shape)))
+
+
+def test_a_picture_that_is_none(paint, net):
+    with pytest.raises(ValueError, match="the control image holds NaN"):
+        paint(Control(net, torch.full((1, 64, 96, 3), float("nan"))))
 
 
 def test_another_width(paint):
@@ -175,11 +190,46 @@ def test_command_line_with_another_model(folder, drawing, tmp_path, capsys, capl
         ([*given, "--control-range", "1,0"], "start must not exceed end"),
         ([*given, "--control-strength", "20"], "the control strength is 20"),
         ([*given, "--hed", "gone.pth"], "gone.pth: no such file"),
+        ([*given, "--hed", "gone.pth", "--edges", "none"], "choose one"),
+        (["--hed", "gone.pth", "--control-strength", "2"], "--control-strength, --hed: of no use without --control"),
+        (["--control", ""], "--control : no such file"),
         ([*options, "--control-model", folder], "this pipeline folder has no 'controlnet' folder"),
-        ([*options[:2], "--control", "gone.png", *given[-2:]], "gone.png"),
+        ([*options[:2], "--control", "gone.png", *given[-2:]], "--control gone.png: no such file"),
     ):
         assert pipeline.main([PROMPT, *map(str, words)]) == 1
         assert message in caplog.records[-1].getMessage()
+
+
+def test_drawings_are_seen_as_meant(tmp_path, capsys):
+    """White lines on nothing are lines on black; a wide sheet is cropped, not squeezed; 16 bits are scaled."""
+    line = np.zeros((256, 512, 4), np.uint8)
+    line[100:110, 200:300] = 255
+    Image.fromarray(line, "RGBA").save(tmp_path / "alpha.png")
+    Image.fromarray(line[:, 128:384, :3]).save(tmp_path / "plain.png")
+    Image.fromarray(line[:, 128:384, 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    paint = lambda name: pixels(  # noqa: E731
+        command(
+            capsys, PROMPT, "--control", tmp_path / name, "--edges", "none", "--steps", 1, "--out", tmp_path / "x.png"
+        )["images"][0]
+    )
+    want = paint("plain.png")
+    assert np.array_equal(paint("alpha.png"), want) and np.array_equal(paint("deep.png"), want)
+
+
+def test_broken_pictures_are_named(tmp_path, caplog, monkeypatch):
+    (tmp_path / "text.png").write_text("no image")
+    Image.new("RGB", (64, 64)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:60])
+    Image.new("RGB", (64, 64)).save(tmp_path / "bomb.png")
+    for name, option in (
+        ("text.png", "--control"),
+        ("cut.png", "--control"),
+        ("bomb.png", "--control"),
+        ("cut.png", "--image"),
+    ):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000 if name == "bomb.png" else 10**8)
+        assert pipeline.main([PROMPT, option, str(tmp_path / name)]) == 1
+        assert f"{option} {tmp_path / name}: not a picture that can be read" in caplog.records[-1].getMessage()
 
 
 # --- the judge --------------------------------------------------------------------------------------
@@ -192,6 +242,18 @@ def test_true_pictures_keep_to_edges_and_colours():
     assert (verdicts["edges"], verdicts["colours"], verdicts["judge"]) == ({"soft 1": 1.0},) * 3
     others = evaluate_control.summary({("soft", 1): true.roll(1, 0)}, prompts)
     assert others["edges"]["soft 1"] < 0.1 and others["colours"]["soft 1"] < 0.2
+
+
+def test_what_no_caption_says_is_not_judged():
+    prompts = [p for p in evaluate.balanced_prompts(60, 5) if not any(thing.colour for thing in p.requirement.things)]
+    result = evaluate_control.summary({("soft", 1): evaluate_control.true_images(prompts)}, prompts)
+    assert prompts and result["colours"] == {"soft 1": None} and "None" in evaluate_control.table(result)
+
+
+@pytest.mark.parametrize("words", [["--teacher", "t"], ["--geneval", "g", "--out", "o"], ["--inception", "i"]])
+def test_options_of_no_use(words, caplog):
+    assert evaluate.main(["--control", "demo", *words]) == 1
+    assert f"{words[0]} is of no use with --control" in caplog.text
 
 
 def test_colours_are_judged_where_things_stand():

@@ -224,13 +224,25 @@ def test_a_file_that_shares_its_trunk(tmp_path):
     checkpoint.save(tmp_path / "trunk.safetensors", [trunk_part], {})
     shared = controlnet.of_trunk(trunk().state_dict(), AUTHORS)
     tensors = {k: v for k, v in branch.state_dict().items() if k not in shared}
-    part = checkpoint.Weights("controlnet", branch.config, tensors, tmp_path, {"trunk": "trunk.safetensors"})
+    settings = {"trunk": "trunk.safetensors", "trunk_hash": tensorfile.hash_of(shared)}
+    part = checkpoint.Weights("controlnet", branch.config, tensors, tmp_path, settings)
     checkpoint.save(tmp_path / "control.safetensors", [part], {})
     got = checkpoint.build(load(tmp_path / "control.safetensors", "controlnet")).state_dict()
     assert all(torch.equal(got[name], tensor) for name, tensor in branch.state_dict().items())
-    (tmp_path / "trunk.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"trunk\.safetensors"):
+    trunk_part.tensors = {k: v + 1 for k, v in trunk_part.tensors.items()}
+    checkpoint.save(tmp_path / "trunk.safetensors", [trunk_part], {})
+    with pytest.raises(CheckpointError, match=r"control\.safetensors: it was trained on another version of trunk"):
         load(tmp_path / "control.safetensors", "controlnet")
+    (tmp_path / "trunk.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"control\.safetensors: it needs trunk\.safetensors.* beside it"):
+        load(tmp_path / "control.safetensors", "controlnet")
+    for name in (5, ["a"], "../trunk.safetensors", ""):
+        part.settings = settings | {"trunk": name}
+        checkpoint.save(tmp_path / "control.safetensors", [part], {})
+        with pytest.raises(
+            CheckpointError, match=r"control\.safetensors: .*(its settings cannot be used|not a complete)"
+        ):
+            checkpoint.build(load(tmp_path / "control.safetensors", "controlnet"))
 
 
 def test_overrides(tmp_path, tiny_row, published):

@@ -285,7 +285,9 @@ def test_few_hints_are_kept(applied, sample, net, pixels, encodings):
         ({"image": torch.rand(1, 64, 64, 4)}, "4 channels.*without alpha"),
         ({"image": torch.rand(1, 0, 64, 3)}, r"the control image is empty: its shape is \[1, 3, 0, 64\]"),
         ({"image": torch.rand(0, 64, 64, 3)}, "the control image is empty"),
-        ({"start_percent": 0.8, "end_percent": 0.2}, r"acts from 0\.8 to 0\.2: start must not exceed end"),
+        ({"start_percent": 0.8, "end_percent": 0.2}, r"control from 0\.8 to 0\.2: start must not exceed end"),
+        ({"image": torch.full((1, 64, 64, 3), float("nan"))}, "the control image holds NaN"),
+        ({"image": torch.rand(64, 64, 3)}, "the control image has 3 dimensions, not 4"),
         ({"strength": 11.0}, "strength is 11; it must lie in 0 to 10"),
         ({"strength": -1.0}, "strength is -1; it must lie in 0 to 10"),
         ({"strength": float("nan")}, "strength is nan"),
@@ -295,6 +297,49 @@ def test_few_hints_are_kept(applied, sample, net, pixels, encodings):
 def test_refused_when_applied(applied, unchanged, id, change, words):
     with unchanged(), pytest.raises(ValueError, match=words):
         applied(id, **change)
+
+
+def test_a_hint_is_resized_within_its_range(node, applied, sample, encodings, monkeypatch, vae):
+    """Enlarging overshoots, shrinking drops lines: neither reaches the VAE."""
+    seen = []
+    encode = type(vae).encode
+    monkeypatch.setattr(type(vae), "encode", lambda self, pixels: seen.append(pixels) or encode(self, pixels))
+    small = torch.zeros(1, 24, 32, 3)
+    small[:, 8:16, 8:16] = 1
+    tall = torch.zeros(1, 1000, 100, 3)
+    tall[:, ::100] = 1
+    for image in (small, tall):
+        sample(positive=applied(image=image), steps=1)
+    assert len(seen) == 2 and all(pixels.min() >= 0 and pixels.max() <= 1 for pixels in seen)
+
+
+def test_a_vae_is_not_kept_for_its_hints(node, host, applied, sample, net, pipeline_folder):
+    import gc
+    import weakref
+
+    import comfy.model_management as mm
+
+    other = node("SanaSprintVAELoader", vae=pipeline_folder.name)
+    sample(positive=applied(vae=other), steps=1)
+    seen = weakref.ref(other.first_stage_model)
+    assert any(entry[0]() is seen() for entry in net.hints.kept)
+    del other
+    mm.unload_all_models()
+    mm.cleanup_models_gc()
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_foreign_control_in_the_chain(applied, sample, positive, net, unchanged):
+    import comfy.controlnet
+
+    class Foreign(comfy.controlnet.ControlBase):
+        def get_models(self):
+            return []
+
+    for control in (Foreign(), applied()[0][1]["control"].copy().set_previous_controlnet(Foreign())):
+        with unchanged(), pytest.raises(ValueError, match="a ControlNet of another family is applied to this prompt"):
+            sample(positive=[[positive[0][0], {**positive[0][1], "control": control}]])
 
 
 def test_the_old_apply_node_has_no_vae(node, positive, net, pixels, unchanged):
@@ -390,6 +435,8 @@ def test_hed_without_weights(node, pixels, unchanged):
 
 
 def test_edges_of_what_is_no_picture(node, unchanged):
-    for image in (torch.rand(1, 32, 32, 4), torch.rand(1, 0, 32, 3)):
+    with unchanged(), pytest.raises(ValueError, match="this image holds NaN or infinity"):
+        node("SanaSprintSoftEdges", image=torch.full((1, 32, 32, 3), float("nan")))
+    for image in (torch.rand(1, 32, 32, 4), torch.rand(1, 0, 32, 3), torch.rand(32, 32, 3)):
         with unchanged(), pytest.raises(ValueError, match="needs the 3 channels of a picture without alpha"):
             node("SanaSprintSoftEdges", image=image)
