@@ -65,7 +65,7 @@ def summary(painted: Painted, prompts: Sequence[scenes.Prompt]) -> dict:
         pictures, label = images.numpy(), f"{kind} {n}"
         colours = [judge.coloured(i, p.requirement, p.scene) for i, p in zip(pictures, prompts)]
         verdicts = {
-            "edges": [judge.judge(i, scenes.outline(p.scene)) for i, p in zip(pictures, prompts)],
+            "edges": [judge.outlined(i, p.scene) for i, p in zip(pictures, prompts)],
             "colours": [right for right in colours if right is not None],
             "judge": [judge.judge(i, p.requirement) for i, p in zip(pictures, prompts)],
         }
@@ -87,7 +87,7 @@ def grid(painted: Painted, prompts: Sequence[scenes.Prompt]) -> Image.Image:
     shown = prompts[:GRID_ROWS]
     columns = {kind: (control_images(shown, kind), [True] * len(shown)) for kind in KINDS}
     for (kind, n), images in painted.items():
-        right = [judge.judge(i.numpy(), scenes.outline(p.scene)) for i, p in zip(images, shown)]
+        right = [judge.outlined(i.numpy(), p.scene) for i, p in zip(images, shown)]
         columns[f"{kind}, {n} step{'s' * (n > 1)}"] = (images, right)
     return sheet(columns, [prompt.text for prompt in shown])
 

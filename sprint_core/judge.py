@@ -32,6 +32,7 @@ from .scenes import (
     backdrop,
     centre_px,
     distance,
+    outline,
     parse,
 )
 
@@ -258,6 +259,20 @@ def fault(image: np.ndarray, text: str | Requirement) -> str | None:
 def judge(image: np.ndarray, text: str | Requirement) -> bool:
     """Whether a picture [h, w, 3], uint8 or float in [0, 1], shows what a caption says, and nothing else."""
     return fault(image, text) is None
+
+
+def outlined(image: np.ndarray, scene: Scene) -> bool:
+    """Whether a picture has a scene's shapes, sizes and places, and nothing else, whatever the colours are.
+
+    What edges say: a thing is what is not background, so that one of two colours is still one thing.
+    """
+    small = _shrink(image)
+    away = min((_distance(small, backdrop(name, GRID_PX)) for name in BACKGROUNDS), key=np.median)
+    labels = components(np.where(away > MURK_REACH, 0, -1))
+    areas = np.bincount(labels.ravel())[1:] * STEP_PX**2
+    found = [_detection(labels == i + 1, "") for i in np.flatnonzero(areas >= SPECK_AREA)]
+    wanted = outline(scene).things
+    return len(found) == len(wanted) and any(all(map(_is, order, wanted)) for order in permutations(found))
 
 
 def coloured(image: np.ndarray, text: str | Requirement, scene: Scene) -> bool | None:

@@ -50,6 +50,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--hed", type=Path, help="control: take edges with this ControlNetHED.pth (default: soft edges without weights)"
     )
+    add("--control", type=Path, help="control recipes: train on from this ControlNet")
     add("--pool", type=int, help=f"demo: training scenes (default: {demo.POOL}, of the ControlNet {control.POOL})")
     add("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="settings")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
@@ -76,8 +77,8 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
             raise ValueError("--hed: the edges of scenes are made without weights; --recipe control takes it")
         if args.pool is not None and not scenes:
             raise ValueError("--pool: of scenes; --recipe control learns from all pictures of --data")
-    elif args.hed:
-        raise ValueError("--hed is of the recipe control")
+    elif args.hed or args.control:
+        raise ValueError(f"{'--hed' if args.hed else '--control'} is of the recipe control")
     elif unread and not recipes.RECIPES[args.recipe].preset:
         raise ValueError(f"{', '.join(unread)}: the demo learns from nothing; is --recipe sprint-0.6B missing?")
     if args.pool is not None and args.pool < 1:
@@ -111,7 +112,7 @@ def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, workers: Work
     if missing:
         raise ValueError(f"--recipe {args.recipe} needs {', '.join(missing)}")
     pictures = None if args.data == SCENES else Path(args.data)
-    sources = control.ControlSources(*parts.values(), pictures, args.hed)
+    sources = control.ControlSources(*parts.values(), pictures, args.hed, args.control)
     run = control.ControlRun(args.out, recipe, sources, args.pool or control.POOL, workers)
     estimate.check_memory(estimate.of_recipe(recipe, workers, run.given), workers)
     branch = run.branch()

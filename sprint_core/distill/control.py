@@ -55,7 +55,7 @@ def block_count(depth: int) -> int:
 
 
 class ControlStage(DistillStage):
-    """Branch and critic in turn; `data` has hints. The trunk is a SANA-Sprint, in its moving average."""
+    """Branch and critic in turn; `data` has hints. The trunk is a SANA-Sprint; branch: one to train on from."""
 
     name = "control"
 
@@ -66,9 +66,11 @@ class ControlStage(DistillStage):
         objective: Objective,
         preview: Preview | None = None,
         recompute: bool = False,
+        branch: controlnet.SanaControlNet | None = None,
     ):
         self.teacher = trunk.requires_grad_(False).eval()
-        branch = controlnet.copy_of(trunk.transformer, block_count(trunk.transformer.config.depth))
+        if branch is None:
+            branch = controlnet.copy_of(trunk.transformer, block_count(trunk.transformer.config.depth))
         self._prepare(Controlled(branch), data, objective, preview, recompute)
 
     def _batch(self, random):
@@ -100,6 +102,7 @@ class ControlSources:
     text_encoder: Path
     pictures: Path | None = None  # None: scenes
     hed: Path | None = None  # of the edges; None: without weights
+    branch: Path | None = None  # a ControlNet to train on from
 
 
 class ControlRun:
@@ -117,7 +120,17 @@ class ControlRun:
                 f"{self.given.config.caption_width}: choose the text encoder that it was trained with"
             )
         self.hed = edges.load_hed(sources.hed) if sources.hed else None
+        self.begun = self._begun() if sources.branch else None
         self.items = captioned(sources.pictures) if sources.pictures else None
+
+    def _begun(self) -> controlnet.SanaControlNet:
+        """The given ControlNet. Raises CheckpointError if it is not of this trunk."""
+        weights = checkpoint.load(self.sources.branch, "controlnet")
+        same = tensorfile.hash_of(controlnet.of_trunk(self.given.tensors, weights.config.wiring))
+        own = {k: v for k, v in weights.tensors.items() if k.startswith((*controlnet.SHARED, "base_block."))}
+        if tensorfile.hash_of(own) != same:
+            raise CheckpointError(f"{self.sources.branch}: a ControlNet of another model than {self.sources.student}")
+        return copy.deepcopy(checkpoint.build(weights, dtype=torch.float32, device=self.workers.device))
 
     @functools.cached_property
     def autoencoder(self) -> Autoencoder:
@@ -130,11 +143,14 @@ class ControlRun:
         transformer = copy.deepcopy(weights)  # out of its file
         trunk, pictures, preview = (self._of_scenes if self.items is None else self._of_pictures)(transformer)
         schedule = self.recipe.stages["control"]
-        stage = ControlStage(trunk, pictures, self.recipe.objective, preview, schedule.recompute)
+        begun = self.begun and self.begun.requires_grad_(True)
+        stage = ControlStage(trunk, pictures, self.recipe.objective, preview, schedule.recompute, begun)
         stage.settings |= {
             "trunk": data.weights_hash(transformer),
             "text_encoder": tensorfile.hash_of(self.encoder.tensors),
         }
+        if begun is not None:
+            stage.settings |= {"branch": data.weights_hash(begun)}
         return Trainer(stage, schedule, self.out, SEED, self.workers).train().branch.eval()
 
     def _of_scenes(self, transformer: SanaTransformer) -> tuple[Encoding, data.ControlledScenes, Preview]:

@@ -249,6 +249,22 @@ def test_the_latents_of_pictures_without_control_are_refused(short, tmp_path, ca
     assert "made by another auto-encoder, text encoder or kind of edges" in caplog.text
 
 
+def test_training_on_from_a_control_net(short, tmp_path, caplog):
+    assert run(tmp_path / "first", pool=4) == 0
+    first = tmp_path / "first" / "sana_controlnet_tiny.safetensors"
+    assert run(tmp_path / "second", pool=4, control=first) == 0
+    second = checkpoint.load(tmp_path / "second" / first.name, "controlnet").tensors
+    start, name = checkpoint.load(first, "controlnet").tensors, "controlnet_blocks.0.weight"  # which begins at zero
+    assert 0 < (second[name] - start[name]).float().norm() < 3 * start[name].float().norm()
+    assert run(tmp_path / "second", pool=4) == 1 and "holds another run" in caplog.text
+    folder = standin.make(tmp_path / "sprint")
+    checkpoint.save(tmp_path / "other.safetensors", [standin.control("authors")], {})
+    given = {"recipe": "control", "student": folder, "vae": folder, "text_encoder": folder}
+    given["data"] = write_pictures(tmp_path / "pictures")
+    assert run(tmp_path / "third", **given, control=tmp_path / "other.safetensors") == 1
+    assert "other.safetensors: a ControlNet of another model" in caplog.text
+
+
 def test_another_text_encoder_is_another_run(short, tmp_path, caplog):
     weights = checkpoint.load(presets.BUNDLED, "text_encoder")
     weights.extras |= text.tokenizer_state(checkpoint.load_tokenizer(weights))

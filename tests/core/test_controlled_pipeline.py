@@ -266,11 +266,15 @@ def test_colours_are_judged_where_things_stand():
     )
     assert judge.coloured(picture, prompt.requirement, prompt.scene) is True
     assert judge.coloured(scenes.render(swapped), prompt.requirement, prompt.scene) is False
-    assert judge.judge(scenes.render(swapped), scenes.outline(prompt.scene))
+    assert judge.outlined(scenes.render(swapped), prompt.scene)
+    halved = picture.copy()
+    halved[:, 128:] = scenes.render(swapped)[:, 128:]
+    assert judge.outlined(halved, prompt.scene)
     unsaid = scenes.Requirement(tuple(scenes.replace(thing, colour=None) for thing in prompt.requirement.things))
     assert judge.coloured(picture, unsaid, prompt.scene) is None
     moved = scenes.render(prompt.scene, moved=[(40, 0), (-40, 0)])
-    assert not judge.judge(moved, scenes.outline(prompt.scene))
+    assert not judge.outlined(moved, prompt.scene)
+    assert not judge.outlined(scenes.render(scenes.replace(prompt.scene, things=(first,))), prompt.scene)
 
 
 def test_the_bundled_control_net_steers(tmp_path, capsys):
