@@ -20,6 +20,7 @@ ORDER = (
     "autoencoder_config",
     "sizes",
     "tensorfile",
+    "images",
     "keymaps",
     "autoencoder",
     "transformer",
