@@ -233,6 +233,25 @@ def test_offloading(applied, sample, net):
     assert [p for p in net.get_models() if p.model is net.control_model]
 
 
+def test_cancel(applied, sample, net, monkeypatch):
+    """Cancelled while the ControlNet runs; the next run is as ever."""
+    import comfy.model_management as mm
+
+    conditioning = applied()
+    before = sample(positive=conditioning)
+    forward = type(net.control_model).forward
+
+    def cancelled(self, *args, **kwargs):
+        mm.interrupt_current_processing(True)
+        mm.throw_exception_if_processing_interrupted()
+
+    monkeypatch.setattr(type(net.control_model), "forward", cancelled)
+    with pytest.raises(mm.InterruptProcessingException):
+        sample(positive=conditioning)
+    monkeypatch.setattr(type(net.control_model), "forward", forward)
+    assert torch.equal(sample(positive=conditioning), before)
+
+
 def test_the_negative_output(node, positive, other, net, vae, pixels):
     given = {"positive": positive, "control_net": net, "image": pixels, "vae": vae}
     alone, both = node(APPLY, **given), node(APPLY, **given, negative=other)
