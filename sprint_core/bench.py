@@ -9,7 +9,6 @@ meets all of them; medians of the runs. A table, then one JSON document on the l
 
 import argparse
 import functools
-import json
 import logging
 import statistics
 import time
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import checkpoint, controlnet, presets
+from . import checkpoint, command, controlnet, presets
 from .autoencoder import Autoencoder
 from .autoencoder_config import DOWNSCALE, SANA, SCALE
 from .config import usable_device
@@ -188,15 +187,8 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = _arguments(argv)
-    try:
-        result = run(args)
-    except (ValueError, OSError) as error:
-        log.error("error: %s", error)
-        return 1
-    tqdm.write(json.dumps(result))
-    return 0
+    return command.run(lambda: run(args))
 
 
 if __name__ == "__main__":

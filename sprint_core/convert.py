@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import autoencoder_config, checkpoint, gemma, keymaps, presets, quantise, tensorfile, text
+from . import autoencoder_config, checkpoint, command, gemma, keymaps, presets, quantise, tensorfile, text
 from .checkpoint import KINDS, CheckpointError, Weights
 
 log = logging.getLogger(__name__)
@@ -161,13 +161,13 @@ def _write_bytes(path: Path, content: bytes) -> None:
 # --- writing ------------------------------------------------------------------------------------------
 
 
-def convert(source: Path, target: Path, to: str, only: str | None, form: str | None, force: bool, command: str) -> dict:
+def convert(source: Path, target: Path, to: str, only: str | None, form: str | None, force: bool, said: str) -> dict:
     """Read, rewrite, write whole or not at all. Raises CheckpointError, OSError before anything is written."""
     _check_names(source, target, to, force)
     parts = parts_of(source, only)
     if form:
         _quantise(parts, form)
-    plan = outputs(parts, to, {"source": source.name, "command": command})
+    plan = outputs(parts, to, {"source": source.name, "command": said})
     _check_space(target, plan)
     _write(target, plan)
     return {
@@ -247,18 +247,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = _arguments(argv)
-    command = f"python -m sprint_core.convert --to {args.to}" + (
-        f" --quantize {args.quantize}" if args.quantize else ""
-    )
-    try:
-        result = convert(args.source, args.target, args.to, args.part, args.quantize, args.force, command)
-    except (ValueError, OSError) as error:
-        log.error("error: %s", error)
-        return 1
-    print(json.dumps(result))
-    return 0
+    said = f"python -m sprint_core.convert --to {args.to}" + (f" --quantize {args.quantize}" if args.quantize else "")
+    return command.run(lambda: convert(args.source, args.target, args.to, args.part, args.quantize, args.force, said))
 
 
 if __name__ == "__main__":

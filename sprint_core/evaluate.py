@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, evaluate_control, features, judge, presets, sampler, scenes, tensorfile, trigflow
+from . import checkpoint, command, evaluate_control, features, judge, presets, sampler, scenes, tensorfile, trigflow
 from .autoencoder_config import DOWNSCALE
 from .checkpoint import CheckpointError
 from .config import usable_device
@@ -290,15 +290,8 @@ def _run_control(args: argparse.Namespace, pipeline: Pipeline, steps: Sequence[i
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = _arguments(argv)
-    try:
-        result = run(args)
-    except (ValueError, OSError) as error:
-        log.error("error: %s", error)
-        return 1
-    tqdm.write(json.dumps(result))
-    return 0
+    return command.run(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Command line: python -m sprint_core.pipeline "a cat" --steps 2
 """
 
 import argparse
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, controlnet, edges, presets, sampler, sizes, text, trigflow
+from . import checkpoint, command, controlnet, edges, presets, sampler, sizes, text, trigflow
 from . import images as images_of_files
 from .autoencoder import Autoencoder
 from .autoencoder_config import DOWNSCALE, SCALE
@@ -380,15 +379,8 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = _arguments(argv)
-    try:
-        result = run(args)
-    except (ValueError, OSError) as error:
-        log.error("error: %s", error)
-        return 1
-    tqdm.write(json.dumps(result))
-    return 0
+    return command.run(lambda: run(args))
 
 
 if __name__ == "__main__":

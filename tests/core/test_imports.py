@@ -14,6 +14,7 @@ CORE, NODES = ROOT / "sprint_core", ROOT / "nodes"
 # Each module may import those before it. A new module finds its place here; sub-folders come after all of them.
 ORDER = (
     "config",
+    "command",
     "trigflow",
     "layers",
     "tiling",

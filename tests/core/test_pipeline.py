@@ -298,7 +298,9 @@ def test_command_line_image_to_image(folder, tmp_path, capsys, caplog):
     options = ("--model", folder, "--image", source, "--out", tmp_path / "x.png")
     result = command(capsys, PROMPT, *options, "--strength", 0.5, "--batch", 2)
     assert result["size"] == [96, 64] and "size 100x70 rounded to 96x64" in caplog.text
-    resized = Image.open(source).convert("RGB").resize((96, 64), Image.Resampling.LANCZOS)
+    seen = Image.open(source)
+    seen = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    resized = seen.resize((96, 64), Image.Resampling.LANCZOS)
     image = torch.from_numpy(np.array(resized)).float()[None] / 255
     want = Pipeline.load(folder).generate([PROMPT] * 2, seeds=[0, 1], image=image, strength=0.5)
     for one, path in zip(want, result["images"]):

@@ -1,0 +1,21 @@
+"""What the command lines share: a JSON document on the last line, or one line that says what is wrong."""
+
+import json
+import logging
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+
+def run(work: Callable[[], dict]) -> int:
+    """Do it, and return the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        result = work()
+    except (ValueError, OSError) as error:
+        log.error("error: %s", error)
+        return 1
+    tqdm.write(json.dumps(result))
+    return 0
