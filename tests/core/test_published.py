@@ -190,7 +190,7 @@ def test_stabilisers_keep_the_weights_and_start_fresh():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recipe": "sprint-7B"}, "no recipe sprint-7B; there are demo, sprint-0.6B, sprint-1.6B, tiny"),
+        ({"recipe": "sprint-7B"}, "no recipe sprint-7B; there are demo, sprint-0.6B, sprint-1.6B, demo-control"),
         ({"teacher": None, "text_encoder": None, "data": None}, "tiny needs --teacher, --text-encoder, --data"),
         ({"vae": None}, "tiny needs --vae"),
         ({"stage": "decoder"}, "--stage decoder: tiny has the stages teacher, distill"),
@@ -249,7 +249,7 @@ def test_a_folder_of_another_run_is_refused(run, tmp_path, caplog, monkeypatch):
     refused = {
         f"{out / 'distill'} holds another run": {"set": "distill.lr=1"},
         "choose another --out, or delete it": {"teacher": other},
-        "latents of another auto-encoder or text encoder": {"vae": other},
+        "made by another auto-encoder, text encoder or kind of edges": {"vae": other},
         f"choose another --out or delete {out / 'encoded'}": {"text_encoder": other},
     }
     for message, options in refused.items():

@@ -99,7 +99,7 @@ def test_a_pickle_that_wants_to_run_code(refused, file, host, monkeypatch, bare)
         (["double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight"], "FLUX"),
         (["transformer.transformer_blocks.0.attn1.to_q.lora_A.weight"], "a LoRA"),
         (["lora_unet_transformer_blocks_0_attn1_to_q.lora_up.weight"], "a LoRA"),
-        (["controlnet_blocks.0.weight", "transformer_blocks.0.ff.conv_inverted.weight"], "ControlNet"),
+        (["input_block.weight", "transformer_blocks.0.ff.conv_inverted.weight"], "ControlNet"),
         (["decoder.mid.block_1.norm1.weight", "encoder.conv_in.weight"], "auto-encoder"),
         (["encoder.block.0.layer.0.SelfAttention.q.weight"], "T5"),
         (["what.is.this"], "does not know"),

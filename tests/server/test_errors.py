@@ -76,7 +76,7 @@ def write_bad_file(kind: str, path, trap) -> None:
         "sdxl": "model.diffusion_model.input_blocks.0.0.weight",
         "flux": "double_blocks.0.img_attn.qkv.weight",
         "lora": "lora_unet_transformer_blocks_0_attn1_to_q.lora_down.weight",
-        "controlnet": "controlnet_blocks.0.weight",
+        "controlnet": "input_block.weight",
         "vae": "decoder.norm_out.weight",
     }
     if kind == "empty":
