@@ -4,6 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from ..sprint_core import edges
+from ..sprint_core.controlnet import MAX_STRENGTH
 from .adapters import annotators, screen
 from .adapters import control as adapter
 
@@ -14,6 +15,7 @@ METHODS = ("auto", annotators.HED, "soft")
 class ControlNetApply(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        share = {"min": 0.0, "max": 1.0, "step": 0.001}
         return io.Schema(
             node_id="SanaSprintControlNetApply",
             display_name="SANA-Sprint ControlNet Apply",
@@ -31,22 +33,23 @@ class ControlNetApply(io.ComfyNode):
                 ),
                 io.Vae.Input("vae", tooltip="SANA's VAE: the ControlNet reads the image as a latent."),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=10.0, step=0.01, tooltip="How strictly. 0 switches it off."
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=MAX_STRENGTH,
+                    step=0.01,
+                    tooltip="How strictly. 0 switches it off.",
                 ),
                 io.Float.Input(
                     "start_percent",
                     default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
+                    **share,
                     tooltip="Where on the way from noise to picture it begins to act.",
                 ),
                 io.Float.Input(
                     "end_percent",
                     default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
+                    **share,
                     tooltip="Where it ceases to act. By the paper's schedule and at denoise 1, 2 steps lie at 0 and "
                     "0.17, 4 at 0, 0.17, 0.3 and 0.62: an end of 0.1 steers the first step alone. With less denoise "
                     "the first step lies later.",

@@ -9,7 +9,6 @@ meets all of them; medians of the runs. A table, then one JSON document on the l
 
 import argparse
 import functools
-import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,8 +24,6 @@ from .config import usable_device
 from .pipeline import DTYPES
 from .sizes import MAX_PX, MIN_PX
 from .transformer import LATENT_CHANNELS, SanaTransformer
-
-log = logging.getLogger(__name__)
 
 MODELS = {"demo": "", "0.6B": "sprint-0.6B", "1.6B": "sprint-1.6B"}
 CAPTION_TOKENS = 20

@@ -26,7 +26,7 @@ AUTHORS, DIFFUSERS = "authors", "diffusers"
 WIRINGS = (AUTHORS, DIFFUSERS)
 PUBLISHED_BLOCKS = 7
 MAX_STRENGTH = 10.0  # that anybody offers
-SHARED = ("patch_embed.", "time_embed.", "caption_projection.", "caption_norm.")  # with the trunk
+SHARED = ("patch_embed.", "time_embed.", "caption_projection.", "caption_norm.", "base_block.")  # with the trunk
 OWN = ("input_block.", "controlnet_blocks.")  # that the trunk has not
 TRUNK_TIME_SCALE = 1000.0  # the published ControlNets belong to SANA 1.0, which embeds 1000 s
 

@@ -15,7 +15,6 @@ them they are written as zeros. The last line is one JSON document.
 
 import argparse
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -28,8 +27,6 @@ from torch import Tensor
 
 from . import autoencoder_config, checkpoint, command, gemma, keymaps, presets, quantise, tensorfile, text
 from .checkpoint import KINDS, CheckpointError, Weights
-
-log = logging.getLogger(__name__)
 
 LAYOUTS = ("native", "diffusers", "nvlabs", "comfy")
 CAPTION_TOKENS = 300  # of the authors' empty caption
@@ -51,18 +48,17 @@ class Output:
 
 def parts_of(path: Path, only: str | None = None) -> list[Weights]:
     """Every part of a file or folder, or the one asked for. Raises CheckpointError."""
-    kinds = [only] if only else [kind for kind in KINDS if _has(path, kind)]
-    if not kinds:
-        tensors = list(tensorfile.read(path).tensors)
-        family = checkpoint.foreign_family(tensors) or "something this pack does not know"
-        raise CheckpointError(f"{path}: this is {family}; nothing in it can be converted")
+    if only:
+        kinds = [only]
+    elif (path / "model_index.json").is_file():
+        kinds = [kind for kind in KINDS if (path / KINDS[kind].folder).is_dir()]
+    else:
+        names = list(tensorfile.read(path).tensors)
+        kinds = checkpoint.kinds_in(names)
+        if not kinds:
+            family = checkpoint.foreign_family(names) or "something this pack does not know"
+            raise CheckpointError(f"{path}: this is {family}; nothing in it can be converted")
     return [checkpoint.load(path, kind) for kind in kinds]
-
-
-def _has(path: Path, kind: str) -> bool:
-    if path.is_dir() and (path / "model_index.json").is_file():
-        return (path / KINDS[kind].folder).is_dir()
-    return kind in checkpoint.kinds_in(tensorfile.read(path).tensors)
 
 
 # --- the layouts --------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ The last line is one JSON document.
 import argparse
 import itertools
 import json
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,8 +31,6 @@ from .checkpoint import CheckpointError
 from .config import usable_device
 from .pipeline import DTYPES, Pipeline, find_model
 from .transformer import LATENT_CHANNELS
-
-log = logging.getLogger(__name__)
 
 BATCH = 25
 TEACHER_STEPS = 20

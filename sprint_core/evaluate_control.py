@@ -37,19 +37,16 @@ def paint(
 ) -> Painted:
     """Every prompt with the edges of its scene, and without; image i has seed `seed` + i."""
     device = next(net.parameters()).device
-    painted: Painted = {}
+    painted: dict[tuple[str, int], list[Tensor]] = {(kind, n): [] for kind in (*KINDS, FREE) for n in steps}
     for kind in (*KINDS, FREE):
-        for n in steps:
-            images = []
-            for start in tqdm(range(0, len(prompts), BATCH), desc=f"{kind} {n}", leave=False):
-                some = prompts[start : start + BATCH]
-                hints = [] if kind == FREE else [Control(net, control_images(some, kind).to(device))]
-                seeds = [seed + start + i for i in range(len(some))]
-                texts = [prompt.text for prompt in some]
-                given = {"steps": n, "guidance": guidance, "controls": hints}
-                images.append(pipeline.generate(texts, seeds=seeds, **given).mul(255).round().byte().cpu())
-            painted[kind, n] = torch.cat(images)
-    return painted
+        for start in tqdm(range(0, len(prompts), BATCH), desc=kind, leave=False):
+            some = prompts[start : start + BATCH]
+            hints = [] if kind == FREE else [Control(net, control_images(some, kind).to(device))]
+            given = {"seeds": [seed + start + i for i in range(len(some))], "guidance": guidance, "controls": hints}
+            for n in steps:
+                images = pipeline.generate([prompt.text for prompt in some], steps=n, **given)
+                painted[kind, n].append(images.mul(255).round().byte().cpu())
+    return {way: torch.cat(images) for way, images in painted.items()}
 
 
 def control_images(prompts: Sequence[scenes.Prompt], kind: str) -> Tensor:

@@ -64,10 +64,9 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         raise ValueError(f"no recipe {args.recipe}; there are {', '.join(recipes.RECIPES)}")
     if args.ablations and (args.recipe, args.stage, args.data, args.student) != ("demo", "all", SCENES, None):
         raise ValueError("--ablations is of the demo world as it is: without --recipe, --stage, --data and --student")
-    unread = [option for name, option in NEEDED.items() if name != "autoencoder" and getattr(args, name) is not None]
-    unread += ["--time-scale"] * (args.time_scale is not None)
+    of_teacher = {"--teacher": args.teacher, "--time-scale": args.time_scale}
+    unread = [option for option, value in of_teacher.items() if value is not None]
     if recipes.RECIPES[args.recipe].is_control:
-        unread = ["--teacher"] * (args.teacher is not None) + ["--time-scale"] * (args.time_scale is not None)
         if unread:
             raise ValueError(f"{', '.join(unread)}: a ControlNet has no teacher; --student takes its SANA-Sprint")
         if args.stage not in ("control", "all"):
@@ -78,8 +77,10 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         if args.pool is not None and not scenes:
             raise ValueError("--pool: of scenes; --recipe control learns from all pictures of --data")
     elif args.hed or args.control:
-        raise ValueError(f"{'--hed' if args.hed else '--control'} is of the recipe control")
-    elif unread and not recipes.RECIPES[args.recipe].preset:
+        only = "--hed is of the recipe control" if args.hed else "--control is of the recipes demo-control and control"
+        raise ValueError(only)
+    elif (unread or args.text_encoder) and not recipes.RECIPES[args.recipe].preset:
+        unread += ["--text-encoder"] * (args.text_encoder is not None)
         raise ValueError(f"{', '.join(unread)}: the demo learns from nothing; is --recipe sprint-0.6B missing?")
     if args.pool is not None and args.pool < 1:
         raise ValueError(f"--pool {args.pool}: at least one scene is needed")

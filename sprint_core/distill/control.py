@@ -26,7 +26,7 @@ from . import data
 from .autoencoder import displayed
 from .encoded import EncodedPictures
 from .pictures import captioned
-from .published import Embedded
+from .published import Embedded, encode_pictures
 from .recipes import Objective, Recipe
 from .student import DistillStage, Given, LogVariance
 from .teacher import Captioned, Encoding, Preview
@@ -46,7 +46,7 @@ class Controlled(nn.Module):
         super().__init__()
         self.branch, self.log_variance = branch, LogVariance()
         for name, parameter in branch.named_parameters():
-            parameter.requires_grad_(not name.startswith((*controlnet.SHARED, "base_block.")))
+            parameter.requires_grad_(not name.startswith(controlnet.SHARED))
 
 
 def block_count(depth: int) -> int:
@@ -127,7 +127,7 @@ class ControlRun:
         """The given ControlNet. Raises CheckpointError if it is not of this trunk."""
         weights = checkpoint.load(self.sources.branch, "controlnet")
         same = tensorfile.hash_of(controlnet.of_trunk(self.given.tensors, weights.config.wiring))
-        own = {k: v for k, v in weights.tensors.items() if k.startswith((*controlnet.SHARED, "base_block."))}
+        own = {k: v for k, v in weights.tensors.items() if k.startswith(controlnet.SHARED)}
         if tensorfile.hash_of(own) != same:
             raise CheckpointError(f"{self.sources.branch}: a ControlNet of another model than {self.sources.student}")
         return copy.deepcopy(checkpoint.build(weights, dtype=torch.float32, device=self.workers.device))
@@ -139,18 +139,17 @@ class ControlRun:
 
     def branch(self) -> controlnet.SanaControlNet:
         """Trained to the end."""
-        weights = checkpoint.build(self.given, dtype=torch.float32, device=self.workers.device)
-        transformer = copy.deepcopy(weights)  # out of its file
+        mapped = checkpoint.build(self.given, dtype=torch.float32, device=self.workers.device)
+        transformer = copy.deepcopy(mapped)  # out of its file
         trunk, pictures, preview = (self._of_scenes if self.items is None else self._of_pictures)(transformer)
         schedule = self.recipe.stages["control"]
-        begun = self.begun and self.begun.requires_grad_(True)
-        stage = ControlStage(trunk, pictures, self.recipe.objective, preview, schedule.recompute, begun)
+        stage = ControlStage(trunk, pictures, self.recipe.objective, preview, schedule.recompute, self.begun)
         stage.settings |= {
             "trunk": data.weights_hash(transformer),
             "text_encoder": tensorfile.hash_of(self.encoder.tensors),
         }
-        if begun is not None:
-            stage.settings |= {"branch": data.weights_hash(begun)}
+        if self.begun is not None:
+            stage.settings |= {"branch": data.weights_hash(self.begun)}
         return Trainer(stage, schedule, self.out, SEED, self.workers).train().branch.eval()
 
     def _of_scenes(self, transformer: SanaTransformer) -> tuple[Encoding, data.ControlledScenes, Preview]:
@@ -158,11 +157,10 @@ class ControlRun:
         prompts = text.PromptTokenizer(checkpoint.load_tokenizer(self.encoder), checkpoint.text_preset(self.encoder))
         with self.workers.first():
             pictures = data.ControlledScenes(self.autoencoder, self.out, self.pool)
-        shown = [scenes.prompts(name, 2)[i] for name in scenes.CATEGORIES for i in range(2)]
-        drawn = torch.from_numpy(scenes.render_batch([prompt.scene for prompt in shown])).float() / 255.0
-        control = data.control_images(drawn.movedim(-1, 1) * 2 - 1).to(self.workers.device)
+        shown = [prompt for name in scenes.CATEGORIES for prompt in scenes.prompts(name, 2)]
+        control = data.control_images(data.pixels_of(scenes.render(prompt.scene) for prompt in shown))
         with torch.no_grad():
-            hints = self.autoencoder.encode(control) * SCALE
+            hints = self.autoencoder.encode(control.to(self.workers.device)) * SCALE
         model = self.autoencoder
         decode = lambda latents: displayed(model.decode(latents / SCALE))  # noqa: E731
         preview = Preview([prompt.text for prompt in shown], hints.shape[1:], decode, hints)
@@ -170,25 +168,16 @@ class ControlRun:
 
     def _of_pictures(self, transformer: SanaTransformer) -> tuple[Encoding, EncodedPictures, None]:
         device = self.workers.device
-        gemma = checkpoint.build(self.encoder, device=device)
-        encoder = text.TextEncoder(gemma, checkpoint.load_tokenizer(self.encoder), checkpoint.text_preset(self.encoder))
-        vae, size_px = self.autoencoder, self.given.settings["size_px"]
         hed = self.hed.to(device) if self.hed else None
-
-        @torch.inference_mode()
-        def encode_image(images: Tensor) -> Tensor:
-            return (vae.encode(images.to(device)) * SCALE).float().cpu()
 
         @torch.inference_mode()
         def control(images: Tensor) -> Tensor:
             return data.control_images(images.to(device), hed)
 
-        made_by = f"edges {EDGES_VERSION} {data.weights_hash(self.hed) if self.hed else ''}".strip()
-        identity = f"{data.weights_hash(vae)} {data.weights_hash(gemma)} {size_px} {made_by}"
-        with self.workers.first():
-            folder = self.out / "encoded"
-            pictures = EncodedPictures(self.items, folder, encode_image, encoder.encode, size_px, identity, control)
-        del self.__dict__["autoencoder"]
+        made_by = f"edges {EDGES_VERSION} {data.weights_hash(hed) if hed else ''}"
+        vae, size_px = checkpoint.load(self.sources.autoencoder, "autoencoder"), self.given.settings["size_px"]
+        folder = self.out / "encoded"
+        pictures = encode_pictures(self.items, folder, vae, self.encoder, size_px, self.workers, control, made_by)
         return Embedded(transformer, pictures.null), pictures, None
 
     def export(self, branch: controlnet.SanaControlNet, command: str) -> list[Path]:

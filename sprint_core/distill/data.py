@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ SAMPLED = 16  # scenes that stand for all of them
 
 def images(seeds: Sequence[int], split: str = "train") -> Tensor:
     """Renders of the scenes with these seeds: [b, 3, 256, 256] in [-1, 1]."""
-    return _pixels([scenes.render(scenes.scene_and_caption(seed, split)[0]) for seed in seeds])
+    return pixels_of([scenes.render(scenes.scene_and_caption(seed, split)[0]) for seed in seeds])
 
 
 def captions(seeds: Sequence[int], random: SampleRandom) -> list[str]:
@@ -71,7 +71,7 @@ def drawn_anywhere(seeds: Sequence[int]) -> Tensor:
 
     The world's nine places are for captions; who draws, draws anywhere.
     """
-    return _pixels([scenes.render(_scene(seed), moved=_moved(seed)) for seed in seeds])
+    return pixels_of([scenes.render(_scene(seed), moved=_moved(seed)) for seed in seeds])
 
 
 def scene_edges(seeds: Sequence[int]) -> Tensor:
@@ -87,16 +87,16 @@ def scene_edges(seeds: Sequence[int]) -> Tensor:
             moved = [moved[i] for i in kept] if moved else ()
             scene = dataclasses.replace(scene, things=tuple(scene.things[i] for i in kept))
         pictures.append(scenes.render(scene, moved=moved))
-    return control_images(_pixels(pictures))
+    return control_images(pixels_of(pictures))
 
 
 def _moved(seed: int) -> Sequence[tuple[int, int]]:
     return scenes.moves(_scene(seed), seed) if seed // 2 % 2 else ()
 
 
-def _pixels(pictures: Sequence[np.ndarray]) -> Tensor:
+def pixels_of(pictures: Iterable[np.ndarray]) -> Tensor:
     """[h, w, 3] uint8 each -> [b, 3, h, w] in [-1, 1]."""
-    return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).float().div_(127.5).sub_(1.0)
+    return torch.from_numpy(np.stack(list(pictures))).movedim(-1, 1).float().div_(127.5).sub_(1.0)
 
 
 class SceneLatents:

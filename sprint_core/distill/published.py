@@ -8,7 +8,7 @@ The DC-AE and Gemma-2 encode and are released; training sees the transformer alo
 import copy
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from .. import checkpoint, presets, text
 from ..autoencoder_config import DOWNSCALE, SCALE, AutoencoderConfig
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, Weights
 from ..gemma import GemmaConfig
 from ..transformer import LATENT_CHANNELS, SanaTransformer
 from . import data
 from .encoded import EncodedPictures
-from .pictures import captioned
+from .pictures import Item, captioned
 from .recipes import Recipe
 from .student import DistillStage, continued
 from .teacher import TeacherStage, is_stable, student_of
@@ -72,6 +72,33 @@ def stabilised(teacher: SanaTransformer) -> SanaTransformer:
     return model
 
 
+def encode_pictures(
+    items: Iterable[Item],
+    folder: Path,
+    autoencoder: Weights,
+    text_encoder: Weights,
+    size_px: int,
+    workers: Workers,
+    control: Callable[[Tensor], Tensor] | None = None,
+    made_by: str = "",
+) -> EncodedPictures:
+    """Latents and embeddings of all pictures, encoded once; both encoders are released afterwards.
+
+    control: makes a ControlNet's images of pictures, made_by: what tells it from other ways to make them.
+    """
+    device, dtype = workers.device, _inference_dtype(workers.device)
+    vae, gemma = (checkpoint.build(weights, dtype=dtype, device=device) for weights in (autoencoder, text_encoder))
+    encoder = text.TextEncoder(gemma, checkpoint.load_tokenizer(text_encoder), checkpoint.text_preset(text_encoder))
+
+    @torch.inference_mode()
+    def encode_image(images: Tensor) -> Tensor:
+        return (vae.encode(images.to(device, dtype)) * SCALE).float().cpu()
+
+    identity = f"{data.weights_hash(vae)} {data.weights_hash(gemma)} {size_px} {made_by}".strip()
+    with workers.first():
+        return EncodedPictures(items, folder, encode_image, encoder.encode, size_px, identity, control)
+
+
 class Published:
     """A run in one folder. Raises ValueError, CheckpointError or OSError before the first step where it cannot be."""
 
@@ -113,20 +140,8 @@ class Published:
     @functools.cached_property
     def encoded(self) -> EncodedPictures:
         """Latents and embeddings of all pictures, encoded once; both encoders are released afterwards."""
-        device, text_weights = self.workers.device, self.encoders["text_encoder"]
-        dtype = _inference_dtype(device)
-        vae, gemma = (checkpoint.build(weights, dtype=dtype, device=device) for weights in self.encoders.values())
-        self.encoders.clear()
-        encoder = text.TextEncoder(gemma, checkpoint.load_tokenizer(text_weights), checkpoint.text_preset(text_weights))
-
-        @torch.inference_mode()
-        def encode_image(images: Tensor) -> Tensor:
-            return (vae.encode(images.to(device, dtype)) * SCALE).float().cpu()
-
-        identity = f"{data.weights_hash(vae)} {data.weights_hash(gemma)} {self.size_px}"
-        folder = self.out / "encoded"
-        with self.workers.first():
-            return EncodedPictures(self.items, folder, encode_image, encoder.encode, self.size_px, identity)
+        vae, gemma = self.encoders.pop("autoencoder"), self.encoders.pop("text_encoder")
+        return encode_pictures(self.items, self.out / "encoded", vae, gemma, self.size_px, self.workers)
 
     def teacher(self) -> Embedded:
         """The given model, fine-tuned with the stabilisers that sCM needs."""
