@@ -12,7 +12,7 @@ DTYPE_TIP = (
 )
 MODEL_FOLDERS = ("diffusion_models", "checkpoints")
 TEXT_FOLDERS = ("text_encoders", "checkpoints")
-VAE_FOLDERS = ("vae", "checkpoints")
+VAE_FOLDERS = ("vae", "checkpoints", "vae_approx")
 CONTROL_FOLDERS = ("controlnet",)
 
 
@@ -132,14 +132,15 @@ class LoadVAE(io.ComfyNode):
             node_id="SanaSprintVAELoader",
             display_name="Load SANA VAE",
             category=CATEGORY,
-            description="Loads a DC-AE f32c32: sana 1.0 and 1.1, and the faster lite and turbo decoders.",
-            search_aliases=["dc-ae", "dcae", "sana vae", "deep compression autoencoder"],
+            description="Loads a DC-AE f32c32: sana 1.0 and 1.1, the faster lite and turbo decoders, or the tiny TAESANA.",
+            search_aliases=["dc-ae", "dcae", "sana vae", "deep compression autoencoder", "taesana"],
             inputs=[
                 io.Combo.Input(
                     "vae",
                     options=folders.choices(*VAE_FOLDERS),
                     tooltip="From models/vae, models/checkpoints or models/diffusers, in its authors' or in diffusers' "
-                    "layout.",
+                    "layout. A TAESANA, for drafts, also from models/vae_approx: taesana_decoder, with taesana_encoder "
+                    "beside it if images are to be encoded, too.",
                 ),
                 dtype_input("bf16", "fp32"),
             ],

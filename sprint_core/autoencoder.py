@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .autoencoder_config import SANA, VIT, AutoencoderConfig
 from .layers import GLUMBConv, relu_linear_attention
-from .tiling import Progress, run_tiled
+from .tiling import TiledCodec
 
 NORM_EPS = 1e-5
 ATTENTION_EPS = 1e-15  # EfficientViT's value, under which DC-AE was trained; SANA's transformer has 1e-8
@@ -234,7 +234,7 @@ class Decoder(nn.Module):
         return self.conv_out(self.act(self.norm_out(x)))
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(TiledCodec):
     """DC-AE with the names of diffusers' AutoencoderDC. Inputs must have the weights' dtype and device."""
 
     def __init__(
@@ -247,51 +247,20 @@ class Autoencoder(nn.Module):
     ):
         super().__init__()
         self.config = config
+        self.image_channels, self.latent_channels, self.cell_px = (
+            config.in_channels,
+            config.latent_channels,
+            config.downscale,
+        )
         self.encoder = Encoder(config, ops, dtype=dtype, device=device)
         self.decoder = Decoder(config, ops, dtype=dtype, device=device)
 
     def encode(self, image: Tensor) -> Tensor:
         """image [b, 3, h, w] in [-1, 1] -> raw latent [b, 32, h/32, w/32]. Raises ValueError on other shapes."""
-        self._check_image(image)
+        self.check_image(image)
         return self.encoder(image)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Raw latent [b, 32, h, w] -> image [b, 3, 32h, 32w], not clamped. Raises ValueError on other shapes."""
-        self._check_latent(latent)
+        self.check_latent(latent)
         return self.decoder(latent)
-
-    def encode_tiled(
-        self, image: Tensor, tile_px: int = 1024, overlap_px: int = 256, progress: Progress | None = None
-    ) -> Tensor:
-        """`encode` by tiles, in the memory of one. Attention sees one tile at a time, so results differ a little.
-
-        tile_px, overlap_px: multiples of 32 pixels, the overlap below the tile, else ValueError.
-        progress: called with (done, total) after each tile.
-        """
-        self._check_image(image)
-        tile, overlap = self._cells(tile_px, overlap_px)
-        return run_tiled(self.encoder, image, self.config.downscale, 1, tile, overlap, progress)
-
-    def decode_tiled(
-        self, latent: Tensor, tile_px: int = 1024, overlap_px: int = 256, progress: Progress | None = None
-    ) -> Tensor:
-        """`decode` by tiles; sizes are in pixels of the image, as in `encode_tiled`."""
-        self._check_latent(latent)
-        tile, overlap = self._cells(tile_px, overlap_px)
-        return run_tiled(self.decoder, latent, 1, self.config.downscale, tile, overlap, progress)
-
-    def _check_image(self, image: Tensor) -> None:
-        c, n = self.config.in_channels, self.config.downscale
-        if image.ndim != 4 or image.shape[1] != c or image.shape[2] % n or image.shape[3] % n:
-            raise ValueError(f"image must be [b, {c}, h, w] with h and w multiples of {n}, not {list(image.shape)}")
-
-    def _check_latent(self, latent: Tensor) -> None:
-        c = self.config.latent_channels
-        if latent.ndim != 4 or latent.shape[1] != c:
-            raise ValueError(f"latent must be [b, {c}, h, w], not {list(latent.shape)}")
-
-    def _cells(self, tile_px: int, overlap_px: int) -> tuple[int, int]:
-        n = self.config.downscale
-        if tile_px % n or overlap_px % n or not 0 <= overlap_px < tile_px:
-            raise ValueError(f"tile {tile_px} px and overlap {overlap_px} px must be multiples of {n}, overlap < tile")
-        return tile_px // n, overlap_px // n

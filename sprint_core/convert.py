@@ -2,6 +2,8 @@
 
     python -m sprint_core.convert IN OUT [--to native|diffusers|nvlabs|comfy] [--part transformer|...]
                                          [--quantize fp8_e4m3fn|int8] [--force]
+    python -m sprint_core.convert --fit-preview VAE IMAGES
+        colours for live previews, fitted on a folder of pictures; they lie beside the VAE, where loaders find them
 
 IN is a file or folder with one part or several. OUT is a file, or a folder for diffusers. Unless something is
 quantised, every tensor comes out bit for bit. Tensors that only training needs are dropped; where a layout demands
@@ -25,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import autoencoder_config, checkpoint, command, gemma, keymaps, presets, quantise, tensorfile, text
+from . import autoencoder_config, checkpoint, command, gemma, keymaps, presets, preview, quantise, tensorfile, text
 from .checkpoint import KINDS, CheckpointError, Weights
 
 LAYOUTS = ("native", "diffusers", "nvlabs", "comfy")
@@ -231,19 +233,27 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m sprint_core.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("source", type=Path, metavar="IN")
-    add("target", type=Path, metavar="OUT")
+    add("source", type=Path, metavar="IN", nargs="?")
+    add("target", type=Path, metavar="OUT", nargs="?")
     add("--to", choices=LAYOUTS, default="native")
     add("--part", choices=list(KINDS), help="one part of several (default: all)")
     add(
         "--quantize", choices=list(quantise.FORMATS), help="the linear layers of transformer and text encoder in 8 bits"
     )
     add("--force", action="store_true", help="overwrite OUT")
-    return parser.parse_args(argv)
+    add(
+        "--fit-preview", type=Path, nargs=2, metavar=("VAE", "IMAGES"), help="colours for live previews, beside the VAE"
+    )
+    args = parser.parse_args(argv)
+    if (args.fit_preview is None) != (args.target is not None):
+        parser.error("name IN and OUT, or --fit-preview VAE IMAGES")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
+    if args.fit_preview:
+        return command.run(lambda: preview.fit_file(*args.fit_preview, args.force))
     said = f"python -m sprint_core.convert --to {args.to}" + (f" --quantize {args.quantize}" if args.quantize else "")
     return command.run(lambda: convert(args.source, args.target, args.to, args.part, args.quantize, args.force, said))
 

@@ -3,13 +3,14 @@
 Reading is memory-mapped and never executes code from a file; writing is atomic.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -128,19 +129,27 @@ def read_json(path: Path) -> dict:
     return data
 
 
-def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file; an interruption leaves the old file, or none, but never half of one."""
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary file to write, which then takes the path: an interruption leaves the old file, or none, but never
+    half of one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, whole or not at all."""
+    with replacing(path) as temporary:
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         safetensors.torch.save_file(tensors, temporary, {"format": "pt", **metadata})
         _sort_metadata(temporary)
         temporary.chmod(0o644)  # the library makes files that only their owner can read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _sort_metadata(path: Path) -> None:

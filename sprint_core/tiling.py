@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Progress = Callable[[int, int], None]
 
@@ -57,3 +57,49 @@ def run_tiled(
         if progress:
             progress(done, len(jobs))
     return part if out is None else out.to(part.dtype)
+
+
+class TiledCodec(nn.Module):
+    """What codecs have besides `encode` and `decode`: the same by tiles, and what both refuse."""
+
+    image_channels: int
+    latent_channels: int
+    cell_px: int  # a side of a latent cell
+
+    def encode_tiled(
+        self, image: Tensor, tile_px: int = 1024, overlap_px: int = 256, progress: Progress | None = None
+    ) -> Tensor:
+        """`encode` by tiles, in the memory of one. Attention sees one tile at a time, so results differ a little.
+
+        tile_px, overlap_px: whole cells, the overlap below the tile, else ValueError.
+        progress: called with (done, total) after each tile.
+        """
+        self.check_image(image)
+        tile, overlap = self._cells(tile_px, overlap_px)
+        return run_tiled(self.encode, image, self.cell_px, 1, tile, overlap, progress)
+
+    def decode_tiled(
+        self, latent: Tensor, tile_px: int = 1024, overlap_px: int = 256, progress: Progress | None = None
+    ) -> Tensor:
+        """`decode` by tiles; sizes are in pixels of the image, as in `encode_tiled`."""
+        self.check_latent(latent)
+        tile, overlap = self._cells(tile_px, overlap_px)
+        return run_tiled(self.decode, latent, 1, self.cell_px, tile, overlap, progress)
+
+    def check_image(self, image: Tensor) -> None:
+        """Raises ValueError where it is not [b, c, h, w] of whole cells."""
+        c, n = self.image_channels, self.cell_px
+        if image.ndim != 4 or image.shape[1] != c or image.shape[2] % n or image.shape[3] % n:
+            raise ValueError(f"image must be [b, {c}, h, w] with h and w multiples of {n}, not {list(image.shape)}")
+
+    def check_latent(self, latent: Tensor) -> None:
+        """Raises ValueError where it is not [b, c, h, w]."""
+        c = self.latent_channels
+        if latent.ndim != 4 or latent.shape[1] != c:
+            raise ValueError(f"latent must be [b, {c}, h, w], not {list(latent.shape)}")
+
+    def _cells(self, tile_px: int, overlap_px: int) -> tuple[int, int]:
+        n = self.cell_px
+        if tile_px % n or overlap_px % n or not 0 <= overlap_px < tile_px:
+            raise ValueError(f"tile {tile_px} px and overlap {overlap_px} px must be multiples of {n}, overlap < tile")
+        return tile_px // n, overlap_px // n

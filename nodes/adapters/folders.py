@@ -13,6 +13,7 @@ from ...sprint_core import presets
 from ...sprint_core.tensorfile import WEIGHT_SUFFIXES, CheckpointError, is_shard
 
 PIPELINES = "diffusers"
+APPROXIMATE = "vae_approx"  # where tiny decoders of all families lie; ours are told by name
 BUNDLED = {presets.BUNDLED_NAME: presets.BUNDLED, presets.BUNDLED_CONTROL_NAME: presets.BUNDLED_CONTROL}
 MAX_DEPTH = 3  # folders below a models folder that are searched
 
@@ -46,6 +47,8 @@ def models(*keys: str) -> dict[str, Path]:
             entries = _entries(Path(root))
             if key == PIPELINES:
                 entries = {name: path for name, path in entries.items() if path.is_dir()}
+            if key == APPROXIMATE:
+                entries = {name: path for name, path in entries.items() if name.startswith("taesana_decoder")}
             found = entries | found
     return found
 

@@ -22,12 +22,12 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...sprint_core import checkpoint, trigflow
+from ...sprint_core import checkpoint, preview, trigflow
 from ...sprint_core.autoencoder_config import DOWNSCALE, SCALE
 from ...sprint_core.presets import GUIDANCE
 from ...sprint_core.transformer import LATENT_CHANNELS, SanaTransformer, TransformerConfig
 from . import quantised
-from .preview import RGBFit
+from .preview import Painter
 
 log = logging.getLogger(__name__)
 
@@ -121,13 +121,13 @@ class SanaLatent(comfy.latent_formats.LatentFormat):
     latent_channels = LATENT_CHANNELS
     spacial_downscale_ratio = DOWNSCALE
 
-    @property
-    def latent_rgb_factors(self):
-        return RGBFit.latest and RGBFit.latest.factors()[0]
+    def __init__(self):
+        self.painter = Painter()
 
-    @property
-    def latent_rgb_factors_bias(self):
-        return RGBFit.latest and RGBFit.latest.factors()[1]
+    latent_rgb_factors = property(lambda self: self.painter.rows)
+    latent_rgb_factors_bias = property(lambda self: self.painter.bias)
+    latent_rgb_factors_reshape = property(lambda self: self.painter.reshape)
+    taesd_decoder_name = property(lambda self: self.painter.stock_name)
 
 
 class SanaConfig(comfy.supported_models_base.BASE):
@@ -299,6 +299,7 @@ def load_model(path, options=None, disable_dynamic=False):
     quant = quantised.prepare(weights)
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())
     config = SanaConfig(weights)
+    config.latent_format.painter.own = preview.known(path)
     load, offload = mm.get_torch_device(), mm.unet_offload_device()
     dtype = _set_dtypes(config, weights, quant, options.get("dtype"), load)
     log.info("%s", checkpoint.summary(weights))

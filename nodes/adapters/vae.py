@@ -1,4 +1,4 @@
-"""A DC-AE as ComfyUI's VAE: raw latents on the wires, feathered tiles, never fp16."""
+"""A DC-AE, or a TAESANA, as ComfyUI's VAE: raw latents on the wires, feathered tiles, never fp16."""
 
 import contextlib
 import logging
@@ -10,15 +10,17 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ...sprint_core import checkpoint
+from ...sprint_core import checkpoint, preview, tiny_autoencoder
 from ...sprint_core.autoencoder import Autoencoder
 from ...sprint_core.autoencoder_config import DOWNSCALE
-from .preview import RGBFit
+from ...sprint_core.transformer import LATENT_CHANNELS
+from .preview import Colours
 
 log = logging.getLogger(__name__)
 
 # Bytes of activations per pixel and byte of dtype: 640 and 790 measured on the CPU, and a third.
 ENCODE_FACTOR, DECODE_FACTOR = 850, 1050
+TINY_FACTOR = 600  # of a TAESANA, either way: 64 channels at full size, a few times
 RETRY_TILE, RETRY_OVERLAP = 16, 4  # latent cells: what ComfyUI falls back to when memory runs out
 
 
@@ -45,24 +47,32 @@ def _never_fp16(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 class SanaVAE(comfy.sd.VAE):
-    def __init__(self, weights: checkpoint.Weights, dtype: torch.dtype | None = None):
+    """weights: a DC-AE, or a TAESANA, which encodes and decodes the same latents."""
+
+    def __init__(self, weights: checkpoint.Weights | tiny_autoencoder.TinyWeights, dtype: torch.dtype | None = None):
         with without_log_line("No VAE weights detected"):
             super().__init__(sd={})  # sets every field of this ComfyUI's version, then stops for want of weights
+        tiny = isinstance(weights, tiny_autoencoder.TinyWeights)
+        encode, decode = (TINY_FACTOR, TINY_FACTOR) if tiny else (ENCODE_FACTOR, DECODE_FACTOR)
         self.downscale_ratio = self.upscale_ratio = DOWNSCALE
-        self.latent_channels = weights.config.latent_channels
+        self.latent_channels = LATENT_CHANNELS if tiny else weights.config.latent_channels
         self.working_dtypes = [torch.bfloat16, torch.float32]
-        self.memory_used_encode = lambda shape, dtype: ENCODE_FACTOR * shape[2] * shape[3] * mm.dtype_size(dtype)
+        self.memory_used_encode = lambda shape, dtype: encode * shape[2] * shape[3] * mm.dtype_size(dtype)
         self.memory_used_decode = lambda shape, dtype: (
-            DECODE_FACTOR * shape[2] * shape[3] * DOWNSCALE**2 * mm.dtype_size(dtype)
+            decode * shape[2] * shape[3] * DOWNSCALE**2 * mm.dtype_size(dtype)
         )
-        self.about = checkpoint.describe_tensor(weights)
+        self.about = {} if tiny else {checkpoint.TENSOR_KEY: checkpoint.describe_tensor(weights)}
         self.path = weights.path
-        self.colours = RGBFit()
+        self.colours = None if tiny else Colours(preview.of(weights))
         self.device = mm.vae_device()
         self.vae_dtype = dtype or _never_fp16(mm.vae_dtype(self.device, self.working_dtypes), self.device)
         self.output_device = mm.intermediate_device()
         ops = comfy.ops.disable_weight_init
-        self.first_stage_model = Autoencoder(weights.config, ops=ops, dtype=self.vae_dtype).eval().requires_grad_(False)
+        if tiny:
+            model = tiny_autoencoder.TinyAutoencoder(weights.halves, ops=ops, dtype=self.vae_dtype)
+        else:
+            model = Autoencoder(weights.config, ops=ops, dtype=self.vae_dtype)
+        self.first_stage_model = model.eval().requires_grad_(False)
         mm.archive_model_dtypes(self.first_stage_model)
         self.patcher = comfy.model_patcher.CoreModelPatcher(
             self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device()
@@ -108,7 +118,8 @@ class SanaVAE(comfy.sd.VAE):
                 f"the VAE {self.path} decoded NaN or infinity in {self.vae_dtype}; load it in fp32, "
                 "and check the latent that it was given"
             )
-        self.colours.observe(latent, image)
+        if self.colours is not None:
+            self.colours.observe(latent, image)
         return image
 
     def decode_tiled_(self, samples, tile_x=RETRY_TILE, tile_y=RETRY_TILE, overlap=RETRY_OVERLAP):
@@ -146,15 +157,17 @@ class SanaVAE(comfy.sd.VAE):
         return torch.cat(out)
 
     def get_sd(self):
-        return super().get_sd() | {checkpoint.TENSOR_KEY: self.about}
+        return super().get_sd() | self.about
 
 
 def load_vae(path, options=None):
-    """VAE of a file or folder. options: {'dtype'}. Raises CheckpointError."""
+    """VAE of a file or folder: a DC-AE or a TAESANA. options: {'dtype'}. Raises CheckpointError."""
     options = options or {}
-    weights = checkpoint.load(path, "autoencoder")
-    checkpoint.check_names(weights)
-    log.info("%s", checkpoint.summary(weights))
+    weights = tiny_autoencoder.load(path)
+    if weights is None:
+        weights = checkpoint.load(path, "autoencoder")
+        checkpoint.check_names(weights)
+        log.info("%s", checkpoint.summary(weights))
     vae = SanaVAE(weights, options.get("dtype"))
     vae.patcher.cached_patcher_init = (load_vae_patcher, (path, options))
     return vae

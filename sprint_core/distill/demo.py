@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .. import checkpoint, scenes, tensorfile, text
+from .. import checkpoint, preview, scenes, tensorfile, text
 from ..autoencoder import Autoencoder
 from ..autoencoder_config import SCALE
 from ..features import FeatureNetwork
@@ -179,7 +179,9 @@ class Demo:
             "text_encoder", teacher.gemma, {"text": described}, text.tokenizer_state(self.prompts.tokenizer)
         )
         sizes = {"size_px": recipes.DEMO_PX, "flow_shift": recipes.DEMO_FLOW_SHIFT}
-        parts = [self._part("transformer", student, sizes), encoder, self._part("autoencoder", vae, {})]
+        seen = preview.fit(vae, (data.images(range(start, start + 50)) for start in range(0, min(500, self.pool), 50)))
+        colours = {preview.SETTING: dataclasses.asdict(seen.factors())}
+        parts = [self._part("transformer", student, sizes), encoder, self._part("autoencoder", vae, colours)]
         paths = [folder / "sana_sprint_tiny.safetensors", folder / "sana_tiny_teacher.safetensors"]
         checkpoint.save(paths[0], parts, _provenance(command))
         checkpoint.save(paths[1], [self._part("transformer", teacher.transformer, sizes)], _provenance(command))

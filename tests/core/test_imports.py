@@ -31,6 +31,8 @@ ORDER = (
     "presets",
     "sampler",
     "checkpoint",
+    "preview",
+    "tiny_autoencoder",
     "lora",
     "edges",
     "pipeline",
