@@ -132,7 +132,7 @@ class LoadVAE(io.ComfyNode):
             node_id="SanaSprintVAELoader",
             display_name="Load SANA VAE",
             category=CATEGORY,
-            description="Loads a DC-AE f32c32: sana 1.0 and 1.1, the faster lite and turbo decoders, or the tiny TAESANA.",
+            description="Loads a DC-AE f32c32: sana 1.0 and 1.1, the faster lite and turbo decoders; or a TAESANA.",
             search_aliases=["dc-ae", "dcae", "sana vae", "deep compression autoencoder", "taesana"],
             inputs=[
                 io.Combo.Input(

@@ -133,5 +133,5 @@ def test_factors_are_checked():
     rows = [[0.0] * 3] * 32
     assert Factors(rows, [0, 0, 0]).bias == (0.0, 0.0, 0.0)
     for wrong in ((rows, [0, 0]), (rows[:-1], [0, 0, 0]), (rows, [0, 0, float("nan")])):
-        with pytest.raises(ValueError, match="expected|finite"):
+        with pytest.raises(ValueError, match=r"expected|finite"):
             Factors(*wrong)

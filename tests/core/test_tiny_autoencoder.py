@@ -39,9 +39,10 @@ def layers(state: dict, plan: str, x: torch.Tensor) -> torch.Tensor:
             x = (y + x).relu()
         elif kind == "u":
             x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        elif kind in "cs":
+            x = at(str(i), x, "cs".index(kind) + 1)
         else:
-            x = {"c": lambda x: at(str(i), x), "s": lambda x: at(str(i), x, 2), "r": torch.relu,
-                 "t": lambda x: (x / 3).tanh() * 3}[kind](x)  # fmt: skip
+            x = x.relu() if kind == "r" else (x / 3).tanh() * 3
     return x
 
 
