@@ -112,17 +112,27 @@ class LoadTextEncoder(io.ComfyNode):
                     "with its tokenizer, or ComfyUI's single file of gemma-2-2b-it.",
                 ),
                 dtype_input("bf16", "fp32"),
+                io.Combo.Input(
+                    "device",
+                    options=list(options.DEVICES),
+                    default="auto",
+                    advanced=True,
+                    optional=True,
+                    tooltip="cpu: stays in the computer's memory and encodes there, which takes seconds for a new "
+                    "prompt and no graphics memory. auto: ComfyUI moves it to your device and back.",
+                ),
             ],
             outputs=[io.Clip.Output(tooltip="For SANA-Sprint Text Encode or CLIP Text Encode.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, text_encoder, dtype):
-        return folders.stamp(text_encoder, *TEXT_FOLDERS), dtype
+    def fingerprint_inputs(cls, text_encoder, dtype, device="auto"):
+        return folders.stamp(text_encoder, *TEXT_FOLDERS), dtype, device
 
     @classmethod
-    def execute(cls, text_encoder, dtype) -> io.NodeOutput:
-        return io.NodeOutput(clip.load_clip(folders.find(text_encoder, *TEXT_FOLDERS), options.of(dtype=dtype)))
+    def execute(cls, text_encoder, dtype, device="auto") -> io.NodeOutput:
+        path = folders.find(text_encoder, *TEXT_FOLDERS)
+        return io.NodeOutput(clip.load_clip(path, options.of(dtype=dtype, device=device)))
 
 
 class LoadVAE(io.ComfyNode):

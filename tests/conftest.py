@@ -48,9 +48,15 @@ def comfyui_path() -> Path:
 
 @pytest.fixture(scope="session")
 def server(comfyui_path, tmp_path_factory):
-    """A running `main.py --cpu` with this pack among its custom nodes; `server.base` is its base directory."""
+    """A running `main.py --cpu` with this pack among its custom nodes; `server.base` is its base directory.
+
+    Its models are small stand-ins under the names of the files that the workflows name.
+    """
+    import standin
+
     base = tmp_path_factory.mktemp("comfyui")
     prepare_base(base, comfyui_path, ROOT)
+    standin.fill(base / "models")
     with Server(sys.executable, comfyui_path, base, base / "comfyui.log", ("--cpu",)) as running:
         yield running
 

@@ -12,7 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sprint_core import autoencoder_config, checkpoint, keymaps, presets, tensorfile
+from sprint_core import (
+    autoencoder_config,
+    checkpoint,
+    keymaps,
+    presets,
+    quantise,
+    tensorfile,
+    text,
+    tiny_autoencoder,
+)
 from sprint_core.autoencoder import Autoencoder
 from sprint_core.autoencoder_config import AutoencoderConfig
 from sprint_core.controlnet import ControlNetConfig, SanaControlNet
@@ -96,6 +105,28 @@ def make(folder: Path, transformer: TransformerConfig = TRANSFORMER, seed: int =
     pipeline = "SanaSprintPipeline" if transformer.guidance_embed else "SanaPipeline"
     _write_json(folder / "model_index.json", {"_class_name": pipeline})
     return folder
+
+
+def fill(models: Path) -> None:
+    """Put stand-ins into ComfyUI's model folders, under the names of the real files that the workflows name.
+
+    What cannot be read off their odd shapes, they say themselves.
+    """
+    folder = make(models / "diffusers" / NAME)
+    parts = {kind: checkpoint.load(folder, kind) for kind in ("transformer", "autoencoder", "text_encoder")}
+    encoder = parts["text_encoder"]
+    encoder.extras = text.tokenizer_state(checkpoint.load_tokenizer(encoder))
+    for name in ("gemma_2_2b_it_elm_bf16", "gemma_2_2b_it_elm_fp8_scaled"):
+        checkpoint.save(models / "text_encoders" / f"{name}.safetensors", [encoder], {})
+    checkpoint.save(models / "vae" / "diffusion_pytorch_model.safetensors", [parts["autoencoder"]], {})
+    transformer = parts["transformer"]
+    about = {checkpoint.TENSOR_KEY: checkpoint.describe_tensor(transformer)}
+    (models / "diffusion_models").mkdir(parents=True, exist_ok=True)
+    torch.save(transformer.tensors | about, models / "diffusion_models" / "Sana_Sprint_1.6B_1024px.pth")
+    transformer.tensors = quantise.quantised(transformer.tensors, "transformer", "fp8_e4m3fn")
+    checkpoint.save(models / "diffusion_models" / "Sana_Sprint_0.6B_1024px_fp8.safetensors", [transformer], {})
+    (models / "vae_approx").mkdir(parents=True, exist_ok=True)
+    torch.save(random_model(tiny_autoencoder.decoder(device="meta")), models / "vae_approx" / "taesana_decoder.pth")
 
 
 def _write_json(path: Path, data: dict) -> None:

@@ -166,7 +166,7 @@ def compute_dtype(device: torch.device, asked: torch.dtype | None) -> torch.dtyp
 
 
 def load_clip(path, options=None, disable_dynamic=False):
-    """CLIP of a file or folder. options: {'dtype'}. Raises CheckpointError."""
+    """CLIP of a file or folder. options: {'dtype', 'device'}, both optional. Raises CheckpointError."""
     options = options or {}
     weights = checkpoint.load(path, "text_encoder")
     tokenizer = checkpoint.load_tokenizer(weights)
@@ -176,7 +176,9 @@ def load_clip(path, options=None, disable_dynamic=False):
     log.info("%s", checkpoint.summary(weights))
 
     about = checkpoint.describe_tensor(weights)
-    dtype = compute_dtype(mm.text_encoder_device(), options.get("dtype"))
+    device = options.get("device")
+    dtype = compute_dtype(device or mm.text_encoder_device(), options.get("dtype"))
+    placed = {"load_device": device, "offload_device": device} if device else {}
 
     def model(**kwargs):
         return SanaTextModel(weights, dtype, quant, **kwargs)
@@ -189,7 +191,7 @@ def load_clip(path, options=None, disable_dynamic=False):
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=comfy.utils.calculate_parameters(weights.tensors),
         state_dict=[weights.tensors],
-        model_options={"dtype": options.get("dtype") or checkpoint.majority_dtype(weights.tensors)},
+        model_options={"dtype": options.get("dtype") or checkpoint.majority_dtype(weights.tensors), **placed},
         disable_dynamic=disable_dynamic,
     )
     model = clip.cond_stage_model

@@ -5,6 +5,8 @@ import threading
 import pytest
 import torch
 
+from sprint_core import presets
+
 LIMIT = 1e-5
 
 
@@ -194,3 +196,14 @@ def test_the_vae_decodes_in_another_thread(vae):
     thread.start()
     thread.join()
     assert found[0].shape == (1, 64, 64, 3)
+
+
+def test_text_encoder_stays_on_the_cpu(node, monkeypatch):
+    """Where it was told to, whatever device ComfyUI would choose."""
+    import comfy.model_management as mm
+
+    monkeypatch.setattr(mm, "text_encoder_device", lambda: torch.device("meta"))
+    clip = node("SanaSprintTextEncoderLoader", text_encoder=presets.BUNDLED_NAME, device="cpu")
+    assert clip.patcher.load_device == clip.patcher.offload_device == torch.device("cpu")
+    conditioning = node("SanaSprintTextEncode", clip=clip, text="a red circle")
+    assert conditioning[0][0].device.type == "cpu" and conditioning[0][0].isfinite().all()

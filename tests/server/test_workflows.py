@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 import run
+from sprint_core import presets
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,8 +20,41 @@ def test_pack_loads_without_a_complaint(server):
     assert any(name.startswith("SanaSprint") for name in server.object_info())
 
 
+def runnable(prompt: dict) -> dict:
+    """The prompt with the bundled model for another family's, which has no small stand-in; all else as it is."""
+    for node in prompt.values():
+        if node["class_type"] == "CheckpointLoaderSimple":
+            node |= {"class_type": "SanaSprintLoader", "inputs": {"model": presets.BUNDLED_NAME, "dtype": "auto"}}
+    return prompt
+
+
+def test_workflow_names_what_the_nodes_know(server, workflow):
+    """Every value is one that its node offers today; files that no stand-in has are told by their link."""
+    info, ui = server.object_info(), json.loads(workflow.read_text(encoding="utf-8"))
+    linked = {link["name"] for node in ui["nodes"] for link in node["properties"].get("models", ())}
+    for node in server.prompt_of(workflow).values():
+        known = info[node["class_type"]]["input"]
+        slots = known.get("required", {}) | known.get("optional", {})
+        required = {name for name, (kind, *_) in known.get("required", {}).items()}
+        assert required <= node["inputs"].keys(), node["class_type"]
+        for name, value in node["inputs"].items():
+            kind, *options = slots[name]
+            choices = kind if isinstance(kind, list) else options[0].get("options") if options else None
+            if choices and not isinstance(value, list):
+                assert value in choices or value in linked, f"{node['class_type']}: {name} = {value}"
+
+
+def test_links_are_such_as_the_editor_offers(workflow):
+    """It takes a link only under the name that the node has chosen, and only from hosts that it trusts."""
+    for node in json.loads(workflow.read_text(encoding="utf-8"))["nodes"]:
+        for link in node["properties"].get("models", ()):
+            assert link["name"] in node["widgets_values"] and link["url"].endswith(f"/{link['name']}")
+            assert link["url"].startswith(("https://huggingface.co/", "https://github.com/madebyollin/taesd/"))
+            assert link["directory"] in {"diffusion_models", "text_encoders", "vae", "vae_approx", "checkpoints"}
+
+
 def test_workflow_makes_an_image(server, workflow):
-    prompt = server.prompt_of(workflow)
+    prompt = runnable(server.prompt_of(workflow))
     history = server.run(prompt, timeout=900)
     for node in list(history["outputs"]):
         if prompt[node]["class_type"] == "Painter":  # which shows its sheet, as yet empty

@@ -1,0 +1,62 @@
+"""Headless Chromium on a running ComfyUI."""
+
+import os
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from comfy_client import PACK_NAME
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+READY = "window.app?.graph && window.app.canvas && window.app.extensionManager?.command"
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    path = os.environ.get("SPRINT_CHROMIUM")
+    if not path:
+        pytest.fail("SPRINT_CHROMIUM names no browser: install Chromium, run `python run.py test`", pytrace=False)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def editor(chromium, server):
+    """ComfyUI's page, ready, without its first-run dialog; at the end no error may have come from this pack."""
+    server.request("/settings", {"Comfy.TutorialCompleted": True})
+    page = chromium.new_page(viewport={"width": 1400, "height": 900})
+    errors = []
+    page.on("console", lambda m: m.type == "error" and errors.append(f"{m.text} ({m.location['url']})"))
+    page.on("pageerror", lambda error: errors.append(error.stack or str(error)))
+    page.goto(server.url)
+    page.wait_for_function(READY, timeout=90_000)
+    yield page
+    page.close()
+    # The editor asks for a help page in the user's language first.
+    assert not [error for error in errors if PACK_NAME in error and not ("404" in error and "/docs/" in error)]
+
+
+@pytest.fixture
+def setting(editor, server):
+    """Change one of the editor's settings, reload, and put it back at the end."""
+    changed = {}
+
+    def change(name, value, before):
+        changed[name] = before
+        server.request("/settings", {name: value})
+        editor.reload()
+        editor.wait_for_function(READY, timeout=90_000)
+
+    yield change
+    for name, before in changed.items():
+        server.request("/settings", {name: before})

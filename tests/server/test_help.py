@@ -1,0 +1,80 @@
+"""Help pages, translations and tooltips: complete, current, and served."""
+
+import io
+import json
+import urllib.error
+from pathlib import Path
+
+import make_help
+import pytest
+from PIL import Image
+
+from comfy_client import PACK_NAME
+
+ROOT = Path(__file__).resolve().parents[2]
+LANGUAGES = ("en", "zh", "zh-TW", "ja", "ko", "fr", "es", "ru")
+RENEW = "run `python run.py python tests/make_help.py`"
+
+
+@pytest.fixture(scope="module")
+def ours(server) -> dict:
+    return {name: node for name, node in server.object_info().items() if name.startswith(make_help.PREFIX)}
+
+
+def locale(language: str) -> dict:
+    return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+def leaves(tree, path=()) -> dict[tuple, str]:
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {k: v for name, branch in tree.items() for k, v in leaves(branch, (*path, name)).items()}
+
+
+def test_everything_has_a_tooltip_and_aliases(ours):
+    for name, node in ours.items():
+        assert node["description"] and node["search_aliases"], name
+        for slot in (*make_help.inputs(node), *make_help.outputs(node)):
+            assert slot.tip, f"{name}: {slot.name}"
+
+
+def test_english_is_what_the_nodes_say(ours):
+    assert locale("en") == {name: make_help.texts(node) for name, node in ours.items()}, RENEW
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_translations_are_complete(language):
+    """Every text is there, and every sentence is translated."""
+    english, translated = leaves(locale("en")), leaves(locale(language))
+    missing = english.keys() - translated.keys()
+    assert not missing, f"{language} lacks {sorted(missing)}"
+    assert not translated.keys() - english.keys(), f"{language} has texts of what there is no more"
+    assert all(isinstance(text, str) and text.strip() for text in translated.values())
+    same = [
+        path for path, text in translated.items() if path[-1] in ("description", "tooltip") and text == english[path]
+    ]
+    assert not same, f"{language}: still English: {same}"
+
+
+def test_comfyui_serves_every_language(server):
+    served = server.json("/i18n")
+    for language in LANGUAGES:
+        assert served[language]["nodeDefs"].items() >= locale(language).items()
+
+
+def test_every_node_has_a_page(server, ours):
+    """Where the editor looks for it, with a current reference, a picture, and prose of its own."""
+    for name, node in ours.items():
+        path = f"/extensions/{PACK_NAME}/docs/{name}"
+        text = server.request(f"{path}.md").decode()
+        assert text == make_help.page(text, name, node), f"{name}.md: {RENEW}"
+        assert text.startswith(f"# {node['display_name']}\n\n") and "## Example" in text
+        assert len(text.split(make_help.BEGIN)[0]) > 150 and len(text.split("## Example")[1]) > 80
+        picture = Image.open(io.BytesIO(server.request(f"{path}.png")))
+        assert picture.size == make_help.wiring(name, node).size, f"{name}.png: {RENEW}"
+    with pytest.raises(urllib.error.HTTPError):
+        server.request(f"/extensions/{PACK_NAME}/docs/SanaSprintNothing.md")
+
+
+def test_no_page_without_a_node(ours):
+    assert {file.stem for file in make_help.DOCS.iterdir()} == set(ours)

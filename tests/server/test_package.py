@@ -1,0 +1,64 @@
+"""What the registry ships: packed by comfy-cli, unzipped into a clean ComfyUI, it runs; and how long loading takes."""
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from comfy_client import PACK_NAME, Server, prepare_base
+
+ROOT = Path(__file__).resolve().parents[2]
+START_LIMIT_S = 0.3
+
+
+@pytest.fixture(scope="module")
+def unzipped(tmp_path_factory) -> Path:
+    """The archive that `comfy node pack` makes of this working tree."""
+    tree, home, target = (tmp_path_factory.mktemp(name) for name in ("tree", "home", "unzipped"))
+    files = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True).splitlines()
+    for name in files:
+        if (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+    quiet = {**os.environ, "HOME": str(home), "USERPROFILE": str(home), "DO_NOT_TRACK": "1"}
+    for command in (["git", "init", "-q"], ["git", "add", "-A"]):
+        subprocess.run(command, cwd=tree, check=True)
+    comfy = Path(sys.executable).with_name("comfy.exe" if os.name == "nt" else "comfy")
+    done = subprocess.run(
+        [comfy, "--skip-prompt", "node", "pack"], cwd=tree, env=quiet, text=True, capture_output=True, timeout=300
+    )
+    assert (tree / "node.zip").is_file(), done.stdout + done.stderr
+    with zipfile.ZipFile(tree / "node.zip") as archive:
+        archive.extractall(target / PACK_NAME)
+    return target / PACK_NAME
+
+
+def test_archive_holds_what_users_need(unzipped):
+    names = {path.name for path in unzipped.iterdir()}
+    assert {"__init__.py", "nodes", "sprint_core", "workflows", "locales", "README.md", "LICENSE"} <= names
+    assert not {"tests", ".ci", ".github", "runs"} & names
+    size = sum(path.stat().st_size for path in unzipped.rglob("*") if path.is_file())
+    assert size < 20e6, f"{size / 1e6:.1f} MB"
+
+
+def test_archive_runs_in_a_clean_comfyui(unzipped, comfyui_path, tmp_path):
+    prepare_base(tmp_path, comfyui_path, unzipped)
+    with Server(sys.executable, comfyui_path, tmp_path, tmp_path / "comfyui.log", ("--cpu",)) as server:
+        history = server.run(server.prompt_of(unzipped / "workflows" / "01_text_to_image.json"), timeout=600)
+        (saved,) = server.images(history)
+        assert Image.open(io.BytesIO(server.view(saved))).size == (256, 256)
+        assert "(IMPORT FAILED)" not in server.log_text()
+
+
+def test_loading_the_pack_is_quick(server):
+    """As ComfyUI's log has it; what is heavy is imported when it is used."""
+    seconds = float(re.search(rf"([\d.]+) seconds: \S*{PACK_NAME}", server.log_text())[1])
+    print(f"loading the pack takes ComfyUI {seconds} s")
+    assert seconds <= START_LIMIT_S
