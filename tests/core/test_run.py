@@ -14,30 +14,29 @@ from comfy_client import _WebSocket, link_folder
 
 
 @pytest.fixture
-def archive(tmp_path, monkeypatch):
+def archive(tmp_path):
     """A source distribution with an honest file, files beside the wanted folder, a way out, and a link."""
     path = tmp_path / "archive.tar.gz"
-    prefix = f"{run.COMFY_ARCHIVE}/vendor/ComfyUI/"
+    prefix = f"{run.CURRENT.archive}/vendor/ComfyUI/"
     with tarfile.open(path, "w:gz") as tar:
-        for name in (prefix + "main.py", prefix + "../../../out.py", f"{run.COMFY_ARCHIVE}/setup.py"):
+        for name in (prefix + "main.py", prefix + "../../../out.py", f"{run.CURRENT.archive}/setup.py"):
             member = tarfile.TarInfo(name)
             member.size = 4
             tar.addfile(member, io.BytesIO(b"pass"))
         link = tarfile.TarInfo(prefix + "link.py")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
-    monkeypatch.setattr(run, "COMFY_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return path
 
 
 def test_unpack_takes_plain_files_of_comfyui_only(archive, tmp_path):
-    run.unpack(archive, tmp_path / "to" / "ComfyUI")
+    honest = run.CURRENT._replace(sha256=hashlib.sha256(archive.read_bytes()).hexdigest())
+    run.unpack(archive, tmp_path / "to" / "ComfyUI", honest)
     assert [path.name for path in tmp_path.rglob("*.py")] == ["main.py"]
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["ComfyUI"]
 
 
-def test_unpack_refuses_another_archive(archive, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "COMFY_SHA256", "0" * 64)
+def test_unpack_refuses_another_archive(archive, tmp_path):
     with pytest.raises(run.Fault, match="sha256"):
         run.unpack(archive, tmp_path / "ComfyUI")
     assert not archive.exists() and not (tmp_path / "ComfyUI").exists()
