@@ -252,9 +252,16 @@ def describe(weights: Weights) -> dict:
     return {weights.kind: {"config": dataclasses.asdict(weights.config), "settings": weights.settings}}
 
 
+def preset_name(weights: Weights) -> str:
+    """'sprint-1.6B' and the like, or what kind of network it is."""
+    return presets.name_of(weights.config) if weights.kind == "transformer" else NAMES[weights.kind][2:]
+
+
 def describe_tensor(weights: Weights) -> Tensor:
-    """`describe` as a byte tensor, for files whose header belongs to a host."""
-    return _json_bytes(describe(weights))
+    """`describe` as a byte tensor, for files whose header belongs to a host, with the file and the preset it is of."""
+    about = describe(weights)
+    about[weights.kind] |= {"source": weights.path.name, "preset": preset_name(weights)}
+    return _json_bytes(about)
 
 
 def _json_bytes(data: Any) -> Tensor:
@@ -484,20 +491,25 @@ def majority_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
 def summary(weights: Weights) -> str:
     """One line for the log: 'sprint-1.6B, bfloat16, 1.61 B parameters'."""
     numbers = [t for name, t in weights.tensors.items() if not name.endswith(QUANT_SUFFIXES)]
-    name = presets.name_of(weights.config) if weights.kind == "transformer" else NAMES[weights.kind][2:]
     count, dtype = sum(t.numel() for t in numbers), str(majority_dtype(weights.tensors)).removeprefix("torch.")
-    return f"{name}, {dtype}, " + (f"{count / 1e9:.2f} B parameters" if count > 1e8 else f"{count:,} parameters")
+    return f"{preset_name(weights)}, {dtype}, " + (
+        f"{count / 1e9:.2f} B parameters" if count > 1e8 else f"{count:,} parameters"
+    )
 
 
 def packed(
     parts: Iterable[Weights], provenance: Mapping[str, Any], prefixed: bool
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of one native file with these parts; prefixed: each under the name that ComfyUI gives it."""
+    """Tensors and header of one native file with these parts; prefixed: each under the name that ComfyUI gives it.
+
+    The header says where each part is from, what it is, and the hash of its tensors (tensorfile.hash_of).
+    """
     tensors, about = {}, {"provenance": dict(provenance)}
     for part in parts:
         prefix = KINDS[part.kind].prefixes[0] if prefixed else ""
         tensors |= {prefix + k: v for k, v in (part.tensors | part.extras).items()}
         about |= describe(part)
+        about[part.kind] |= {"preset": preset_name(part), "hash": tensorfile.hash_of(part.tensors)}
     return tensors, {METADATA_KEY: json.dumps(about)}
 
 

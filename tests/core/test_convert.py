@@ -110,6 +110,9 @@ def test_provenance(folder, tmp_path, capsys):
     about = json.loads(tensorfile.read(tmp_path / "x.safetensors").metadata["sana_sprint"])
     assert about["provenance"] == {"source": "sprint", "command": "python -m sprint_core.convert --to native"}
     assert about["transformer"]["settings"]["size_px"] == 1024
+    weights = checkpoint.load(folder, "transformer")
+    assert about["transformer"]["preset"] == checkpoint.preset_name(weights)
+    assert about["transformer"]["hash"] == tensorfile.hash_of(weights.tensors)
 
 
 # --- 8 bits -----------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """LoRA, merges and saving, against weights changed by hand; and our loaders on what ComfyUI saved."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
 import standin
 import torch
 
-from sprint_core import checkpoint
+from sprint_core import checkpoint, tensorfile
 
 LIMIT = 1e-4  # ComfyUI sums in another order than the test
 TABLE = "transformer_blocks.0.scale_shift_table.weight"
@@ -110,7 +111,15 @@ def test_a_lora_hook_on_conditioning(node, model, clip, positive, write_lora, sa
 def test_checkpoint_save_is_read_back_whole(node, loaded, saved, sample, pixels):
     model, clip, vae = loaded
     node("CheckpointSave", model=model, clip=clip, vae=vae, filename_prefix="all")
-    name = saved("all", "all.safetensors").name
+    path = saved("all", "all.safetensors")
+    name = path.name
+    blobs = {k: v for k, v in tensorfile.read(path).tensors.items() if k.endswith(checkpoint.TENSOR_KEY)}
+    told = {kind: about for blob in blobs.values() for kind, about in json.loads(blob.numpy().tobytes()).items()}
+    assert {kind: bool(about["source"] and about["preset"]) for kind, about in told.items()} == {
+        "transformer": True,
+        "text_encoder": True,
+        "autoencoder": True,
+    }
     again = node("SanaSprintLoader", model=name)
     prompt = [node("CLIPTextEncode", clip=c, text="a cat")[0][0] for c in (clip, again[1])]
     assert torch.equal(*prompt)

@@ -16,6 +16,18 @@ from comfy_client import PACK_NAME, Server, prepare_base
 
 ROOT = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 0.3
+PEERS = (  # node ids of the packs that ran SANA before: ComfyUI_ExtraModels with its forks, and ComfyUI-SANA
+    "SanaCheckpointLoader", "SanaResolutionSelect", "SanaTextEncode", "SanaResolutionCond", "EmptySanaLatentImage",
+    "ScmModelSampling", "GemmaLoader", "GemmaTextEncode", "ExtraVAELoader", "EmptyDCAELatentImage",
+    "SanaModelLoader", "SanaGenerate",
+)  # fmt: skip
+PEER = """
+class Node:
+    INPUT_TYPES = classmethod(lambda cls: {{"required": {{}}}})
+    RETURN_TYPES, FUNCTION, CATEGORY = (), "run", "peer"
+    run = lambda self: ()
+NODE_CLASS_MAPPINGS = dict.fromkeys({ids}, Node)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +60,18 @@ def test_archive_holds_what_users_need(unzipped):
     assert size < 20e6, f"{size / 1e6:.1f} MB"
 
 
-def test_archive_runs_in_a_clean_comfyui(unzipped, comfyui_path, tmp_path):
+def test_archive_runs_in_a_clean_comfyui_beside_its_peers(unzipped, comfyui_path, tmp_path):
     prepare_base(tmp_path, comfyui_path, unzipped)
+    (tmp_path / "custom_nodes" / "zz_peer.py").write_text(PEER.format(ids=PEERS))
     with Server(sys.executable, comfyui_path, tmp_path, tmp_path / "comfyui.log", ("--cpu",)) as server:
         history = server.run(server.prompt_of(unzipped / "workflows" / "01_text_to_image.json"), timeout=600)
         (saved,) = server.images(history)
         assert Image.open(io.BytesIO(server.view(saved))).size == (256, 256)
         assert "(IMPORT FAILED)" not in server.log_text()
+        owners = {name: node["python_module"] for name, node in server.object_info().items()}
+        assert {owners[name] for name in PEERS} == {"custom_nodes.zz_peer"}
+        ours = [name for name, owner in owners.items() if owner == f"custom_nodes.{PACK_NAME}"]
+        assert ours and all(name.startswith("SanaSprint") for name in ours)
 
 
 def test_loading_the_pack_is_quick(server):
