@@ -387,6 +387,8 @@ def serve(argv: list[str]) -> int:
 
 
 def test(argv: list[str]) -> int:
+    if not (ROOT / "tests").is_dir():
+        raise Fault("this folder has no tests: what the registry ships leaves them out; take the repository")
     if "--oldest" in argv:
         host = oldest_host()
         python, argv = host.python, [*(word for word in argv if word != "--oldest"), "-m", "oldest"]

@@ -502,7 +502,7 @@ def packed(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of one native file with these parts; prefixed: each under the name that ComfyUI gives it.
 
-    The header says where each part is from, what it is, and the hash of its tensors (tensorfile.hash_of).
+    The header says where they are from, what each part is, and the hash of its tensors (tensorfile.hash_of).
     """
     tensors, about = {}, {"provenance": dict(provenance)}
     for part in parts:

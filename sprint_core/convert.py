@@ -245,7 +245,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--fit-preview", type=Path, nargs=2, metavar=("VAE", "IMAGES"), help="colours for live previews, beside the VAE"
     )
     args = parser.parse_args(argv)
-    if (args.fit_preview is None) != (args.target is not None):
+    if bool(args.fit_preview) == bool(args.target) or (args.fit_preview and args.source):
         parser.error("name IN and OUT, or --fit-preview VAE IMAGES")
     return args
 

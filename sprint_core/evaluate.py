@@ -14,7 +14,6 @@ The last line is one JSON document.
 import argparse
 import itertools
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -84,12 +83,16 @@ class Score:
         return sum(self.right) / len(self.right)
 
 
-def balanced_prompts(n: int, seed: int) -> list[scenes.Prompt]:
-    """n held-out prompts, in turn of each category; beyond some thousand the same texts return, of other scenes."""
+def balanced_prompts(n: int, seed: int, free: bool = False) -> list[scenes.Prompt]:
+    """n held-out prompts, in turn of each category; beyond some thousand the same texts return, of other scenes.
+
+    free: of scenes whose things stand anywhere.
+    """
     found: list[scenes.Prompt] = []
     for again in itertools.count():
         each = min(DIFFERENT, -(-(n - len(found)) // len(scenes.CATEGORIES)))
-        rows = zip(*(scenes.prompts(name, each, seed + SEED_STRIDE * again) for name in scenes.CATEGORIES))
+        drawn = {"seed": seed + SEED_STRIDE * again, "free": free}
+        rows = zip(*(scenes.prompts(name, each, **drawn) for name in scenes.CATEGORIES))
         found += [prompt for row in rows for prompt in row]
         if len(found) >= n:
             return found[:n]
@@ -185,9 +188,8 @@ def paint_files(paint: Painter, jobs: Sequence[tuple[str, int, Path]], seed: int
     missing = [job for job in jobs if not job[2].is_file()]
     for text, offset, path in tqdm(missing, unit="images"):
         pixels = paint([text], [seed + offset])[0].mul(255).round().byte().numpy()
-        temporary = path.with_suffix(".tmp")
-        Image.fromarray(pixels).save(temporary, format="PNG")
-        os.replace(temporary, path)
+        with tensorfile.replacing(path) as temporary:
+            Image.fromarray(pixels).save(temporary, format="PNG")
     return len(missing)
 
 
@@ -277,7 +279,7 @@ def _run_control(args: argparse.Namespace, pipeline: Pipeline, steps: Sequence[i
     first = next(pipeline.transformer.parameters())
     path = presets.BUNDLED_CONTROL if args.control == "demo" else Path(args.control)
     net = checkpoint.build(checkpoint.load(path, "controlnet"), dtype=first.dtype, device=first.device)
-    prompts = balanced_prompts(args.prompts, args.seed)
+    prompts = balanced_prompts(args.prompts, args.seed, free=True)
     painted = evaluate_control.paint(pipeline, net, prompts, steps, args.seed, args.guidance)
     result = evaluate_control.summary(painted, prompts)
     tqdm.write(evaluate_control.table(result))

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from . import checkpoint, images, tensorfile
 from .autoencoder import Autoencoder
@@ -88,12 +89,12 @@ class RGBFit:
         return self._found
 
     def explained(self) -> float:
-        """The share of the colours' variance that the map explains, of what it has seen: R^2."""
+        """The share of the colours' variance that the map explains, of what it has seen: R^2; 0 where all are equal."""
         found = self.factors()
         solution = torch.tensor([*found.rows, found.bias], dtype=torch.float64)
         error = self.squares - 2 * (solution * self.products).sum(0) + (solution * (self.moments @ solution)).sum(0)
         variance = self.squares - self.products[-1].square() / self.cells
-        return float(1 - error.sum() / variance.sum())
+        return float(1 - error.sum() / variance.sum()) if variance.sum() > 1e-6 * self.cells else 0.0
 
 
 def known(path: str | os.PathLike) -> Factors | None:
@@ -106,22 +107,24 @@ def known(path: str | os.PathLike) -> Factors | None:
 
 
 def of(weights: checkpoint.Weights) -> Factors | None:
-    """The map that belongs to a VAE: in its file's header, or beside it. Raises CheckpointError."""
+    """The map that belongs to a VAE: beside its file, where the user fitted one, or in the header. Raises
+    CheckpointError."""
     where, stored = weights.path, weights.settings.get(SETTING)
-    beside = _beside(where)
-    if stored is None and beside.is_file():
-        where, stored = beside, tensorfile.read_json(beside)
+    if beside(where).is_file():
+        where = beside(where)
+        stored = tensorfile.read_json(where)
     return None if stored is None else _factors(stored, where)
 
 
 def _factors(stored: Any, where: Path) -> Factors:
     try:
         return Factors(stored["rows"], stored["bias"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{where}: its preview colours cannot be used ({error}); fit them anew") from None
 
 
-def _beside(path: Path) -> Path:
+def beside(path: Path) -> Path:
+    """Where the fit of a VAE's file or folder lies."""
     return path / f"vae{SUFFIX}" if path.is_dir() else path.with_suffix(SUFFIX)
 
 
@@ -137,13 +140,15 @@ def fit(model: Autoencoder, pictures: Iterable[Tensor]) -> RGBFit:
 def fit_file(vae: Path, folder: Path, force: bool) -> dict:
     """Fit the map of a VAE on a folder of pictures, and write it beside the VAE. Raises ValueError, OSError."""
     weights = checkpoint.load(vae, "autoencoder")
-    target = _beside(weights.path)
+    target = beside(weights.path)
     if target.exists() and not force:
         raise CheckpointError(f"{target} exists; overwrite it with --force")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES) if folder.is_dir() else []
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES and file.is_file())
     if not files:
         raise ValueError(f"{folder}: no folder with pictures ({', '.join(PICTURES)})")
-    found = fit(checkpoint.build(weights, dtype=torch.float32), map(_picture, files))
+    found = fit(
+        checkpoint.build(weights, dtype=torch.float32), map(_picture, tqdm(files, unit="pictures", leave=False))
+    )
     if found.cells < LEAST_CELLS:
         raise ValueError(
             f"{folder}: its pictures have {found.cells} cells of 32x32 pixels, and a fit needs {LEAST_CELLS}; add some"

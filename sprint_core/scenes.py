@@ -2,7 +2,14 @@
 
 One to three plain shapes stand on a muted background, on a grid of three by three places and never in
 neighbouring ones, so nothing overlaps or touches. A scene decides every pixel: no jitter, no noise, few words,
-because a model trained in hours must not spend its capacity on chance.
+because a model trained in hours must not spend its capacity on chance. For the same reason a caption leaves little
+open. What it does not name is as usual:
+
+    colour  white          place   the centre; of two things left and right of it, as they are named; of three alike
+                                   one above two. A relation counts from the centre, too
+    size and background are anyone's guess: what a seed decides
+
+Only where things are drawn (see ControlNet) do they stand anywhere: `free` scenes.
 
 A caption says part of what its scene holds, and `parse` reads any caption back, so the judge (judge.py) needs the
 text alone. The *combination* that a caption names, without its size, background and wording, decides the split: a
@@ -78,7 +85,9 @@ STALE_DRAWS = 5000  # that many draws without a new prompt: there are no more
 KINDS = {"one": 0.35, "pair": 0.45, "alike": 0.2}
 KIND_OF = dict(zip(CATEGORIES, ("one", "pair", "alike", "one", "pair", "pair")))
 
-# Cells of things that stand together; no two of them are neighbours, not even diagonally.
+CENTRE, BESIDE, BELOW, PYRAMID = (1, 1), ((1, 0), (1, 2)), ((0, 1), (2, 1)), ((0, 1), (2, 0), (2, 2))  # as usual
+USUAL_COLOUR = "white"
+# Cells of things that stand together in free scenes; no two of them are neighbours, not even diagonally.
 PAIRS = [((i, 0), (i, 2)) for i in range(3)] + [((0, i), (2, i)) for i in range(3)]
 TRIPLES = [((0, 0), (0, 2), (2, 1)), ((2, 0), (2, 2), (0, 1)), ((0, 0), (2, 0), (1, 2)), ((0, 2), (2, 2), (1, 0))]
 
@@ -332,67 +341,80 @@ def split_of(requirement: Requirement) -> str:
 # --- drawing scenes and captions --------------------------------------------------------------------
 
 
-def _draw_scene(kind: str, rng: random.Random) -> Scene:
-    background = rng.choice(list(BACKGROUNDS))
+def _draw_colour(rng: random.Random) -> str:
+    return USUAL_COLOUR if rng.random() < 0.3 else rng.choice(list(COLOURS))
+
+
+def _draw_cells(kind: str, rng: random.Random, free: bool) -> Sequence[tuple[int, int]]:
     if kind == "one":
-        size, row, column = rng.choice(list(RADIUS_PX)), rng.randrange(3), rng.randrange(3)
-        return Scene((Thing(rng.choice(list(SHAPES)), rng.choice(list(COLOURS)), size, row, column),), background)
-    cells = rng.choice(PAIRS if kind == "pair" or rng.random() < 0.5 else TRIPLES)
-    if kind == "alike":
-        looks = [(rng.choice(list(SHAPES)), rng.choice(list(COLOURS)))] * len(cells)
+        usual = not free and rng.random() < 0.4
+        return [CENTRE if usual else (rng.randrange(3), rng.randrange(3))]
+    if kind == "pair":
+        return rng.choice(PAIRS if free else (BESIDE, BESIDE, BELOW))
+    many = rng.random() < 0.5
+    return rng.choice(TRIPLES if many else PAIRS) if free else PYRAMID if many else BESIDE
+
+
+def _draw_scene(kind: str, rng: random.Random, free: bool) -> Scene:
+    background, cells = rng.choice(list(BACKGROUNDS)), _draw_cells(kind, rng, free)
+    shapes, colours = rng.sample(list(SHAPES), 2), [_draw_colour(rng), _draw_colour(rng)]
+    size = rng.choice(list(RADIUS_PX)) if kind == "one" else "small"
+    if kind != "pair":
+        looks = [(shapes[0], colours[0])] * len(cells)
     else:
-        looks = list(zip(rng.sample(list(SHAPES), 2), rng.sample(list(COLOURS), 2)))
-    return Scene(tuple(Thing(*look, "small", *cell) for look, cell in zip(looks, cells)), background)
+        while colours[0] == colours[1] != USUAL_COLOUR:
+            colours[1] = _draw_colour(rng)
+        looks = list(zip(shapes, colours))
+    return Scene(tuple(Thing(*look, size, *cell) for look, cell in zip(looks, cells)), background)
 
 
-def _draw_requirement(scene: Scene, rng: random.Random) -> Requirement:
+def _draw_requirement(scene: Scene, rng: random.Random, free: bool) -> Requirement:
     """Some of what is true of a scene. Sizes and places are said of single things only, as only they vary in size."""
     full = describe(scene)
     background = full.background if rng.random() < 0.4 else None
+
+    def colour(thing: Wanted) -> str | None:
+        return None if thing.colour == USUAL_COLOUR and rng.random() < 0.6 else thing.colour
+
     first = full.things[0]
     if len(full.things) == 1:
-        colour = first.colour if rng.random() < 0.8 else None
         size = first.size if first.count == 1 and rng.random() < 0.5 else None
-        place = first.place if rng.random() < 0.5 else None
-        return Requirement((Wanted(first.shape, colour, size, place, first.count),), None, background)
-    unsaid = rng.choice((set(), set(), set(), {0, 1}, {rng.randrange(2)}))  # whose colours
-    things = [
-        replace(thing, size=None, colour=None if i in unsaid else thing.colour) for i, thing in enumerate(full.things)
-    ]
-    if rng.random() < 0.65:  # the cells of a pair run from left to right or from top to bottom
-        return Requirement(tuple(things), "left" if scene.things[0].row == scene.things[1].row else "above", background)
-    rng.shuffle(things)
-    return Requirement(tuple(things), None, background)
+        place = first.place if rng.random() < 0.4 or not (free or first.place == CENTRE) else None
+        return Requirement((Wanted(first.shape, colour(first), size, place, first.count),), None, background)
+    things = tuple(replace(thing, size=None, colour=colour(thing)) for thing in full.things)
+    # The cells of a pair run from left to right or from top to bottom.
+    relation = "left" if scene.things[0].row == scene.things[1].row else "above"
+    return Requirement(things, None if relation == "left" and rng.random() < 0.5 else relation, background)
 
 
-def _draw(kind: str | None, split: str, rng: random.Random) -> tuple[Scene, Requirement]:
+def _draw(kind: str | None, split: str, rng: random.Random, free: bool) -> tuple[Scene, Requirement]:
     if split not in SPLITS:
         raise ValueError(f"the splits are {' and '.join(SPLITS)}, not {split!r}")
     kind = kind or rng.choices(list(KINDS), list(KINDS.values()))[0]
     while True:
-        scene = _draw_scene(kind, rng)
-        requirement = _draw_requirement(scene, rng)
+        scene = _draw_scene(kind, rng, free)
+        requirement = _draw_requirement(scene, rng, free)
         if split_of(requirement) == split and (split == "test" or split_of(describe(scene)) == "train"):
             return scene, requirement
 
 
-def another_caption(scene: Scene, seed: int) -> str:
-    """A caption of the training split that is true of a scene; the same seed gives the same one."""
+def another_caption(scene: Scene, seed: int, free: bool = False) -> str:
+    """A caption of the training split that is true of a (free) scene; the same seed gives the same one."""
     rng = random.Random(seed)
     while True:
-        requirement = _draw_requirement(scene, rng)
+        requirement = _draw_requirement(scene, rng, free)
         if split_of(requirement) == "train":
             return write(requirement, rng)
 
 
-def scene_and_caption(seed: int, split: str = "train") -> tuple[Scene, str]:
-    """A scene and a caption that is true of it; the same seed and split give the same ones."""
+def scene_and_caption(seed: int, split: str = "train", free: bool = False) -> tuple[Scene, str]:
+    """A scene and a caption that is true of it; the same seed and split give the same ones. free: things anywhere."""
     rng = random.Random(f"{split} {seed}")
-    scene, requirement = _draw(None, split, rng)
+    scene, requirement = _draw(None, split, rng, free)
     return scene, write(requirement, rng)
 
 
-def prompts(category_name: str, n: int, seed: int = 0, split: str = "test") -> list[Prompt]:
+def prompts(category_name: str, n: int, seed: int = 0, split: str = "test", free: bool = False) -> list[Prompt]:
     """n different prompts of one of CATEGORIES, in the order of drawing: fewer are the beginning of more."""
     if category_name not in CATEGORIES:
         raise ValueError(f"the categories are {', '.join(CATEGORIES)}, not {category_name!r}")
@@ -400,7 +422,7 @@ def prompts(category_name: str, n: int, seed: int = 0, split: str = "test") -> l
     found: dict[str, Prompt] = {}
     stale = 0
     while len(found) < n:
-        scene, requirement = _draw(KIND_OF[category_name], split, rng)
+        scene, requirement = _draw(KIND_OF[category_name], split, rng, free)
         text = write(requirement, rng)
         if category(requirement) == category_name and text not in found:
             found[text] = Prompt(text, category_name, parse(text), scene)

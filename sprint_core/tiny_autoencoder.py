@@ -24,7 +24,6 @@ from .transformer import LATENT_CHANNELS
 
 LATENT_LIMIT = 3.0  # the decoder bends latents smoothly into +-3
 HALVES = ("encoder", "decoder")
-LARGEST_BYTES = 64 * 2**20  # both halves in fp32 take 38 MB: larger files need not be opened
 ENCODER_CHANNELS, DECODER_CHANNELS = (64, 64, 64, 64), (256, 128, 64, 64, 64)
 
 
@@ -110,9 +109,9 @@ class TinyWeights:
     def halves(self) -> tuple[str, ...]:
         return tuple(half for half in HALVES if any(name.startswith(half + ".") for name in self.tensors))
 
-    def build(self, ops=nn, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> TinyAutoencoder:
-        """The network, strictly loaded."""
-        model = TinyAutoencoder(self.halves, ops, dtype or torch.float32, device)
+    def build(self) -> TinyAutoencoder:
+        """The network in fp32 on the CPU, strictly loaded."""
+        model = TinyAutoencoder(self.halves, dtype=torch.float32)
         model.load_state_dict(self.tensors, strict=True)
         return model.eval().requires_grad_(False)
 
@@ -121,7 +120,7 @@ def halves_in(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The halves of a TAESANA that a file holds, by the shapes of their first and last layers: {half: tensors}."""
     found = {}
     for half in HALVES:
-        pattern = re.compile(rf"(?:taesana_|taesd_)?{half}\.(?:layers\.)?(\d.*)")
+        pattern = re.compile(rf"(?:vae\.|first_stage_model\.)?(?:taesana_|taesd_)?{half}\.(?:layers\.)?(\d.*)")
         named = {m[1]: tensor for name, tensor in tensors.items() if (m := pattern.fullmatch(name))}
         held = named or {name: tensor for name, tensor in tensors.items() if re.match(r"\d", name)}
         first, shape = {
@@ -139,20 +138,18 @@ def load(path: str | os.PathLike) -> TinyWeights | None:
     None if the file is something else. Raises CheckpointError if it is damaged or incomplete.
     """
     path = Path(path)
-    if path.is_dir() or (path.is_file() and path.stat().st_size > LARGEST_BYTES):
+    if path.is_dir():
         return None
     found = halves_in(tensorfile.read(path).tensors)
     if not found:
         return None
-    for half, other in (HALVES, HALVES[::-1]):
-        beside = _beside(path, half, other) if half in found and other not in found else None
-        if beside is not None:
-            held = halves_in(tensorfile.read(beside).tensors)
-            if other not in held:
-                raise CheckpointError(
-                    f"{beside}: not a TAESANA {other}, which {path.name} goes with; download it again"
-                )
-            found[other] = held[other]
+    beside = partner(path)
+    if len(found) == 1 and beside is not None:
+        lacking = next(half for half in HALVES if half not in found)
+        held = halves_in(tensorfile.read(beside).tensors)
+        if lacking not in held:
+            raise CheckpointError(f"{beside}: not a TAESANA {lacking}, which {path.name} goes with; download it again")
+        found[lacking] = held[lacking]
     tensors = {f"{half}.{name}": tensor for half, held in found.items() for name, tensor in held.items()}
     weights = TinyWeights(tensors, path)
     expected = {k: tuple(v.shape) for k, v in TinyAutoencoder(weights.halves, device="meta").state_dict().items()}
@@ -164,11 +161,11 @@ def load(path: str | os.PathLike) -> TinyWeights | None:
     return weights
 
 
-def _beside(path: Path, half: str, other: str) -> Path | None:
-    """taesana_encoder.pth of taesana_decoder.pth, and the other way round, in any container."""
-    if half not in path.name:
-        return None
-    stem = path.with_suffix("").name.replace(half, other)
-    return next(
-        (p for s in (path.suffix, *tensorfile.WEIGHT_SUFFIXES) if (p := path.with_name(stem + s)).is_file()), None
-    )
+def partner(path: Path) -> Path | None:
+    """taesana_encoder.pth of taesana_decoder.pth, and the other way round, in any container, if it is there."""
+    for half, other in (HALVES, HALVES[::-1]):
+        if half in path.name:
+            stem = path.with_suffix("").name.replace(half, other)
+            places = (path.with_name(stem + suffix) for suffix in (path.suffix, *tensorfile.WEIGHT_SUFFIXES))
+            return next((place for place in places if place.is_file()), None)
+    return None

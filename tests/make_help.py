@@ -1,11 +1,13 @@
 """From the live node definitions: English texts, the reference in the help pages, and their pictures of the wiring.
 
-    python run.py python tests/make_help.py
+    python run.py python tests/make_help.py [--translated]
 
-Run it when a node's inputs, outputs or tooltips change; then translate what a test says is missing. The prose of the
-pages, nodes/web/docs/<node id>.md, is written by hand; what lies between the marks is not.
+Run it when a node's inputs, outputs or tooltips change; then translate what a test says is missing or out of date, and
+say that you did: --translated. The prose of the pages, nodes/web/docs/<node id>.md, is written by hand; what lies
+between the marks is not.
 """
 
+import hashlib
 import json
 import re
 import sys
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
@@ -22,6 +25,7 @@ from sprint_core.presets import BUNDLED_NAME  # noqa: E402
 from sprint_core.tensorfile import WEIGHT_SUFFIXES  # noqa: E402
 
 DOCS, ENGLISH = ROOT / "nodes" / "web" / "docs", ROOT / "locales" / "en" / "nodeDefs.json"
+TRANSLATED = ROOT / "tests" / "translated.json"  # hashes of the English that the other languages say
 PREFIX = "SanaSprint"
 BEGIN, END = "<!-- made by tests/make_help.py -->", "<!-- end -->"
 
@@ -100,7 +104,7 @@ def _detail(kind: str, options: Mapping) -> str:
         return "a file or folder"
     if kind == "COMBO" and len(options["options"]) <= 4:
         return ", ".join(map(str, options["options"]))
-    return {"COMBO": "a choice", "STRING": "text"}.get(kind, "")
+    return {"COMBO": "a choice", "STRING": "text", "BOOLEAN": "on or off"}.get(kind, "")
 
 
 def _files(options: Mapping) -> bool:
@@ -116,6 +120,18 @@ def texts(definition: Mapping) -> dict:
         row["inputs"] = {slot.name: {"name": slot.name, "tooltip": slot.tip} for slot in slots}
     row["outputs"] = {str(i): {"name": slot.name, "tooltip": slot.tip} for i, slot in enumerate(outputs(definition))}
     return row
+
+
+def leaves(tree, path: str = "") -> dict[str, str]:
+    """The texts of a language's file: {'node/inputs/name/tooltip': text}."""
+    if not isinstance(tree, dict):
+        return {path[1:]: tree}
+    return {k: v for name, branch in tree.items() for k, v in leaves(branch, f"{path}/{name}").items()}
+
+
+def hashes(english: dict) -> dict[str, str]:
+    digest = lambda text: hashlib.blake2b(text.encode(), digest_size=6).hexdigest()  # noqa: E731
+    return {path: digest(text) for path, text in leaves(english).items() if not path.endswith("/name")}
 
 
 def reference(node: str, definition: Mapping) -> str:
@@ -197,6 +213,20 @@ def wiring(node: str, definition: Mapping) -> Image.Image:
     return sheet
 
 
+def shown(node: str, definition: Mapping) -> str:
+    """What the picture follows from, kept in its file, so that a test sees when it is out of date."""
+    slots = [
+        (slot.name, slot.kind, slot.optional) for slot in (*inputs(definition), *outputs(definition)) if slot.socket
+    ]
+    return repr((definition["display_name"], slots))
+
+
+def save_wiring(path: Path, node: str, definition: Mapping) -> None:
+    about = PngInfo()
+    about.add_text("shown", shown(node, definition))
+    wiring(node, definition).quantize(64).save(path, optimize=True, pnginfo=about)
+
+
 def _height(place: tuple[int, int], row: int) -> int:
     return place[1] + HEAD + ROW * row + ROW // 2 + 4
 
@@ -229,12 +259,16 @@ def main() -> None:
 
     with run.comfyui_server() as server:
         ours = {name: node for name, node in sorted(server.object_info().items()) if name.startswith(PREFIX)}
-    ENGLISH.write_text(json.dumps({k: texts(v) for k, v in ours.items()}, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    english = json.dumps({node: texts(definition) for node, definition in ours.items()}, indent=2, ensure_ascii=False)
+    ENGLISH.write_text(english + "\n", "utf-8", newline="\n")
+    if "--translated" in sys.argv[1:]:
+        said = json.dumps(hashes(json.loads(english)), indent=0)
+        TRANSLATED.write_text(said + "\n", "utf-8", newline="\n")
     for node, definition in ours.items():
         file = DOCS / f"{node}.md"
         old = file.read_text("utf-8") if file.is_file() else f"# {definition['display_name']}\n\n{BEGIN}{END}\n"
-        file.write_text(page(old, node, definition), "utf-8")
-        wiring(node, definition).quantize(64).save(DOCS / f"{node}.png", optimize=True)
+        file.write_text(page(old, node, definition), "utf-8", newline="\n")
+        save_wiring(DOCS / f"{node}.png", node, definition)
 
 
 if __name__ == "__main__":

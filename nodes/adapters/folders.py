@@ -9,11 +9,11 @@ from pathlib import Path
 
 import folder_paths
 
-from ...sprint_core import presets
+from ...sprint_core import presets, preview, tiny_autoencoder
 from ...sprint_core.tensorfile import WEIGHT_SUFFIXES, CheckpointError, is_shard
 
 PIPELINES = "diffusers"
-APPROXIMATE = "vae_approx"  # where tiny decoders of all families lie; ours are told by name
+APPROXIMATE, TINY_DECODER = "vae_approx", "taesana_decoder"  # tiny decoders of all families lie there, told by name
 BUNDLED = {presets.BUNDLED_NAME: presets.BUNDLED, presets.BUNDLED_CONTROL_NAME: presets.BUNDLED_CONTROL}
 MAX_DEPTH = 3  # folders below a models folder that are searched
 
@@ -48,7 +48,7 @@ def models(*keys: str) -> dict[str, Path]:
             if key == PIPELINES:
                 entries = {name: path for name, path in entries.items() if path.is_dir()}
             if key == APPROXIMATE:
-                entries = {name: path for name, path in entries.items() if name.startswith("taesana_decoder")}
+                entries = {name: path for name, path in entries.items() if name.startswith(TINY_DECODER)}
             found = entries | found
     return found
 
@@ -70,9 +70,10 @@ def find(name: str, *keys: str) -> Path:
 
 
 def stamp(name: str, *keys: str) -> str:
-    """Changes when the file or folder behind a name does, so that it is read again."""
+    """Changes when the file or folder behind a name does, or what belongs to it, so that it is read again."""
     path = BUNDLED.get(name) or models(*keys).get(name)
     if path is None:
         return name
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    beside = (preview.beside(path), tiny_autoencoder.partner(path))
+    files = sorted(path.rglob("*")) if path.is_dir() else [path, *filter(None, beside)]
     return repr([(str(file), file.stat().st_mtime_ns) for file in files if file.exists()])

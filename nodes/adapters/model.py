@@ -22,12 +22,12 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...sprint_core import checkpoint, preview, trigflow
+from ...sprint_core import checkpoint, trigflow
 from ...sprint_core.autoencoder_config import DOWNSCALE, SCALE
 from ...sprint_core.presets import GUIDANCE
 from ...sprint_core.transformer import LATENT_CHANNELS, SanaTransformer, TransformerConfig
 from . import quantised
-from .preview import Painter
+from .preview import Painter, known
 
 log = logging.getLogger(__name__)
 
@@ -299,7 +299,7 @@ def load_model(path, options=None, disable_dynamic=False):
     quant = quantised.prepare(weights)
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())
     config = SanaConfig(weights)
-    config.latent_format.painter.own = preview.known(path)
+    config.latent_format.painter.own = known(path)
     load, offload = mm.get_torch_device(), mm.unet_offload_device()
     dtype = _set_dtypes(config, weights, quant, options.get("dtype"), load)
     log.info("%s", checkpoint.summary(weights))

@@ -8,21 +8,26 @@ them, and nothing is patched.
 
 import functools
 import logging
+import os
 
 import comfy.cli_args
+import comfy.model_management as mm
 import folder_paths
 import latent_preview
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ...sprint_core import tiny_autoencoder
+from ...sprint_core import preview, tiny_autoencoder
 from ...sprint_core.autoencoder_config import SCALE
+from ...sprint_core.checkpoint import Weights
 from ...sprint_core.preview import Factors, RGBFit
 from ...sprint_core.tensorfile import CheckpointError
+from .folders import APPROXIMATE, TINY_DECODER
 
 log = logging.getLogger(__name__)
 
-NAME = "taesana_decoder"  # of a file in models/vae_approx
+LARGEST = 32  # cells a side that are decoded for a preview: 1024 px, which ComfyUI shrinks
 IDENTITY = torch.eye(3).tolist()
 
 
@@ -78,15 +83,27 @@ class Painter:
         ComfyUI's own TAESD cannot read a TAESANA, so that it must not find one.
         """
         if _file() is None:
-            return NAME
-        return f"[a stock TAESD for SANA, which does not exist; {NAME} of this folder paints the previews]"
+            return TINY_DECODER
+        return f"[no stock TAESD reads {TINY_DECODER}; comfyui-sana-sprint paints the previews]"
+
+
+def known(source) -> Factors | None:
+    """The map of a VAE, or of the VAE in a file or folder; none where it is damaged, which the log says."""
+    try:
+        return preview.of(source) if isinstance(source, Weights) else preview.known(source)
+    except CheckpointError as error:
+        log.warning("previews learn their colours anew: %s", error)
+        return None
 
 
 def _paint(decoder: tiny_autoencoder.TinyAutoencoder, x0: Tensor) -> Tensor:
-    first = next(decoder.parameters())
-    if first.device != x0.device:
-        decoder.to(x0.device)
-    return decoder.decode(x0[:1].to(first.dtype) / SCALE).to(x0.dtype)
+    dtype = torch.bfloat16 if mm.should_use_bf16(x0.device) else torch.float32
+    decoder.to(x0.device, dtype)
+    x0 = x0[:1]
+    shrink = LARGEST / max(x0.shape[-2:])
+    if shrink < 1:
+        x0 = F.interpolate(x0, scale_factor=shrink, mode="area")
+    return decoder.decode(x0.to(dtype) / SCALE).float()
 
 
 def taesana() -> tiny_autoencoder.TinyAutoencoder | None:
@@ -94,18 +111,17 @@ def taesana() -> tiny_autoencoder.TinyAutoencoder | None:
     if latent_preview.args.preview_method != comfy.cli_args.LatentPreviewMethod.TAESD:
         return None
     path = _file()
-    return path and _loaded(path)
+    return path and _loaded(path, os.stat(path).st_mtime_ns)
 
 
 def _file() -> str | None:
-    if "vae_approx" not in folder_paths.folder_names_and_paths:
-        return None
-    found = [name for name in folder_paths.get_filename_list("vae_approx") if name.startswith(NAME)]
-    return folder_paths.get_full_path("vae_approx", found[0]) if found else None
+    found = [name for name in folder_paths.get_filename_list(APPROXIMATE) if name.startswith(TINY_DECODER)]
+    return folder_paths.get_full_path(APPROXIMATE, found[0]) if found else None
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(path: str) -> tiny_autoencoder.TinyAutoencoder | None:
+def _loaded(path: str, changed: int) -> tiny_autoencoder.TinyAutoencoder | None:
+    """changed: when the file was, so that a repaired one is read."""
     try:
         weights = tiny_autoencoder.load(path)
     except CheckpointError as error:

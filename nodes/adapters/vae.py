@@ -10,17 +10,18 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ...sprint_core import checkpoint, preview, tiny_autoencoder
+from ...sprint_core import checkpoint, tiny_autoencoder
 from ...sprint_core.autoencoder import Autoencoder
 from ...sprint_core.autoencoder_config import DOWNSCALE
+from ...sprint_core.tensorfile import CheckpointError
 from ...sprint_core.transformer import LATENT_CHANNELS
-from .preview import Colours
+from .preview import Colours, known
 
 log = logging.getLogger(__name__)
 
 # Bytes of activations per pixel and byte of dtype: 640 and 790 measured on the CPU, and a third.
 ENCODE_FACTOR, DECODE_FACTOR = 850, 1050
-TINY_FACTOR = 600  # of a TAESANA, either way: 64 channels at full size, a few times
+TINY_ENCODE_FACTOR, TINY_DECODE_FACTOR = 31, 340  # of a TAESANA: 23 and 257 measured, and a third
 RETRY_TILE, RETRY_OVERLAP = 16, 4  # latent cells: what ComfyUI falls back to when memory runs out
 
 
@@ -53,7 +54,7 @@ class SanaVAE(comfy.sd.VAE):
         with without_log_line("No VAE weights detected"):
             super().__init__(sd={})  # sets every field of this ComfyUI's version, then stops for want of weights
         tiny = isinstance(weights, tiny_autoencoder.TinyWeights)
-        encode, decode = (TINY_FACTOR, TINY_FACTOR) if tiny else (ENCODE_FACTOR, DECODE_FACTOR)
+        encode, decode = (TINY_ENCODE_FACTOR, TINY_DECODE_FACTOR) if tiny else (ENCODE_FACTOR, DECODE_FACTOR)
         self.downscale_ratio = self.upscale_ratio = DOWNSCALE
         self.latent_channels = LATENT_CHANNELS if tiny else weights.config.latent_channels
         self.working_dtypes = [torch.bfloat16, torch.float32]
@@ -63,7 +64,7 @@ class SanaVAE(comfy.sd.VAE):
         )
         self.about = {} if tiny else {checkpoint.TENSOR_KEY: checkpoint.describe_tensor(weights)}
         self.path = weights.path
-        self.colours = None if tiny else Colours(preview.of(weights))
+        self.colours = None if tiny else Colours(known(weights))
         self.device = mm.vae_device()
         self.vae_dtype = dtype or _never_fp16(mm.vae_dtype(self.device, self.working_dtypes), self.device)
         self.output_device = mm.intermediate_device()
@@ -163,14 +164,24 @@ class SanaVAE(comfy.sd.VAE):
 def load_vae(path, options=None):
     """VAE of a file or folder: a DC-AE or a TAESANA. options: {'dtype'}. Raises CheckpointError."""
     options = options or {}
-    weights = tiny_autoencoder.load(path)
-    if weights is None:
-        weights = checkpoint.load(path, "autoencoder")
-        checkpoint.check_names(weights)
-        log.info("%s", checkpoint.summary(weights))
+    weights = _weights(path)
     vae = SanaVAE(weights, options.get("dtype"))
     vae.patcher.cached_patcher_init = (load_vae_patcher, (path, options))
     return vae
+
+
+def _weights(path) -> checkpoint.Weights | tiny_autoencoder.TinyWeights:
+    try:
+        weights = checkpoint.load(path, "autoencoder")
+    except CheckpointError:
+        tiny = tiny_autoencoder.load(path)
+        if tiny is None:
+            raise
+        log.info("TAESANA: %s", " and ".join(tiny.halves))
+        return tiny
+    checkpoint.check_names(weights)
+    log.info("%s", checkpoint.summary(weights))
+    return weights
 
 
 def load_vae_patcher(path, options=None, disable_dynamic=False):

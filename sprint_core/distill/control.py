@@ -157,7 +157,7 @@ class ControlRun:
         prompts = text.PromptTokenizer(checkpoint.load_tokenizer(self.encoder), checkpoint.text_preset(self.encoder))
         with self.workers.first():
             pictures = data.ControlledScenes(self.autoencoder, self.out, self.pool)
-        shown = [prompt for name in scenes.CATEGORIES for prompt in scenes.prompts(name, 2)]
+        shown = [prompt for name in scenes.CATEGORIES for prompt in scenes.prompts(name, 2, free=True)]
         control = data.control_images(data.pixels_of(scenes.render(prompt.scene) for prompt in shown))
         with torch.no_grad():
             hints = self.autoencoder.encode(control.to(self.workers.device)) * SCALE

@@ -27,15 +27,16 @@ def images(seeds: Sequence[int], split: str = "train") -> Tensor:
     return pixels_of([scenes.render(scenes.scene_and_caption(seed, split)[0]) for seed in seeds])
 
 
-def captions(seeds: Sequence[int], random: SampleRandom) -> list[str]:
-    """A caption of each of the training scenes with these seeds, worded anew each time."""
-    return [scenes.another_caption(_scene(i), seed) for i, seed in zip(seeds, random.integers(CAPTION_SEEDS))]
+def captions(seeds: Sequence[int], random: SampleRandom, free: bool = False) -> list[str]:
+    """A caption of each of the (free) training scenes with these seeds, worded anew each time."""
+    drawn = zip(seeds, random.integers(CAPTION_SEEDS))
+    return [scenes.another_caption(_scene(i, free), seed, free) for i, seed in drawn]
 
 
 @functools.cache
-def _scene(seed: int) -> scenes.Scene:
+def _scene(seed: int, free: bool) -> scenes.Scene:
     """Kept, since drawing one takes longer than wording it."""
-    return scenes.scene_and_caption(seed)[0]
+    return scenes.scene_and_caption(seed, free=free)[0]
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -67,11 +68,11 @@ def control_images(pictures: Tensor, hed: edges.HED | None = None) -> Tensor:
 
 
 def drawn_anywhere(seeds: Sequence[int]) -> Tensor:
-    """Renders of training scenes, [b, 3, 256, 256] in [-1, 1]: in every second pair things stand off their places.
+    """Renders of free scenes, [b, 3, 256, 256] in [-1, 1]: in every second pair things stand off the nine places.
 
-    The world's nine places are for captions; who draws, draws anywhere.
+    Those are for captions; who draws, draws anywhere.
     """
-    return pixels_of([scenes.render(_scene(seed), moved=_moved(seed)) for seed in seeds])
+    return pixels_of([scenes.render(_scene(seed, True), moved=_moved(seed)) for seed in seeds])
 
 
 def scene_edges(seeds: Sequence[int]) -> Tensor:
@@ -81,7 +82,7 @@ def scene_edges(seeds: Sequence[int]) -> Tensor:
     """
     pictures = []
     for seed in seeds:
-        scene, moved = _scene(seed), _moved(seed)
+        scene, moved = _scene(seed, True), _moved(seed)
         if seed // 4 % 4 == 3:
             kept = [i for i in range(len(scene.things)) if (seed // 16 >> i) % 2]
             moved = [moved[i] for i in kept] if moved else ()
@@ -91,7 +92,7 @@ def scene_edges(seeds: Sequence[int]) -> Tensor:
 
 
 def _moved(seed: int) -> Sequence[tuple[int, int]]:
-    return scenes.moves(_scene(seed), seed) if seed // 2 % 2 else ()
+    return scenes.moves(_scene(seed, True), seed) if seed // 2 % 2 else ()
 
 
 def pixels_of(pictures: Iterable[np.ndarray]) -> Tensor:
@@ -146,7 +147,7 @@ class ControlledScenes:
     def batch(self, random: SampleRandom) -> tuple[Tensor, list[str], Tensor]:
         """Latents [b, 32, 8, 8], captions, and the control images' latents."""
         chosen = random.integers(self.scenes.count)
-        return self.scenes.latents[chosen].float(), captions(chosen, random), self.hints[chosen].float()
+        return self.scenes.latents[chosen].float(), captions(chosen, random, free=True), self.hints[chosen].float()
 
 
 @torch.inference_mode()

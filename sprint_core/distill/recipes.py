@@ -152,8 +152,8 @@ DEMO = {
     "decoder":     Schedule( 3000,  6, 3e-4, decay=0.9),
     "features":    Schedule( 1500, 32, 2e-3),
     "reader":      Schedule(  800, 64, 1e-3),
-    "teacher":     Schedule(10000, 32, 1e-3, decay=0.4, precision="bf16"),
-    "distill":     Schedule( 1600, 32, 3e-4, decay=0.3, betas=(0.9, 0.99), clip=0.5, ema=0.995, precision="bf16"),
+    "teacher":     Schedule( 8000, 32, 1e-3, decay=0.5, precision="bf16"),
+    "distill":     Schedule( 2400, 32, 3e-4, decay=0.4, betas=(0.9, 0.99), clip=0.5, ema=0.998, precision="bf16"),
 }
 DEMO_CONTROL = Schedule(2000, 32, 5e-4, decay=0.5, betas=(0.9, 0.99), clip=0.5, ema=0.995, precision="bf16")
 # fmt: on
@@ -161,7 +161,7 @@ DEMO_CONTROL = Schedule(2000, 32, 5e-4, decay=0.5, betas=(0.9, 0.99), clip=0.5, 
 # 1 / (elements of a latent); so few steps with LADD from the first on would see nothing but LADD's. A rate of 5e-4 or
 # more does not converge: far from t = 0, where nothing is known yet, the student drifts to painting its noise.
 RECIPES = {
-    "demo": Recipe(DEMO, Objective(tangent_warmup_steps=150, ladd_from=600)),
+    "demo": Recipe(DEMO, Objective(tangent_warmup_steps=150, ladd_from=600, ladd_weight=0.1)),
     "sprint-0.6B": Recipe(PUBLISHED, Objective(), "sprint-0.6B"),
     "sprint-1.6B": Recipe(PUBLISHED, Objective(), "sprint-1.6B"),
     "demo-control": Recipe(

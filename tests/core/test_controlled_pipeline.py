@@ -236,7 +236,7 @@ def test_broken_pictures_are_named(tmp_path, caplog, monkeypatch):
 
 
 def test_true_pictures_keep_to_edges_and_colours():
-    prompts = evaluate.balanced_prompts(60, 5)
+    prompts = evaluate.balanced_prompts(60, 5, free=True)
     true = evaluate_control.true_images(prompts)
     verdicts = evaluate_control.summary({("soft", 1): true}, prompts)
     assert (verdicts["edges"], verdicts["colours"], verdicts["judge"]) == ({"soft 1": 1.0},) * 3
@@ -245,7 +245,11 @@ def test_true_pictures_keep_to_edges_and_colours():
 
 
 def test_what_no_caption_says_is_not_judged():
-    prompts = [p for p in evaluate.balanced_prompts(60, 5) if not any(thing.colour for thing in p.requirement.things)]
+    prompts = [
+        p
+        for p in evaluate.balanced_prompts(60, 5, free=True)
+        if not any(thing.colour for thing in p.requirement.things)
+    ]
     result = evaluate_control.summary({("soft", 1): evaluate_control.true_images(prompts)}, prompts)
     assert prompts and result["colours"] == {"soft 1": None} and "None" in evaluate_control.table(result)
 

@@ -425,6 +425,33 @@ def test_prompts(name, split):
         assert parse(prompt.text) == prompt.requirement and split_of(prompt.requirement) == split
 
 
+def test_what_captions_leave_open():
+    """Nothing but sizes and backgrounds: all else is as usual where it is not named."""
+    for scene, text in [scene_and_caption(seed) for seed in range(400)]:
+        said, cells = parse(text), [(thing.row, thing.column) for thing in scene.things]
+        if len(cells) == 1:
+            assert cells[0] == (said.things[0].place or (1, 1))
+        elif said.things[0].count == 3:
+            assert cells == [(0, 1), (2, 0), (2, 2)]
+        else:
+            assert cells == ([(0, 1), (2, 1)] if said.relation == "above" else [(1, 0), (1, 2)])
+        named = [(thing.shape, thing.colour or "white") for thing in said.things for _ in range(thing.count)]
+        assert named == [(thing.shape, thing.colour) for thing in scene.things]
+
+
+def test_free_scenes_stand_anywhere():
+    drawn = [scene_and_caption(seed, free=True) for seed in range(300)]
+    assert all(judge(render(scene), text) for scene, text in drawn)
+    assert {tuple((t.row, t.column) for t in scene.things) for scene, _ in drawn} == {
+        *[(place,) for place in PLACES],
+        *scenes.PAIRS,
+        *scenes.TRIPLES,
+    }
+    scene = next(s for s, _ in drawn if len(s.things) == 1 and (s.things[0].row, s.things[0].column) == (0, 0))
+    assert {parse(another_caption(scene, seed, free=True)).things[0].place for seed in range(20)} == {None, (0, 0)}
+    assert [p.scene for p in prompts("colors", 9, free=True)] != [p.scene for p in prompts("colors", 9)]
+
+
 def test_unknown_names_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="categories"):
         prompts("colours", 1)

@@ -85,7 +85,7 @@ def test_it_paints_previews(sample, ksample, files, tiny, method, monkeypatch, c
     shown = torch.frombuffer(bytearray(images[-1][1].tobytes()), dtype=torch.uint8).reshape(96, 128, 3).float() / 255
     expected = (tiny.decode(result[:1])[0] / 2 + 0.5).clamp(0, 1).movedim(0, -1)
     assert (shown - expected).abs().max() <= 1.5 / 255
-    assert "taesana_decoder of this folder paints the previews" in caplog.text
+    assert "comfyui-sana-sprint paints the previews" in caplog.text
 
 
 def test_other_methods_paint_colours(model, files, method, bundled_colours):
@@ -159,3 +159,62 @@ def colours_of(host, monkeypatch):
         return factors
 
     return make
+
+
+# --- what lies beside a VAE -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def fitted(host, pipeline_folder):
+    """The stand-in's folder, copied, with preview colours beside its VAE."""
+    import json
+    import shutil
+
+    folder = host.base / "models" / "diffusers" / "with-colours"
+    shutil.copytree(pipeline_folder, folder)
+    (folder / "vae" / "vae.preview.json").write_text(json.dumps({"rows": [[0.25] * 3] * 32, "bias": [0, 0, 0]}))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_models_and_vaes_take_the_colours_of_their_folder(node, fitted, vae):
+    model, _, own = node("SanaSprintLoader", model=fitted.name)
+    assert model.model.latent_format.latent_rgb_factors == [[0.25] * 3] * 32
+    assert own.colours.known.rows[0] == (0.25,) * 3 and vae.colours.known is None
+    before = own.colours.fit.cells
+    node("VAEDecode", samples={"samples": torch.randn(1, 32, 3, 4)}, vae=own)
+    assert own.colours.fit.cells == before  # what is known is not learnt
+
+
+def test_damaged_colours_are_no_reason_to_refuse_a_model(node, fitted, caplog):
+    (fitted / "vae" / "vae.preview.json").write_text('{"rows": 1}')
+    model, _, own = node("SanaSprintLoader", model=fitted.name)
+    assert model.model.latent_format.painter.own is None and own.colours.known is None
+    assert "previews learn their colours anew" in caplog.text
+
+
+def test_what_is_put_beside_a_file_is_seen(host, files, fitted):
+    """A missing half, or colours that were fitted: ComfyUI has to load again."""
+    import os
+
+    folders = host.pack("nodes.adapters.folders")
+    (files / "taesana_encoder.pth").rename(files / "later")
+    stamps = [folders.stamp("taesana_decoder.pth", "vae_approx")]
+    (files / "later").rename(files / "taesana_encoder.pth")
+    stamps.append(folders.stamp("taesana_decoder.pth", "vae_approx"))
+    (files / "taesana_decoder.preview.json").write_text("{}")
+    stamps.append(folders.stamp("taesana_decoder.pth", "vae_approx"))
+    os.remove(files / "taesana_decoder.preview.json")
+    assert len(set(stamps)) == 3
+
+
+def test_a_checkpoint_with_a_taesana_is_read_back(host, node, files, model, clip):
+    vae = node("SanaSprintVAELoader", vae="taesana_decoder.pth")
+    node("CheckpointSave", model=model, clip=clip, vae=vae, filename_prefix="tiny-all")
+    (made,) = Path(host.base / "output").glob("tiny-all*.safetensors")
+    (host.base / "models" / "checkpoints").mkdir(exist_ok=True)
+    made.rename(host.base / "models" / "checkpoints" / "tiny-all.safetensors")
+    again = node("SanaSprintLoader", model="tiny-all.safetensors")[2]
+    latent = {"samples": torch.randn(1, 32, 2, 2)}
+    decoded = [node("VAEDecode", vae=one, samples=latent) for one in (vae, again)]
+    assert torch.equal(*decoded)

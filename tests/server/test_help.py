@@ -25,12 +25,6 @@ def locale(language: str) -> dict:
     return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
 
 
-def leaves(tree, path=()) -> dict[tuple, str]:
-    if not isinstance(tree, dict):
-        return {path: tree}
-    return {k: v for name, branch in tree.items() for k, v in leaves(branch, (*path, name)).items()}
-
-
 def test_everything_has_a_tooltip_and_aliases(ours):
     for name, node in ours.items():
         assert node["description"] and node["search_aliases"], name
@@ -45,15 +39,21 @@ def test_english_is_what_the_nodes_say(ours):
 @pytest.mark.parametrize("language", LANGUAGES[1:])
 def test_translations_are_complete(language):
     """Every text is there, and every sentence is translated."""
-    english, translated = leaves(locale("en")), leaves(locale(language))
+    english, translated = make_help.leaves(locale("en")), make_help.leaves(locale(language))
     missing = english.keys() - translated.keys()
     assert not missing, f"{language} lacks {sorted(missing)}"
     assert not translated.keys() - english.keys(), f"{language} has texts of what there is no more"
     assert all(isinstance(text, str) and text.strip() for text in translated.values())
-    same = [
-        path for path, text in translated.items() if path[-1] in ("description", "tooltip") and text == english[path]
-    ]
+    sentences = [path for path in english if path.endswith(("/description", "/tooltip"))]
+    same = [path for path in sentences if translated[path] == english[path]]
     assert not same, f"{language}: still English: {same}"
+
+
+def test_translations_are_of_todays_english():
+    known = json.loads(make_help.TRANSLATED.read_text(encoding="utf-8"))
+    now = make_help.hashes(locale("en"))
+    changed = sorted(path for path in now if known.get(path) != now[path])
+    assert not changed, f"translate these anew in every language, then run make_help.py --translated: {changed}"
 
 
 def test_comfyui_serves_every_language(server):
@@ -71,7 +71,7 @@ def test_every_node_has_a_page(server, ours):
         assert text.startswith(f"# {node['display_name']}\n\n") and "## Example" in text
         assert len(text.split(make_help.BEGIN)[0]) > 150 and len(text.split("## Example")[1]) > 80
         picture = Image.open(io.BytesIO(server.request(f"{path}.png")))
-        assert picture.size == make_help.wiring(name, node).size, f"{name}.png: {RENEW}"
+        assert picture.text["shown"] == make_help.shown(name, node), f"{name}.png: {RENEW}"
     with pytest.raises(urllib.error.HTTPError):
         server.request(f"/extensions/{PACK_NAME}/docs/SanaSprintNothing.md")
 

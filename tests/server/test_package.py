@@ -54,7 +54,7 @@ def unzipped(tmp_path_factory) -> Path:
 
 def test_archive_holds_what_users_need(unzipped):
     names = {path.name for path in unzipped.iterdir()}
-    assert {"__init__.py", "nodes", "sprint_core", "workflows", "locales", "README.md", "LICENSE"} <= names
+    assert {"__init__.py", "nodes", "sprint_core", "workflows", "subgraphs", "locales", "README.md"} <= names
     assert not {"tests", ".ci", ".github", "runs"} & names
     size = sum(path.stat().st_size for path in unzipped.rglob("*") if path.is_file())
     assert size < 20e6, f"{size / 1e6:.1f} MB"
