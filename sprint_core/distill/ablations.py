@@ -43,8 +43,12 @@ TEACHER_STEPS = evaluate.TEACHER_STEPS
 TANGENT_WARMUP = 3  # a run's steps over those in which its tangent warms up, at least
 FINE_TUNE = 2  # the steps of a teacher without stabilisers over a run's
 
-_DISTILL = dataclasses.replace(recipes.DEMO["distill"], steps=STEPS, batch=BATCH, warmup_steps=WARMUP_STEPS)
-_OBJECTIVE = dataclasses.replace(recipes.RECIPES["demo"].objective, ladd_from=LADD_FROM)
+_DISTILL = dataclasses.replace(
+    recipes.DEMO["distill"], steps=STEPS, batch=BATCH, warmup_steps=WARMUP_STEPS, decay=0.3, ema=0.995
+)
+_OBJECTIVE = dataclasses.replace(
+    recipes.RECIPES["demo"].objective, ladd_from=LADD_FROM, ladd_weight=recipes.Objective().ladd_weight
+)
 SHORT = Recipe(recipes.DEMO | {"distill": _DISTILL}, _OBJECTIVE)
 VARIED = ("guidance", "scm_weight", "ladd_weight", "max_time_share")  # by the tables, so not by --set
 

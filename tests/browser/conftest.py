@@ -19,7 +19,7 @@ ARGUMENTS = [
 READY = "window.app?.graph && window.app.canvas && window.app.extensionManager?.command"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: Playwright's event loop runs as long, and no other may beside it
 def chromium():
     path = os.environ.get("SPRINT_CHROMIUM")
     if not path:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -63,10 +64,11 @@ def test_a_saved_picture_restores_its_graph(editor, server):
     sent = editor.evaluate("async () => (await app.graphToPrompt()).output")
     before = set(server.json("/history"))
     editor.evaluate("() => { app.queuePrompt(0) }")
-    done = "async known => Object.keys(await (await fetch('/history')).json()).some(id => !known.includes(id))"
-    editor.wait_for_function(done, arg=list(before), timeout=300_000)
-    (new,) = set(server.json("/history")) - before
-    (saved,) = server.images(server.json(f"/history/{new}")[new])
+    deadline = time.monotonic() + 300
+    while not (new := set(server.json("/history")) - before) and time.monotonic() < deadline:
+        editor.wait_for_timeout(250)
+    (done,) = new
+    (saved,) = server.images(server.json(f"/history/{done}")[done])
     picture = server.view(saved)
     editor.evaluate("() => { app.graph.clear() }")
     editor.evaluate(DROP, base64.b64encode(picture).decode())
