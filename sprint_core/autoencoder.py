@@ -5,6 +5,7 @@ ones EfficientViT blocks (multi-scale linear attention and a gated convolution).
 the shortcut around every change of size: pixel (un)shuffle and channel averages or repeats carry
 the signal without parameters, so that a stage learns only what this leaves out (section 3.1).
 
+Both halves work in the memory format channels_last, in which norms, linear layers and shortcuts take no copies.
 Images are [b, 3, h, w] in [-1, 1]; raw latents [b, 32, h/32, w/32]. Submodules carry the names of
 the diffusers layout, so its state dicts load strictly. As in layers.py, `ops` is the host's torch.nn.
 """
@@ -18,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .autoencoder_config import SANA, VIT, AutoencoderConfig
-from .layers import GLUMBConv, relu_linear_attention
+from .layers import GLUMBConv, fp32, relu_linear_attention
 from .tiling import TiledCodec
 
 NORM_EPS = 1e-5
@@ -43,7 +44,7 @@ def _channel_norm_class(base: type) -> type:
 
         def forward(self, x: Tensor) -> Tensor:
             x = super().forward(x.movedim(1, -1))
-            return (x + self.bias.to(x)).movedim(-1, 1)
+            return x.add_(self.bias.to(x)).movedim(-1, 1)
 
     return ChannelNorm
 
@@ -64,7 +65,8 @@ class ResBlock(nn.Module):
         self.norm = channel_norm(dim, ops, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.norm(self.conv2(self.act(self.conv1(x))))
+        x_in, x = x, self.act(self.conv1(x), inplace=not torch.is_grad_enabled())
+        return self.norm(self.conv2(x)).add_(x_in)
 
 
 class Aggregation(nn.Module):
@@ -106,7 +108,7 @@ class MultiscaleAttention(nn.Module):
         q, k, v = rearrange(qkv, "b (g three d) h w -> three b g (h w) d", three=3, d=self.head_dim)
         out = relu_linear_attention(q, k, v, ATTENTION_EPS).to(x.dtype)
         out = self.to_out(rearrange(out, "b g n d -> b n (g d)"))
-        return x + self.norm_out(rearrange(out, "b (h w) c -> b c h w", h=height))
+        return self.norm_out(rearrange(out, "b (h w) c -> b c h w", h=height)).add_(x)
 
 
 class GatedConv(GLUMBConv):
@@ -117,7 +119,7 @@ class GatedConv(GLUMBConv):
         self.norm = channel_norm(dim, ops, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.norm(super().forward(x))
+        return self.norm(super().forward(x)).add_(x)
 
 
 class EfficientViTBlock(nn.Module):
@@ -142,6 +144,57 @@ def repeat_channels(x: Tensor, channels: int) -> Tensor:
     return x.repeat_interleave(channels // x.shape[1], dim=1)
 
 
+def add_reduced(out: Tensor, x: Tensor) -> Tensor:
+    """out [b, o, h, w] plus a pixel unshuffle of x [b, c, 2h, 2w] with its channels averaged to o, in one pass."""
+    o, each = out.shape[1], 4 * x.shape[1] // out.shape[1]  # of the four pixels of a cell, how many are averaged
+    if each not in (1, 2, 4):
+        return out.add_(average_channels(F.pixel_unshuffle(x, 2), o))
+    x = x.unflatten(2, (-1, 2)).unflatten(-1, (-1, 2)).permute(0, 1, 3, 5, 2, 4)  # b c i j h w
+    out.unflatten(1, (x.shape[1], 4 // each)).add_(
+        x.flatten(2, 3) if each == 1 else x.mean(3) if each == 2 else x.mean((2, 3))[:, :, None]
+    )
+    return out
+
+
+def add_enlarged(out: Tensor, x: Tensor) -> Tensor:
+    """out [b, o, 2h, 2w] plus a pixel shuffle of x [b, c, h, w] with its channels repeated to 4 o, in one pass."""
+    o, h, w = out.shape[1], *x.shape[2:]
+    each = 4 * o // x.shape[1]  # how many of the four pixels of a cell show one channel
+    if each not in (1, 2, 4):
+        return out.add_(F.pixel_shuffle(repeat_channels(x, 4 * o), 2))
+    rows, columns = 1 if each == 4 else 2, 2 if each == 1 else 1
+    x = x.unflatten(1, (o, rows, columns)).permute(0, 1, 4, 2, 5, 3)
+    out.unflatten(2, (h, 2)).unflatten(-1, (w, 2)).add_(x)
+    return out
+
+
+@functools.cache
+def _enlarging_conv_class(base: type) -> type:
+    class EnlargingConv(base):
+        """A 3x3 convolution of x enlarged to its double, without enlarging it.
+
+        A new pixel's 3x3 neighbours lie in 2x2 old ones, so that four sums of weights do the work of nine weights,
+        for each of the four new pixels in an old one. Overridden where hosts have cast and moved the weights.
+        """
+
+        def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            first, middle, last = fp32(weight).unbind(2)
+            rows = torch.stack([first, middle + last, first + middle, last])  # [(i tap), o, c, 3]
+            first, middle, last = rows.unbind(-1)
+            taps = torch.stack([first, middle + last, first + middle, last])  # [(j tap), (i tap), o, c]
+            kernels = rearrange(taps.to(weight), "(j q) (i p) o c -> (i j o) c p q", j=2, i=2)
+            b, _, h, w = x.shape
+            y = F.conv2d(x, kernels, None if bias is None else bias.repeat(4), padding=1)
+            y = y.unflatten(1, (2, 2, -1))  # [b, i, j, o, h + 1, w + 1]
+            out = y.new_empty((b, 2 * h, 2 * w, y.shape[3])).movedim(-1, 1)  # channels last
+            for i in (0, 1):
+                for j in (0, 1):
+                    out[:, :, i::2, j::2] = y[:, i, j, :, i : i + h, j : j + w]
+            return out
+
+    return EnlargingConv
+
+
 class Downsample(nn.Module):
     """[b, c, h, w] -> [b, dim_out, h/2, w/2] by a convolution beside a shortcut of averages."""
 
@@ -153,7 +206,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.pixel_unshuffle(self.conv(x), 2) if self.unshuffle else self.conv(x)
-        return out + average_channels(F.pixel_unshuffle(x, 2), self.dim_out) if self.shortcut else out
+        return add_reduced(out, x) if self.shortcut else out
 
 
 class Upsample(nn.Module):
@@ -162,11 +215,14 @@ class Upsample(nn.Module):
     def __init__(self, dim: int, dim_out: int, mode: str, ops: Any, shortcut: bool = True, **factory: Any):
         super().__init__()
         self.dim_out, self.shuffle, self.shortcut = dim_out, mode == "pixel_shuffle", shortcut
-        self.conv = ops.Conv2d(dim, 4 * dim_out if self.shuffle else dim_out, 3, padding=1, **factory)
+        if self.shuffle:
+            self.conv = ops.Conv2d(dim, 4 * dim_out, 3, padding=1, **factory)
+        else:
+            self.conv = _enlarging_conv_class(ops.Conv2d)(dim, dim_out, 3, padding=1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.pixel_shuffle(self.conv(x), 2) if self.shuffle else self.conv(F.interpolate(x, scale_factor=2))
-        return out + F.pixel_shuffle(repeat_channels(x, 4 * self.dim_out), 2) if self.shortcut else out
+        out = F.pixel_shuffle(self.conv(x), 2) if self.shuffle else self.conv(x)
+        return add_enlarged(out, x) if self.shortcut else out
 
 
 def _layers(c: AutoencoderConfig, side: str, i: int, ops: Any, **factory: Any) -> list[nn.Module]:
@@ -199,7 +255,7 @@ class Encoder(nn.Module):
         self.conv_out = ops.Conv2d(dims[-1], c.latent_channels, 3, padding=1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         for stage in self.down_blocks:
             x = stage(x)
         out = self.conv_out(x)
@@ -227,6 +283,7 @@ class Decoder(nn.Module):
             self.conv_out = Upsample(last, c.in_channels, c.upsample, ops, shortcut=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
         out = self.conv_in(x)
         x = out + repeat_channels(x, self.dim_in) if self.shortcut else out
         for stage in reversed(self.up_blocks):

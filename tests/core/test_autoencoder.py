@@ -6,9 +6,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderDC
 from oracles import relative_error, shapes_of
 
+from sprint_core import autoencoder
 from sprint_core.autoencoder import Autoencoder, channel_norm
 from sprint_core.autoencoder_config import SANA, SCALE, AutoencoderConfig, config_from_diffusers, infer_config
 from sprint_core.config import from_dict
@@ -272,3 +274,29 @@ def test_tiling_keeps_the_dtype():
     latent = model.bfloat16().encode_tiled(random(1, 3, 64, 64).bfloat16(), tile_px=32, overlap_px=8)
     assert latent.dtype == torch.bfloat16 and latent.shape == (1, 4, 8, 8)
     assert model.decode_tiled(latent, tile_px=32, overlap_px=8).isfinite().all()
+
+
+# --- what saves passes over memory -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 2)])
+def test_a_convolution_of_the_enlarged_without_enlarging(size, bias):
+    """In float64: the same sums in another order."""
+    torch.manual_seed(0)
+    conv = autoencoder._enlarging_conv_class(torch.nn.Conv2d)(6, 4, 3, padding=1, bias=bias).double()
+    x = torch.randn(2, 6, *size, dtype=torch.float64)
+    expected = F.conv2d(F.interpolate(x, scale_factor=2), conv.weight, conv.bias, padding=1)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.testing.assert_close(conv(x.contiguous(memory_format=layout)), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 8, 16, 32])
+def test_shortcuts_in_one_pass(channels):
+    """Of 8 channels: as pixel (un)shuffle with averages or repeats has it, whatever the ratio of widths."""
+    torch.manual_seed(0)
+    x, small, large = (torch.randn(2, *shape) for shape in ((8, 4, 6), (channels, 2, 3), (channels, 8, 12)))
+    reduced = small + F.pixel_unshuffle(x, 2).unflatten(1, (channels, -1)).mean(2)
+    torch.testing.assert_close(autoencoder.add_reduced(small.clone(), x), reduced)
+    enlarged = large + F.pixel_shuffle(x.repeat_interleave(4 * channels // 8, dim=1), 2)
+    torch.testing.assert_close(autoencoder.add_enlarged(large.clone(), x), enlarged)
