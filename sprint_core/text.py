@@ -9,11 +9,11 @@ are only needed as context: their keys and values are computed once (`PrefixCach
 Padding is dropped rather than masked, which is exact: masked tokens get no weight in the transformer.
 """
 
+import functools
 import json
 import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .config import check_numbers
-from .gemma import Gemma, KVPrefix
+from .gemma import Gemma
 
 PAD, BOS = 0, 2  # Gemma's ids
 LOWER_CASE = {"nvlabs": False, "diffusers": True}  # prompt formats; both strip, and their instructions differ
@@ -30,7 +30,7 @@ LOWER_CASE = {"nvlabs": False, "diffusers": True}  # prompt formats; both strip,
 # --- prompt formats -------------------------------------------------------------------------------
 
 
-@cache
+@functools.cache
 def load_instruction(format: str = "nvlabs") -> str:
     """The instruction text of the training ('nvlabs') or of diffusers' port ('diffusers'). Raises ValueError."""
     if format not in LOWER_CASE:
@@ -235,23 +235,37 @@ class PromptTokenizer:
 # --- ids to embeddings ----------------------------------------------------------------------------
 
 
-class PrefixCache:
-    """The most recently used prefixes; each takes some 20 MiB in bf16. Keys must change with the weights."""
+class Recent:
+    """The values that were asked for most recently."""
 
-    SLOTS = 2
+    def __init__(self, slots: int):
+        self.slots = slots
+        self._entries: dict[Hashable, Any] = {}
 
-    def __init__(self) -> None:
-        self._entries: dict[Hashable, KVPrefix] = {}
-
-    def get(self, key: Hashable, compute: Callable[[], KVPrefix]) -> KVPrefix:
-        entry = self._entries.pop(key, None) or compute()
+    def get(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        entry = self._entries.pop(key) if key in self._entries else compute()
         self._entries[key] = entry
-        while len(self._entries) > self.SLOTS:
+        while len(self._entries) > self.slots:
             del self._entries[next(iter(self._entries))]
         return entry
 
     def clear(self) -> None:
         self._entries.clear()
+
+
+class EncoderCache:
+    """What need not be computed twice. Keys must change with the weights.
+
+    prefixes: states of the constant instruction, some 20 MiB each in bf16; texts: embeddings of whole batches, at
+    most 1.4 MiB a prompt. (Of batches, since a text among others is rounded differently than alone.)
+    """
+
+    def __init__(self) -> None:
+        self.prefixes, self.texts = Recent(2), Recent(32)
+
+    def clear(self) -> None:
+        self.prefixes.clear()
+        self.texts.clear()
 
 
 def encode_ids(
@@ -262,21 +276,33 @@ def encode_ids(
     dtype: torch.dtype | None = None,
     layer: int = -1,
     prefix_ids: Sequence[int] = (),
-    cache: PrefixCache | None = None,
+    cache: EncoderCache | None = None,
     key: Hashable = None,
 ) -> list[Tensor]:
     """The kept hidden states of each text: list of [len(keep), width], without padding.
 
-    dtype, layer: see `Gemma`. With a cache, texts that all start with `prefix_ids` share its states;
-    otherwise everything is computed. key: identifies the weights (device, dtype and so on are added).
+    dtype, layer: see `Gemma`. With a cache, a batch that was encoded before is not encoded again, and texts that
+    all start with `prefix_ids` share its states. key: identifies the weights (device, dtype and so on are added).
     """
+    names = [(tuple(t.ids), tuple(t.keep)) for t in batch]
+    unique = dict(zip(names, batch))
+    run = functools.partial(_encode_ids, gemma, list(unique.values()), device, dtype, layer)
+    if cache is None:
+        rows = run((), None, None)
+    else:
+        how = (key, str(device), dtype, layer, tuple(prefix_ids))
+        rows = cache.texts.get((how, tuple(unique)), lambda: run(prefix_ids, cache.prefixes, how))
+    found = dict(zip(unique, rows))
+    return [found[name].clone() for name in names]  # whoever changes one changes neither the cache nor another
+
+
+def _encode_ids(gemma, batch, device, dtype, layer, prefix_ids, prefixes: Recent | None, key: Hashable) -> list[Tensor]:
     p = len(prefix_ids)
-    shared = cache is not None and p and all(len(t.ids) > p and t.ids[:p] == list(prefix_ids) for t in batch)
+    shared = p and all(len(t.ids) > p and t.ids[:p] == list(prefix_ids) for t in batch)
     prefix = None
     if shared:
         ids = torch.tensor([list(prefix_ids)], device=device)
-        full_key = (key, tuple(prefix_ids), str(device), dtype, layer)
-        prefix = cache.get(full_key, lambda: gemma.prefill(ids, layer=layer, dtype=dtype))
+        prefix = prefixes.get(key, lambda: gemma.prefill(ids, layer=layer, dtype=dtype))
     rest = [torch.tensor(t.ids[p:] if shared else t.ids) for t in batch]
     ids = torch.nn.utils.rnn.pad_sequence(rest, batch_first=True, padding_value=PAD).to(device)
     hidden = gemma(ids, prefix=prefix, layer=layer, dtype=dtype)
@@ -303,13 +329,13 @@ def pad_embeddings(rows: Sequence[Tensor], length: int | None = None) -> tuple[T
 class TextEncoder:
     """Prompts to embeddings outside any host: Gemma, a tokenizer and a preset.
 
-    After changing Gemma's weights in place call `prefix_cache.clear()`.
+    After changing Gemma's weights in place call `cache.clear()`.
     """
 
     def __init__(self, gemma: Gemma, tokenizer: Tokenizer, preset: TextPreset):
         self.gemma = gemma
         self.prompts = PromptTokenizer(tokenizer, preset)
-        self.prefix_cache = PrefixCache()
+        self.cache = EncoderCache()
 
     def tokens(self, prompt: str) -> Tokens:
         return self.prompts.tokens(prompt)
@@ -317,6 +343,6 @@ class TextEncoder:
     @torch.no_grad()  # the encoder is frozen, and a cached prefix must not keep a graph alive
     def encode(self, prompts: Sequence[str], *, layer: int = -1) -> list[Tensor]:
         """One [n_i, width] tensor per prompt, n_i <= max_tokens; `pad_embeddings` makes a batch of them."""
-        options: dict[str, Any] = {"prefix_ids": self.prompts.prefix_ids, "cache": self.prefix_cache, "layer": layer}
+        options: dict[str, Any] = {"prefix_ids": self.prompts.prefix_ids, "cache": self.cache, "layer": layer}
         device = next(self.gemma.parameters()).device
         return encode_ids(self.gemma, [self.tokens(prompt) for prompt in prompts], device=device, **options)

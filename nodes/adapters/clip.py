@@ -100,7 +100,7 @@ class SanaTextModel(nn.Module):
         self.compute_dtype = compute_dtype
         setattr(self, NAME, nn.Module())
         self.encoder.transformer = Gemma(weights.config, ops=ops, dtype=dtype, device=device)
-        self.prefixes = text.PrefixCache()
+        self.cache = text.EncoderCache()
         self.hooked_weights = {}  # the patcher's, not empty while LoRA hooks change weights in place
         self.reset_clip_options()
 
@@ -142,9 +142,9 @@ class SanaTextModel(nn.Module):
         return cond[None].to(mm.intermediate_device()), None
 
     def _encode(self, batch, prefix_ids):
-        # The states of the constant instruction belong to the weights as this patcher left them.
+        # What the cache holds belongs to the weights as this patcher left them.
         key = getattr(self, "current_weight_patches_uuid", None)
-        cache = None if self.hooked_weights else self.prefixes
+        cache = None if self.hooked_weights else self.cache
         device = self.device if self.device is not None else mm.text_encoder_device()
         return text.encode_ids(
             self.encoder.transformer,
@@ -205,7 +205,7 @@ def load_clip(path, options=None, disable_dynamic=False):
 
 
 def _forget(patcher) -> None:
-    patcher.model.prefixes.clear()
+    patcher.model.cache.clear()
 
 
 def _forget_when_unloaded(patcher, unpatched: bool) -> None:

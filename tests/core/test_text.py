@@ -16,9 +16,10 @@ from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
 from sprint_core.gemma import Gemma, config_from_hf
 from sprint_core.text import (
+    EncoderCache,
     HFTokenizer,
-    PrefixCache,
     PromptTokenizer,
+    Recent,
     SentencePieceTokenizer,
     TextEncoder,
     TextPreset,
@@ -240,20 +241,38 @@ def test_prefix_is_computed_once_and_only_if_it_fits(folder, gemma, monkeypatch)
     encoder.encode([SHORT])
     encoder.encode([LONG, ""])
     assert len(calls) == 1
-    encoder.prefix_cache.clear()
+    encoder.cache.clear()
     encoder.encode([SHORT])
     assert len(calls) == 2
 
     foreign = select_tokens([2, *range(10, 400)], len(encoder.prompts.instruction_ids), 300)
     options = {"device": "cpu", "prefix_ids": encoder.prompts.prefix_ids}
     with torch.no_grad():
-        got = encode_ids(gemma, [foreign], cache=PrefixCache(), **options)
+        got = encode_ids(gemma, [foreign], cache=EncoderCache(), **options)
         want = encode_ids(gemma, [foreign], device="cpu")
     assert len(calls) == 2 and torch.equal(got[0], want[0])
 
 
+def test_a_repeated_batch_costs_nothing(folder, gemma, monkeypatch):
+    """Neither does a text that a batch has twice; and a changed result changes no later one."""
+    sizes, original = [], Gemma.forward
+    monkeypatch.setattr(Gemma, "forward", lambda self, ids, **kw: sizes.append(len(ids)) or original(self, ids, **kw))
+    encoder = TextEncoder(gemma, load_tokenizer(folder), text_preset())
+    first, again = encoder.encode([SHORT, SHORT])
+    want = first.clone()
+    assert sizes == [1] and torch.equal(first, again)
+    first.zero_()
+    assert torch.equal(encoder.encode([SHORT])[0], want) and torch.equal(again, want) and sizes == [1]
+    encoder.encode([SHORT, LONG])
+    encoder.encode([SHORT], layer=-2)
+    assert sizes == [1, 2, 1]
+    encoder.cache.clear()
+    encoder.encode([SHORT])
+    assert sizes == [1, 2, 1, 1]
+
+
 def test_cache_drops_the_least_recently_used():
-    cache, computed = PrefixCache(), []
+    cache, computed = Recent(2), []
 
     def get(key):
         return cache.get(key, lambda: computed.append(key) or object())
@@ -272,7 +291,7 @@ def test_keys_separate_weights(folder, gemma):
     encoder = TextEncoder(gemma, load_tokenizer(folder), text_preset())
     other = Gemma(gemma.config)
     other.load_state_dict({name: 1.1 * p for name, p in gemma.state_dict().items()})
-    options = {"device": "cpu", "prefix_ids": encoder.prompts.prefix_ids, "cache": PrefixCache()}
+    options = {"device": "cpu", "prefix_ids": encoder.prompts.prefix_ids, "cache": EncoderCache()}
     tokens = [encoder.tokens(SHORT)]
     with torch.no_grad():
         encode_ids(gemma, tokens, key="gemma", **options)
@@ -296,7 +315,7 @@ def test_compute_dtype(folder, gemma):
     mixed.load_state_dict(gemma.state_dict())
     mixed.model.embed_tokens.bfloat16()
     prompts = PromptTokenizer(load_tokenizer(folder), text_preset())
-    options = {"device": "cpu", "dtype": torch.float32, "prefix_ids": prompts.prefix_ids, "cache": PrefixCache()}
+    options = {"device": "cpu", "dtype": torch.float32, "prefix_ids": prompts.prefix_ids, "cache": EncoderCache()}
     with torch.no_grad():
         got = encode_ids(mixed, [prompts.tokens(SHORT)], **options)[0]
     assert got.dtype == torch.float32

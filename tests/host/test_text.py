@@ -157,7 +157,7 @@ def test_a_hook_that_changes_over_time_is_encoded_at_each_strength(node, model, 
 
 
 def test_the_instruction_is_encoded_once(clip, encode, core, prefills):
-    clip.cond_stage_model.prefixes.clear()
+    clip.cond_stage_model.cache.clear()
     for prompt in ("a cat", "two dogs", "a (red:1.3) hat"):
         encode(prompt)
     assert prefills == [len(core.prompts.prefix_ids)]
@@ -167,17 +167,17 @@ def test_cached_states_are_dropped_when_comfyui_unloads(clip, encode, prefills):
     import comfy.model_management as mm
 
     encode("a cat")
-    assert clip.cond_stage_model.prefixes._entries
+    assert clip.cond_stage_model.cache.prefixes._entries
     before = encode("a cat")
     mm.unload_all_models()
-    assert not clip.cond_stage_model.prefixes._entries
+    assert not clip.cond_stage_model.cache.prefixes._entries
     assert torch.equal(encode("a cat"), before)
     assert len(prefills) == 1
 
 
 def test_cached_states_belong_to_patches_dtype_layer_and_device(node, model, clip, encode, lora):
-    clip.cond_stage_model.prefixes.clear()
-    keys = lambda: set(clip.cond_stage_model.prefixes._entries)  # noqa: E731
+    clip.cond_stage_model.cache.clear()
+    keys = lambda: set(clip.cond_stage_model.cache.prefixes._entries)  # noqa: E731
     encode("a cat")
     first = keys()
     encode("a cat", clip=node("CLIPSetLastLayer", clip=clip, stop_at_clip_layer=-2))
@@ -214,8 +214,8 @@ def test_injections_never_meet_a_cached_prefix(clip, encode):
 
     changed.patcher.set_injections("test", [PatcherInjection(inject=inject, eject=eject)])
     with_prefix = encode("a cat", clip=changed)
-    clip.cond_stage_model.prefixes.clear()
-    changed.cond_stage_model.prefixes.clear()
+    clip.cond_stage_model.cache.clear()
+    changed.cond_stage_model.cache.clear()
     assert torch.equal(with_prefix, encode("a cat", clip=changed)) and not torch.equal(with_prefix, plain)
     changed.patcher.eject_model()
     assert torch.equal(encode("a cat"), plain)
