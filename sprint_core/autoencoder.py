@@ -106,8 +106,7 @@ class MultiscaleAttention(nn.Module):
         qkv = rearrange(qkv, "b (h w) c -> b c h w", h=height)
         qkv = torch.cat([qkv, *(scale(qkv) for scale in self.to_qkv_multiscale)], dim=1)
         q, k, v = rearrange(qkv, "b (g three d) h w -> three b g (h w) d", three=3, d=self.head_dim)
-        out = relu_linear_attention(q, k, v, ATTENTION_EPS).to(x.dtype)
-        out = self.to_out(rearrange(out, "b g n d -> b n (g d)"))
+        out = self.to_out(relu_linear_attention(q, k, v, ATTENTION_EPS))
         return self.norm_out(rearrange(out, "b (h w) c -> b c h w", h=height)).add_(x)
 
 

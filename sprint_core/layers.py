@@ -5,6 +5,7 @@ or a host's (ComfyUI's operations cast, offload and patch weights as they run). 
 [b, n, c], image layout [b, c, h, w].
 """
 
+import functools
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 LINEAR_ATTENTION_EPS = 1e-8  # the authors' value; diffusers has 1e-15
+CACHED_NUMBERS = 2**19  # of a tensor, that a CPU's cache holds
 MASKED = -10000.0  # additive mask of padded text tokens, as in training
 
 
@@ -29,14 +31,24 @@ def fp32(x: Tensor) -> Tensor:
 
 
 def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = LINEAR_ATTENTION_EPS) -> Tensor:
-    """ReLU linear attention in fp32: relu(q) (relu(k)^T v) / (relu(q) sum relu(k)). All [..., n, d].
+    """ReLU linear attention: relu(q) (relu(k)^T v) / (relu(q) sum relu(k)). All [b, h, n, d] -> [b, n, h*d].
 
-    Cost is linear in n; the [d, d] products of hundreds of tokens overflow fp16 and round badly in bf16.
+    Cost is linear in n. In fp32, as the [d, d] products of hundreds of tokens overflow fp16 and round badly in bf16;
+    the result has q's dtype again. A CPU goes by as many heads as its caches hold: fresh memory costs it more than
+    the arithmetic.
     """
-    q, k, v = fp32(F.relu(q)), fp32(F.relu(k)), fp32(v)
-    kv = k.transpose(-1, -2) @ v
-    total = q @ k.sum(-2, keepdim=True).transpose(-1, -2)
-    return (q @ kv) / (total + eps)
+    together = q.shape[1] if q.device.type != "cpu" else max(1, CACHED_NUMBERS // (q.numel() // q.shape[1]))
+    parts = [_of_heads(*some, eps) for some in zip(*(x.split(together, dim=1) for x in (q, k, v)))]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).flatten(2)
+
+
+def _of_heads(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
+    """[b, h, n, d] -> [b, n, h, d]. A channel of ones in v makes the denominators."""
+    dtype = q.dtype
+    q, k, v = fp32(F.relu(q)), fp32(F.relu(k)), fp32(F.pad(v, (0, 1), value=1.0))
+    y = q @ (k.transpose(-1, -2) @ v)
+    out = y[..., :-1] / (y[..., -1:] + eps)
+    return out.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
 
 
 def timestep_embedding(t: Tensor, dim: int = 256, max_period: float = 10000.0) -> Tensor:
@@ -70,6 +82,22 @@ def table_rows(table: nn.Embedding, rows: int, like: Tensor) -> Tensor:
     return table(torch.arange(rows, device=like.device)).to(like.dtype)
 
 
+@functools.cache
+def _pointwise_conv_class(base: type) -> type:
+    class PointwiseConv(base):
+        """A 1x1 convolution, which for 16-bit channels_last pictures is faster as a linear layer of their tokens.
+
+        Overridden where hosts have cast and moved the weights.
+        """
+
+        def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            if x.dtype.itemsize > 2:
+                return super()._conv_forward(x, weight, bias)
+            return F.linear(x.movedim(1, -1), weight[:, :, 0, 0], bias).movedim(-1, 1)
+
+    return PointwiseConv
+
+
 class GLUMBConv(nn.Module):
     """SANA's feed-forward, Mix-FFN with a gate: 1x1 -> SiLU -> 3x3 depthwise -> x * SiLU(gate) -> 1x1.
 
@@ -78,14 +106,15 @@ class GLUMBConv(nn.Module):
 
     def __init__(self, dim: int, ratio: float, ops: Any = nn, **factory: Any):
         super().__init__()
-        hidden = int(ratio * dim)
-        self.conv_inverted = ops.Conv2d(dim, 2 * hidden, 1, **factory)
+        hidden, pointwise = int(ratio * dim), _pointwise_conv_class(ops.Conv2d)
+        self.conv_inverted = pointwise(dim, 2 * hidden, 1, **factory)
         self.conv_depth = ops.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, **factory)
-        self.conv_point = ops.Conv2d(hidden, dim, 1, bias=False, **factory)
+        self.conv_point = pointwise(hidden, dim, 1, bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, gate = self.conv_depth(F.silu(self.conv_inverted(x))).chunk(2, dim=1)
-        return self.conv_point(x * F.silu(gate))
+        in_place = not torch.is_grad_enabled()
+        x, gate = self.conv_depth(F.silu(self.conv_inverted(x), inplace=in_place)).chunk(2, dim=1)
+        return self.conv_point(F.silu(gate).mul_(x) if in_place else F.silu(gate) * x)
 
 
 def sincos_2d(height: int, width: int, dim: int, base_size: int, scale: float, device: torch.device) -> Tensor:

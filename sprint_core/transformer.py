@@ -88,8 +88,7 @@ class LinearSelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.norm_q(self.to_q(x)), self.norm_k(self.to_k(x)), self.to_v(x)
         q, k, v = (rearrange(y, "b n (h d) -> b h n d", h=self.heads) for y in (q, k, v))
-        out = relu_linear_attention(q, k, v)
-        return self.to_out[0](rearrange(out, "b h n d -> b n (h d)").to(x.dtype))
+        return self.to_out[0](relu_linear_attention(q, k, v))
 
 
 class CrossAttention(nn.Module):
@@ -125,10 +124,10 @@ class SanaBlock(nn.Module):
         """x: [b, h*w, c]; caption: [b, m, c], which a host may have replaced -> [b, h*w, c]."""
         m = table_rows(self.scale_shift_table, 6, x) + given.modulation
         shift1, scale1, gate1, shift2, scale2, gate2 = m.chunk(6, dim=1)
-        x = x + gate1 * self.attn1(modulated_norm(x, shift1, scale1))
+        x = torch.addcmul(x, gate1, self.attn1(modulated_norm(x, shift1, scale1)))
         x = x + self.attn2(x, caption, given.bias, given.attention)
         h = rearrange(modulated_norm(x, shift2, scale2), "b (h w) c -> b c h w", h=given.size[0])
-        return x + gate2 * rearrange(self.ff(h), "b c h w -> b (h w) c")
+        return torch.addcmul(x, gate2, rearrange(self.ff(h), "b c h w -> b (h w) c"))
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -166,7 +165,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        tokens = rearrange(self.proj(x), "b c h w -> b (h w) c")
+        # Contiguous, since every later sum takes over the strides of its first term.
+        tokens = rearrange(self.proj(x), "b c h w -> b (h w) c").contiguous()
         if self.base:
             tokens = tokens + sincos_2d(height, width, self.width, self.base, self.scale, x.device).to(tokens.dtype)
         return tokens
