@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .autoencoder_config import SANA, VIT, AutoencoderConfig
-from .layers import GLUMBConv, fp32, relu_linear_attention
+from .layers import GLUMBConv, by_rows, fp32, relu_linear_attention
 from .tiling import TiledCodec
 
 NORM_EPS = 1e-5
@@ -42,9 +42,15 @@ def _channel_norm_class(base: type) -> type:
             super().__init__(dim, eps=NORM_EPS, dtype=dtype, device=device)
             self.bias = nn.Parameter(torch.zeros(dim, dtype=dtype, device=device))
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = super().forward(x.movedim(1, -1))
-            return x.add_(self.bias.to(x)).movedim(-1, 1)
+        def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+            """The norm, plus the residual. x may be overwritten: see layers.by_rows."""
+            bias, others = self.bias.to(x), () if residual is None else (residual.movedim(1, -1),)
+
+            def run(rows: Tensor, *others: Tensor) -> Tensor:
+                y = super(ChannelNorm, self).forward(rows).add_(bias)
+                return y.add_(others[0]) if others else y
+
+            return by_rows(run, x.movedim(1, -1), *others).movedim(-1, 1)
 
     return ChannelNorm
 
@@ -66,7 +72,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_in, x = x, self.act(self.conv1(x), inplace=not torch.is_grad_enabled())
-        return self.norm(self.conv2(x)).add_(x_in)
+        return self.norm(self.conv2(x), x_in)
 
 
 class Aggregation(nn.Module):
@@ -107,7 +113,7 @@ class MultiscaleAttention(nn.Module):
         qkv = torch.cat([qkv, *(scale(qkv) for scale in self.to_qkv_multiscale)], dim=1)
         q, k, v = rearrange(qkv, "b (g three d) h w -> three b g (h w) d", three=3, d=self.head_dim)
         out = self.to_out(relu_linear_attention(q, k, v, ATTENTION_EPS))
-        return self.norm_out(rearrange(out, "b (h w) c -> b c h w", h=height)).add_(x)
+        return self.norm_out(rearrange(out, "b (h w) c -> b c h w", h=height), x)
 
 
 class GatedConv(GLUMBConv):
@@ -118,7 +124,7 @@ class GatedConv(GLUMBConv):
         self.norm = channel_norm(dim, ops, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(super().forward(x)).add_(x)
+        return self.norm(super().forward(x), x)
 
 
 class EfficientViTBlock(nn.Module):

@@ -7,6 +7,7 @@ or a host's (ComfyUI's operations cast, offload and patch weights as they run). 
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,6 +50,22 @@ def _of_heads(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
     y = q @ (k.transpose(-1, -2) @ v)
     out = y[..., :-1] / (y[..., -1:] + eps)
     return out.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
+
+
+def by_rows(run: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
+    """run(x, *others), all [..., c], that takes every row by itself and keeps its shape.
+
+    A CPU goes by as many rows as its caches hold, and overwrites x, where nothing is to be differentiated or
+    compiled: a norm there takes several passes in fp32, whose memory would cost more than they do.
+    """
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return run(x, *others)
+    rows, *other_rows = (y.flatten(0, -2) for y in (x, *others))
+    together = max(1, CACHED_NUMBERS // x.shape[-1])
+    for start in range(0, len(rows), together):
+        some = slice(start, start + together)
+        rows[some] = run(rows[some], *(other[some] for other in other_rows))
+    return rows.view(x.shape)
 
 
 def timestep_embedding(t: Tensor, dim: int = 256, max_period: float = 10000.0) -> Tensor:

@@ -20,6 +20,7 @@ from .layers import (
     MASKED,
     MLP,
     GLUMBConv,
+    by_rows,
     fp32,
     relu_linear_attention,
     sdpa,
@@ -86,7 +87,7 @@ class LinearSelfAttention(nn.Module):
         self.to_out = nn.ModuleList([ops.Linear(dim, dim, **factory)])
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.norm_q(self.to_q(x)), self.norm_k(self.to_k(x)), self.to_v(x)
+        q, k, v = by_rows(self.norm_q, self.to_q(x)), by_rows(self.norm_k, self.to_k(x)), self.to_v(x)
         q, k, v = (rearrange(y, "b n (h d) -> b h n d", h=self.heads) for y in (q, k, v))
         return self.to_out[0](relu_linear_attention(q, k, v))
 
@@ -106,7 +107,7 @@ class CrossAttention(nn.Module):
         self.to_out = nn.ModuleList([ops.Linear(dim, dim, **factory)])
 
     def forward(self, x: Tensor, caption: Tensor, mask: Tensor | None, attention: Attention) -> Tensor:
-        q, k, v = self.norm_q(self.to_q(x)), self.norm_k(self.to_k(caption)), self.to_v(caption)
+        q, k, v = by_rows(self.norm_q, self.to_q(x)), self.norm_k(self.to_k(caption)), self.to_v(caption)
         return self.to_out[0](attention(q, k, v, self.heads, mask))
 
 
