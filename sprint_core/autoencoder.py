@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .autoencoder_config import SANA, VIT, AutoencoderConfig
-from .layers import GLUMBConv, by_rows, fp32, relu_linear_attention
+from .layers import GLUMBConv, by_rows, cached_rows, fp32, relu_linear_attention
 from .tiling import TiledCodec
 
 NORM_EPS = 1e-5
@@ -150,14 +150,21 @@ def repeat_channels(x: Tensor, channels: int) -> Tensor:
 
 
 def add_reduced(out: Tensor, x: Tensor) -> Tensor:
-    """out [b, o, h, w] plus a pixel unshuffle of x [b, c, 2h, 2w] with its channels averaged to o, in one pass."""
-    o, each = out.shape[1], 4 * x.shape[1] // out.shape[1]  # of the four pixels of a cell, how many are averaged
-    if each not in (1, 2, 4):
+    """out [b, o, h, w] plus a pixel unshuffle of x [b, c, 2h, 2w] with its channels averaged to o.
+
+    By bands that a CPU's caches hold, in the format channels_last.
+    """
+    o, c, each = out.shape[1], x.shape[1], 4 * x.shape[1] // out.shape[1]
+    if each not in (2, 4):  # of the four pixels of a cell: two in a row, or all of them, are averaged
         return out.add_(average_channels(F.pixel_unshuffle(x, 2), o))
-    x = x.unflatten(2, (-1, 2)).unflatten(-1, (-1, 2)).permute(0, 1, 3, 5, 2, 4)  # b c i j h w
-    out.unflatten(1, (x.shape[1], 4 // each)).add_(
-        x.flatten(2, 3) if each == 1 else x.mean(3) if each == 2 else x.mean((2, 3))[:, :, None]
-    )
+    band_rows = cached_rows(out, 4 * c * out.shape[-1])
+    to, source = out.movedim(1, -1), x.movedim(1, -1)
+    for y in range(0, to.shape[1], band_rows):
+        band = source[:, 2 * y : 2 * (y + band_rows)]
+        band = band[:, :, ::2] + band[:, :, 1::2]  # b 2r w c
+        upper, lower = band[:, ::2], band[:, 1::2]
+        total = upper + lower if each == 4 else torch.stack((upper, lower), dim=-1).flatten(-2)
+        to[:, y : y + band_rows].add_(total, alpha=1 / each)
     return out
 
 

@@ -35,10 +35,9 @@ def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = LINEAR_A
     """ReLU linear attention: relu(q) (relu(k)^T v) / (relu(q) sum relu(k)). All [b, h, n, d] -> [b, n, h*d].
 
     Cost is linear in n. In fp32, as the [d, d] products of hundreds of tokens overflow fp16 and round badly in bf16;
-    the result has q's dtype again. A CPU goes by as many heads as its caches hold: fresh memory costs it more than
-    the arithmetic.
+    the result has q's dtype again. By as many heads as a CPU's caches hold.
     """
-    together = q.shape[1] if q.device.type != "cpu" else max(1, CACHED_NUMBERS // (q.numel() // q.shape[1]))
+    together = cached_rows(q, q.numel() // q.shape[1])
     parts = [_of_heads(*some, eps) for some in zip(*(x.split(together, dim=1) for x in (q, k, v)))]
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).flatten(2)
 
@@ -52,16 +51,23 @@ def _of_heads(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
     return out.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
 
 
-def by_rows(run: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
-    """run(x, *others), all [..., c], that takes every row by itself and keeps its shape.
+def cached_rows(x: Tensor, numbers: int) -> int:
+    """How many rows of so many numbers to work on at a time.
 
-    A CPU goes by as many rows as its caches hold, and overwrites x, where nothing is to be differentiated or
-    compiled: a norm there takes several passes in fp32, whose memory would cost more than they do.
+    As many as a CPU's caches hold, to which fresh memory costs more than arithmetic; all where something else
+    computes, or where the work is to be differentiated or compiled.
     """
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return x.numel()
+    return max(1, CACHED_NUMBERS // numbers)
+
+
+def by_rows(run: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
+    """run(x, *others), all [..., c], that takes every row by itself and keeps its shape; it may overwrite x."""
+    together = cached_rows(x, x.shape[-1])
+    if together >= x.numel() // x.shape[-1]:
         return run(x, *others)
     rows, *other_rows = (y.flatten(0, -2) for y in (x, *others))
-    together = max(1, CACHED_NUMBERS // x.shape[-1])
     for start in range(0, len(rows), together):
         some = slice(start, start + together)
         rows[some] = run(rows[some], *(other[some] for other in other_rows))
