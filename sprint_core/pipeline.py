@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -63,6 +64,13 @@ class Control:
         return last <= s.item() <= first  # all rounded to fp32, as ComfyUI compares them
 
 
+class Caption(NamedTuple):
+    """Prompts, encoded: [b, n, c], and a mask [b, n] unless all have the same length."""
+
+    rows: Tensor
+    mask: Tensor | None
+
+
 @dataclass
 class Pipeline:
     """The three networks of a SANA-Sprint. `load` makes one; `generate` uses it."""
@@ -102,7 +110,7 @@ class Pipeline:
     @torch.inference_mode()
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str] | Caption,
         *,
         seeds: Sequence[int],
         size: tuple[int, int] | None = None,
@@ -116,12 +124,14 @@ class Pipeline:
     ) -> Tensor:
         """Images [b, h, w, 3] in [0, 1], fp32, one per prompt and seed.
 
+        prompts: as text, or as `encode_text` gave them, which needs no text encoder any more;
         size: (width, height), multiples of 32, else of `image` or the model's own; image: start of
         image-to-image, [b or 1, h, w, 3] in [0, 1]; strength: in (0, 1], 1 keeps nothing of it.
         Raises ValueError on bad arguments and on NaN.
         """
-        if len(prompts) != len(seeds):
-            raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+        count = len(prompts.rows if isinstance(prompts, Caption) else prompts)
+        if count != len(seeds):
+            raise ValueError(f"{count} prompts but {len(seeds)} seeds")
         if not 0 < guidance <= MAX_GUIDANCE:
             raise ValueError(f"guidance is {guidance:g}; it must lie in (0, {MAX_GUIDANCE:g}], and 4.5 is usual")
         sigmas = torch.tensor(trigflow.sigmas(schedule, steps, strength))
@@ -133,7 +143,7 @@ class Pipeline:
         for control in controls:
             _require_fit(self.transformer, control, (len(seeds), height, width))
         device = next(self.transformer.parameters()).device
-        caption, mask = self.encode_text(prompts)
+        caption, mask = prompts if isinstance(prompts, Caption) else self.encode_text(prompts)
 
         shape = (LATENT_CHANNELS, height // DOWNSCALE, width // DOWNSCALE)
         x_s = sampler.initial_noise(seeds, shape).to(device)
@@ -146,11 +156,12 @@ class Pipeline:
             raise ValueError(f"the sampler returned NaN in {self._dtype_of(self.transformer)}; try fp32")
         return self.decode(x0)
 
-    def encode_text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Captions [b, n, c], and their mask [b, n] unless all have the same length."""
-        caption, mask = text.pad_embeddings(self.text_encoder.encode(prompts))
+    def encode_text(self, prompts: Sequence[str]) -> Caption:
+        """One row per prompt, in the transformer's dtype."""
+        rows = self.text_encoder.encode(prompts)
+        caption, mask = text.pad_embeddings(rows)
         caption = caption.to(self._dtype_of(self.transformer))
-        return caption, None if bool(mask.all()) else mask
+        return Caption(caption, None if len({len(row) for row in rows}) == 1 else mask)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """image [b, h, w, 3] in [0, 1] -> scaled latent [b, 32, h/32, w/32] in fp32."""

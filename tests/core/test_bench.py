@@ -1,51 +1,139 @@
-"""The benchmark's command line: its parts, ratios and refusals. What it measures is no test."""
+"""The benchmark: its two sides compute the same, its parts are what they say, and what it refuses.
 
+How fast anything is, is no test.
+"""
+
+import functools
 import json
+import sys
 
 import pytest
+import standin
 import torch
 
-from sprint_core import bench
+from sprint_core import presets
+from sprint_core.bench import __main__ as bench
+from sprint_core.bench import measure, networks, theirs
+from sprint_core.gemma import GemmaConfig
+
+CPU = torch.device("cpu")
+SMALL = presets.TransformerConfig(width=64, depth=8, cross_heads=2, caption_width=32)
+TEXT = GemmaConfig(vocab=1000, width=32, depth=2, heads=2, kv_heads=1, head_dim=32, ffn=64, query_scale=32)
 
 
-def test_every_part_is_measured(capsys):
+@pytest.fixture
+def small(monkeypatch):
+    """The 0.6B in small, so that both sides are made in no time."""
+    row = presets.PRESETS["sprint-0.6B"]
+    monkeypatch.setitem(presets.PRESETS, "sprint-0.6B", presets.Preset(row.name, row.repo, SMALL, 64))
+    monkeypatch.setattr(networks, "SANA", standin.AUTOENCODER)
+    monkeypatch.setattr(networks, "GemmaConfig", lambda: TEXT)
+    return functools.partial(networks.Ours, "0.6B", None, CPU)
+
+
+def last_line(capsys) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_every_usual_part_of_the_bundled_model_is_measured(capsys):
     assert bench.main(["--runs", "2", "--device", "cpu", "--size", "64"]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(result["parts"]) == set(bench.PARTS) and (result["size_px"], result["dtype"]) == (64, "float32")
+    result = last_line(capsys)
+    expected = {"text", "long_text", "same_text", *bench.USUAL.split(",")}
+    assert set(result["parts"]) == expected and (result["size_px"], result["dtype"]) == (64, "float32")
     for row in result["parts"].values():
-        assert 0 < row["min_sec"] <= row["median_sec"] <= row["max_sec"]
+        assert 0 < row["ours"]["min_sec"] <= row["ours"]["median_sec"] <= row["ours"]["max_sec"]
+        assert set(row) == {"ours", "steps"}
     assert result["parts"]["step"]["steps"] == 1.0
+    assert result["parts"]["control"]["ours"]["tflop"] > result["parts"]["step"]["ours"]["tflop"] > 0
+    assert result["parts"]["same_text"]["ours"]["tflop"] == 0  # it is not computed again
 
 
-def test_parts_compute_what_they_say(monkeypatch):
-    """A controlled step with an untrained ControlNet is the plain one; the full-size row has seven blocks."""
-    tiny = bench.presets.PRESETS["sprint-0.6B"]
-    small = bench.presets.TransformerConfig(width=64, depth=8, cross_heads=2, caption_width=32)
-    monkeypatch.setitem(bench.presets.PRESETS, "sprint-0.6B", bench.presets.Preset(tiny.name, tiny.repo, small, 64))
-    one = bench.Bench("0.6B", None, torch.device("cpu"), torch.bfloat16)
-    monkeypatch.setattr(one, "autoencoder", bench.Bench("demo", 64, one.device, one.dtype).autoencoder, raising=False)
+def test_both_sides_compute_the_same(small, capsys):
+    """Every part against diffusers' pipeline on the same weights; a call of ours with a wrong meaning would differ."""
+    parts = "text,step,control,hint,encode,decode,total,batch"
+    words = ["--model", "0.6B", "--against", "diffusers", "--parts", parts, "--runs", "1", "--device", "cpu"]
+    assert bench.main(words) == 0
+    result = last_line(capsys)
+    assert result["against"].startswith("diffusers ") and len(result["parts"]) == 10
+    for name, row in result["parts"].items():
+        assert row["difference"] < 1e-3, name
+        assert row["ratio"] == pytest.approx(row["theirs"]["median_sec"] / row["ours"]["median_sec"], rel=1e-3)
+
+
+def test_outputs_are_not_trivially_equal(small):
+    """They depend on the seed and, where a prompt takes part, on the prompt."""
+    ours = small(None)
     with torch.inference_mode():
-        assert len(one.net.transformer_blocks) == 7
-        assert torch.equal(one.step(), one.control()) and torch.equal(one.control(), one.hint())
-        assert one.step().shape == (1, 32, 2, 2) and one.decode().shape == (1, 3, 64, 64)
-        assert one.encode().shape == (1, 32, 2, 2)
+        for part in ("text", "step", "encode", "decode", "total"):
+            first, second = (getattr(ours, part)(seed) for seed in (1, 2))
+            assert first.isfinite().all() and (first - second).abs().max() > 1e-3 * first.abs().max(), part
+        assert torch.equal(ours.same_text(1), ours.same_text(2))
+        assert ours.batch(1).shape == (4, 64, 64, 3)
+        torch.testing.assert_close(ours.batch(1)[:1], ours.total(1), rtol=1e-4, atol=1e-4)
 
 
-def test_medians():
-    rows = bench.summary({"step": [1.0, 2.0, 9.0], "control": [3.0, 5.0, 4.0]})
-    assert rows["step"] == {"median_sec": 2.0, "min_sec": 1.0, "max_sec": 9.0, "steps": 1.0}
-    assert rows["control"]["steps"] == 2.0
+def test_parts_compute_what_they_say(small):
+    """A controlled step with an untrained ControlNet is the plain one; the full-size row has seven blocks."""
+    ours = small(torch.bfloat16)
+    with torch.inference_mode():
+        assert len(ours.net.transformer_blocks) == 7
+        assert torch.equal(ours.step(1), ours.control(1)) and torch.equal(ours.control(1), ours.hint(1))
+        assert ours.step(1).shape == (1, 32, 2, 2) and ours.decode(1).shape == (1, 3, 64, 64)
+        assert ours.text(1).shape == (networks.SHORT + 2, 32) and ours.long_text(1).shape == (300, 32)
+
+
+def test_errors_are_those_of_rounding(small, capsys):
+    words = ["--model", "0.6B", "--parts", "text,step,encode,decode", "--runs", "2", "--seeds", "2", "--dtype", "bf16"]
+    assert bench.main([*words, "--device", "cpu", "--against", "diffusers"]) == 0
+    for name, row in last_line(capsys)["parts"].items():
+        for side in ("ours", "theirs"):
+            assert name == "same_text" or 1e-4 < row[side]["error"] < 0.2, name
+
+
+def test_loading_and_memory_come_from_processes_of_their_own(small, capsys):
+    words = ["--model", "0.6B", "--parts", "load", "--runs", "1", "--against", "diffusers", "--dtype", "fp32"]
+    assert bench.main([*words, "--device", "cpu"]) == 0
+    parts = last_line(capsys)["parts"]
+    assert set(parts) == {"load", "alone"}
+    for side in ("ours", "theirs"):
+        assert parts["load"][side]["median_sec"] > 0 and parts["alone"][side]["peak_mib"] > 100
+
+
+def test_medians_and_ratios():
+    record = {"ours": measure.Taken([1.0, 2.0, 9.0], flops=2_000_000_000_000), "theirs": measure.Taken([3.0, 5.0, 4.0])}
+    row = bench.rows({"step": record}, peak_flops=4e12)["step"]
+    assert row["ours"] == {"median_sec": 2.0, "min_sec": 1.0, "max_sec": 9.0, "tflop": 2.0, "of_peak": 0.25}
+    assert (row["ratio"], row["steps"]) == (2.0, 1.0)
+    assert bench.table({"step": row}).splitlines()[1].split()[:4] == ["step", "2", "4", "2"]
+
+
+def test_the_stand_in_tokenizer_pads_as_the_real_one():
+    words = networks.Words(1000)
+    ids = words.encode("a cat, a dog")
+    assert ids[0] == 2 and len(ids) == 6 and ids[1] == ids[4] != ids[2]
+    both = words(["a cat, a dog", "a"], max_length=8, padding="max_length")
+    assert both.input_ids.tolist()[0] == [*ids, 0, 0] and both.attention_mask.sum(1).tolist() == [6, 2]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--parts", "step,nap"], "--parts nap: there are step, control"),
+        (["--parts", "step,nap"], "--parts nap: there are text, long_text"),
         (["--runs", "0"], "--runs is 0"),
         (["--size", "100"], "--size 100: a multiple of 32"),
         (["--device", "tpu"], "--device tpu"),
+        (["--seeds", "3", "--runs", "2", "--dtype", "bf16"], "--seeds is 3"),
+        (["--seeds", "2", "--device", "cpu", "--dtype", "fp32"], "add --dtype bf16"),
+        (["--against", "diffusers"], "choose --model 0.6B"),
+        (["--parts", "load", "--device", "cpu"], "choose --model 0.6B"),
     ],
 )
 def test_refused(words, message, caplog):
     assert bench.main(words) == 1
     assert message in caplog.text
+
+
+def test_without_diffusers_it_says_so(small, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert bench.main(["--model", "0.6B", "--against", "diffusers", "--device", "cpu"]) == 1
+    assert "pip install diffusers" in caplog.text and theirs.CAPTION_TOKENS == 300

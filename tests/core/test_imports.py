@@ -41,7 +41,6 @@ ORDER = (
     "features",
     "evaluate_control",
     "evaluate",
-    "bench",
     "quantise",
     "convert",
 )
@@ -49,6 +48,7 @@ ORDER = (
 ALLOWED = {"torch", "safetensors", "einops", "transformers", "sentencepiece", "tokenizers", "numpy", "PIL", "tqdm"}
 ALLOWED |= {"huggingface_hub", "accelerate"} | set(sys.stdlib_module_names)
 ALLOWED |= {"datasets", "pyarrow"}  # which the data of full-size training may need
+ALLOWED |= {"diffusers"}  # which the benchmark compares with
 LAZY = ("transformers", "sentencepiece", "tokenizers", "diffusers", "huggingface_hub", "datasets", "pyarrow")
 
 

@@ -1,0 +1,160 @@
+"""Seconds, memory, operations and errors of calls that take turns."""
+
+import contextlib
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from .networks import Ours
+
+PEAK_SIZE = 4096  # of the square matrices whose product tells what the machine can do
+MIB = 2**20
+
+
+@dataclass
+class Taken:
+    """What the runs of one part took on one side."""
+
+    seconds: list[float] = field(default_factory=list)
+    peak_mib: list[float] = field(default_factory=list)
+    flops: int = 0
+    outputs: list[Tensor] = field(default_factory=list)  # of the first seeds, on the CPU
+
+    def row(self) -> dict[str, float]:
+        row = {
+            "median_sec": statistics.median(self.seconds),
+            "min_sec": min(self.seconds),
+            "max_sec": max(self.seconds),
+        }
+        if self.peak_mib:
+            row["peak_mib"] = max(self.peak_mib)
+        return row | {"tflop": self.flops / 1e12}
+
+
+class PeakMemory:
+    """What a call needs at most beyond what was there before it, in MiB; None where nobody counts.
+
+    On a GPU as torch counts it, on Linux as the kernel counts the process's resident pages.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def start(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device) / MIB
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is the present again
+            self.before = resident_mib("VmRSS")
+
+    def used(self) -> float | None:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / MIB - self.before
+        peak = resident_mib("VmHWM")
+        return None if peak is None or self.before is None else peak - self.before
+
+
+def resident_mib(name: str) -> float | None:
+    """VmRSS (resident now) or VmHWM (at most so far) of this process, mapped files included."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(name)), None)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+Call = Callable[[int], Tensor]
+Sides = dict[str, Call]  # "ours" and, perhaps, "theirs"
+
+
+@torch.inference_mode()
+def measure(calls: dict[str, Sides], runs: int, device: torch.device, kept: int = 1) -> dict[str, dict[str, Taken]]:
+    """Every part of every side in turn, `runs` times; a first round warms up and counts operations.
+
+    A round has one seed, and the sides change their order from one to the next. The outputs of `kept` rounds stay.
+    """
+    taken = {part: {side: Taken() for side in sides} for part, sides in calls.items()}
+    memory = PeakMemory(device)
+    for seed in tqdm(range(runs + 1), desc="rounds", leave=False):
+        for part, sides in calls.items():
+            for side in list(sides)[:: -1 if seed % 2 else 1]:
+                record, call = taken[part][side], sides[side]
+                if seed == 0:
+                    with FlopCounterMode(display=False) as counter:
+                        call(seed)
+                    record.flops = counter.get_total_flops()
+                    continue
+                wait(device)
+                memory.start()
+                started = time.perf_counter()
+                output = call(seed)
+                wait(device)
+                record.seconds.append(time.perf_counter() - started)
+                used = memory.used()
+                record.peak_mib += [] if used is None else [used]
+                if seed <= kept:
+                    record.outputs.append(output.cpu())
+                del output
+    return taken
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of the best of some large matrix products: what 100 % of this machine is."""
+    a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=device).to(dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(8):
+        wait(device)
+        started = time.perf_counter()
+        a @ b
+        wait(device)
+        best = max(best, 2 * PEAK_SIZE**3 / (time.perf_counter() - started))
+    return best
+
+
+def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """The largest difference over the largest value."""
+    return max(float((x.float() - y.float()).abs().max() / y.float().abs().max()) for x, y in zip(a, b))
+
+
+def errors(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """Median over seeds of the relative error in the root mean square."""
+    return statistics.median(float((x.float() - y).norm() / y.norm()) for x, y in zip(outputs, exact))
+
+
+NETWORK_OF = {
+    "text": "text_encoder",
+    "long_text": "text_encoder",
+    "step": "transformer",
+    "encode": "autoencoder",
+    "decode": "autoencoder",
+}  # the parts that one network makes, so that their exact results are at hand
+
+
+@torch.inference_mode()
+def exact(ours: Ours, part: str, seeds: Sequence[int]) -> list[Tensor]:
+    """What a part gives in fp32, of the same weights and inputs."""
+    name = NETWORK_OF[part]
+    low, made = ours.dtype, getattr(ours, name)
+    double = copy.copy(ours)
+    network = copy.deepcopy(made.gemma if name == "text_encoder" else made).float()
+    if name == "text_encoder":
+        network = type(made)(network, made.prompts.tokenizer, made.prompts.preset)
+    setattr(double, name, network)
+    double.normal = lambda *shape: Ours.normal(ours, *shape).float()  # rounded as the others' inputs are
+    assert ours.dtype == low
+    return [getattr(double, part)(seed).cpu() for seed in seeds]

@@ -1,0 +1,176 @@
+"""What is measured: the networks of a model, each made when a part first needs it, and one call of every part."""
+
+import functools
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from .. import checkpoint, controlnet, presets, text
+from ..autoencoder import Autoencoder
+from ..autoencoder_config import DOWNSCALE, SANA, SCALE
+from ..gemma import Gemma, GemmaConfig
+from ..pipeline import Pipeline
+from ..transformer import LATENT_CHANNELS, SanaTransformer
+
+MODELS = {"demo": "", "0.6B": "sprint-0.6B", "1.6B": "sprint-1.6B"}
+NOISIEST_S = 1.0  # where the only step of a one-step picture lies
+SHORT, LONG = 20, 298  # tokens of a prompt; with BOS and the instruction's last token SANA reads at most 300
+BATCH = 4
+
+
+class Words:
+    """Stands in for Gemma's tokenizer, which is no part of random weights: a token for every word or sign.
+
+    Ours by `encode`, and by a call what diffusers needs of transformers' tokenizers.
+    """
+
+    data, state_key, padding_side = b"{}", "tokenizer_json", "right"
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def encode(self, prompt: str) -> list[int]:
+        words = re.findall(r"\w+|[^\w\s]", prompt)
+        return [text.BOS, *(8 + zlib.crc32(word.encode()) % (self.size - 8) for word in words)]
+
+    def __call__(self, prompts: Sequence[str], *, max_length: int, **_) -> SimpleNamespace:
+        rows = [torch.tensor(self.encode(prompt)[:max_length]) for prompt in prompts]
+        ids = torch.full((len(rows), max_length), text.PAD)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)], mask[i, : len(row)] = row, 1
+        return SimpleNamespace(input_ids=ids, attention_mask=mask)
+
+
+def prompt_of(tokens: int, seed: int) -> str:
+    """A prompt of that many words, another one for every seed."""
+    return " ".join(f"word{seed}x{i}" for i in range(tokens))
+
+
+class Ours:
+    """Our side. Every method is one call of a part, which a seed gives its inputs.
+
+    Full-size networks have random weights. demo: the bundled model.
+    """
+
+    def __init__(self, model: str, size_px: int | None, device: torch.device, dtype: torch.dtype | None):
+        self.model, self.preset = model, presets.PRESETS.get(MODELS[model])
+        native = (
+            self.preset.size_px if self.preset else checkpoint.load(presets.BUNDLED, "transformer").settings["size_px"]
+        )
+        self.size_px, self.device = size_px or native, device
+        self.dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+
+    # --- networks -----------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def transformer(self) -> SanaTransformer:
+        return self._made("transformer", lambda **how: SanaTransformer(self.preset.transformer, **how))
+
+    @functools.cached_property
+    def autoencoder(self) -> Autoencoder:
+        return self._made("autoencoder", lambda **how: Autoencoder(SANA, **how))
+
+    @functools.cached_property
+    def net(self) -> controlnet.SanaControlNet:
+        """Of seven blocks, untrained: it costs what it costs and changes nothing."""
+        if self.preset is None:
+            return self._bundled(presets.BUNDLED_CONTROL, "controlnet")
+        branch = controlnet.copy_of(self.transformer, controlnet.PUBLISHED_BLOCKS)
+        return branch.eval().requires_grad_(False)
+
+    @functools.cached_property
+    def text_encoder(self) -> text.TextEncoder:
+        if self.preset is None:
+            weights = checkpoint.load(presets.BUNDLED, "text_encoder")
+            gemma = checkpoint.build(weights, dtype=self.dtype, device=self.device)
+            return text.TextEncoder(gemma, checkpoint.load_tokenizer(weights), checkpoint.text_preset(weights))
+        gemma = self._made("text_encoder", lambda **how: Gemma(GemmaConfig(), **how))
+        gemma.model.embed_tokens.weight.mul_(gemma.config.width**-0.5)  # else the other weights would not matter
+        return text.TextEncoder(gemma, Words(gemma.config.vocab), text.text_preset("diffusers"))  # the format that both sides know
+
+    @functools.cached_property
+    def pipeline(self) -> Pipeline:
+        return Pipeline(self.transformer, self.autoencoder, self.text_encoder, self.size_px)
+
+    def _made(self, kind: str, build: Callable[..., nn.Module]) -> nn.Module:
+        if self.preset is None:
+            return self._bundled(presets.BUNDLED, kind)
+        torch.manual_seed(0)
+        return build(dtype=self.dtype, device=self.device).eval().requires_grad_(False)
+
+    def _bundled(self, path, kind: str) -> nn.Module:
+        return checkpoint.build(checkpoint.load(path, kind), dtype=self.dtype, device=self.device)
+
+    # --- inputs -------------------------------------------------------------------------------------
+
+    def normal(self, seed: int, *shape: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(shape, generator=generator).to(self.device, self.dtype)
+
+    def latent(self, seed: int) -> Tensor:
+        side = self.size_px // DOWNSCALE
+        return self.normal(seed, 1, LATENT_CHANNELS, side, side)
+
+    def inputs(self, seed: int) -> dict[str, Tensor]:
+        one = torch.ones(1, device=self.device)
+        caption = self.normal(seed, 1, SHORT + 2, self.transformer.config.caption_width)
+        guidance = presets.GUIDANCE * one
+        return {"x_s": self.latent(seed), "s": NOISIEST_S * one, "caption": caption, "guidance": guidance}
+
+    def picture(self, seed: int) -> Tensor:
+        """[1, 3, h, w] in [-1, 1]: smooth, with some noise."""
+        ramp = torch.linspace(-0.9, 0.9, self.size_px, device=self.device).to(self.dtype)
+        return ramp.expand(1, 3, self.size_px, -1) + 0.05 * self.normal(seed, 1, 3, self.size_px, self.size_px)
+
+    @functools.cached_property
+    def kept_hint(self) -> Tensor:
+        return self.autoencoder.encode(self.picture(0)) * SCALE
+
+    # --- parts --------------------------------------------------------------------------------------
+
+    def text(self, seed: int) -> Tensor:
+        return self._text(SHORT, seed)
+
+    def long_text(self, seed: int) -> Tensor:
+        return self._text(LONG, seed)
+
+    def same_text(self, seed: int) -> Tensor:
+        return self._text(SHORT, 0)
+
+    def _text(self, tokens: int, seed: int) -> Tensor:
+        return self.text_encoder.encode([prompt_of(tokens, seed)])[0]
+
+    def step(self, seed: int) -> Tensor:
+        return self.transformer(**self.inputs(seed))
+
+    def control(self, seed: int) -> Tensor:
+        return self._controlled(seed, self.kept_hint)
+
+    def hint(self, seed: int) -> Tensor:
+        return self._controlled(seed, self.autoencoder.encode(self.picture(seed)) * SCALE)
+
+    def _controlled(self, seed: int, hint: Tensor) -> Tensor:
+        inputs = self.inputs(seed)
+        return self.transformer(**inputs, control=self.net(hint=hint, **inputs))
+
+    def encode(self, seed: int) -> Tensor:
+        return self.autoencoder.encode(self.picture(seed))
+
+    def decode(self, seed: int) -> Tensor:
+        return self.autoencoder.decode(self.latent(seed) / SCALE)
+
+    def total(self, seed: int) -> Tensor:
+        return self.pictures(seed, 1)
+
+    def batch(self, seed: int) -> Tensor:
+        return self.pictures(seed, BATCH)
+
+    def pictures(self, seed: int, count: int) -> Tensor:
+        size = (self.size_px, self.size_px)
+        prompts = [prompt_of(SHORT, seed)] * count
+        return self.pipeline.generate(prompts, seeds=[seed + i for i in range(count)], size=size, steps=1)
