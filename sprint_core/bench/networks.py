@@ -108,9 +108,12 @@ class Ours:
 
     # --- inputs -------------------------------------------------------------------------------------
 
+    def given(self, x: Tensor) -> Tensor:
+        """As the networks take it."""
+        return x.to(self.device, self.dtype)
+
     def normal(self, seed: int, *shape: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(shape, generator=generator).to(self.device, self.dtype)
+        return self.given(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
 
     def latent(self, seed: int) -> Tensor:
         side = self.size_px // DOWNSCALE
@@ -124,8 +127,8 @@ class Ours:
 
     def picture(self, seed: int) -> Tensor:
         """[1, 3, h, w] in [-1, 1]: smooth, with some noise."""
-        ramp = torch.linspace(-0.9, 0.9, self.size_px, device=self.device).to(self.dtype)
-        return ramp.expand(1, 3, self.size_px, -1) + 0.05 * self.normal(seed, 1, 3, self.size_px, self.size_px)
+        noise = torch.randn((1, 3, self.size_px, self.size_px), generator=torch.Generator().manual_seed(seed))
+        return self.given(torch.linspace(-0.9, 0.9, self.size_px) + 0.05 * noise)
 
     @functools.cached_property
     def kept_hint(self) -> Tensor:
