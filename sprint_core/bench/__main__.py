@@ -4,12 +4,14 @@
                                 [--parts text,step,control,hint,encode,decode,total,batch,load]
 
 Full-size models have random weights, made on the spot. Parts and sides take turns, so that whatever else the machine
-does meets all of them; medians of the runs. A table, then one JSON document on the last line.
+does meets all of them; medians of the runs. A table, then one JSON document on the last line. `--plot FILE` draws
+seconds against resolution and batch instead, up to 1024x1024 beside diffusers.
 """
 
 import argparse
 import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -19,7 +21,7 @@ from ..autoencoder_config import DOWNSCALE
 from ..config import usable_device
 from ..pipeline import DTYPES
 from ..sizes import MAX_PX, MIN_PX
-from . import alone
+from . import alone, sweep
 from .measure import NETWORK_OF, Sides, Taken, difference, errors, exact, matmul_flops, measure
 from .networks import BATCH, LONG, MODELS, SHORT, Ours
 from .theirs import Theirs
@@ -121,6 +123,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--size", type=int, help="pixels of a side (default: the model's own)")
     add("--parts", default=USUAL, help=f"of {', '.join(PARTS)} (default: {USUAL})")
     add("--against", choices=["diffusers"], help="measure its pipeline, too, on the same weights; not for demo")
+    add("--plot", metavar="FILE", help="a chart of seconds against resolution and batch, instead of --parts")
+    add("--plot-sizes", default=",".join(map(str, sweep.SIZES_PX)), help="sides in pixels (default: %(default)s)")
     add("--runs", type=int, default=5)
     add("--seeds", type=int, default=0, help="compare so many results of each part with those in fp32")
     add("--dtype", choices=DTYPES, help="default: bf16 on a GPU, fp32 on the CPU")
@@ -142,13 +146,15 @@ def run(args: argparse.Namespace) -> dict:
         raise ValueError(f"--runs is {args.runs}; it must be at least 1")
     if not 0 <= args.seeds <= args.runs:
         raise ValueError(f"--seeds is {args.seeds}; there are as many as --runs, {args.runs}")
-    if args.size is not None and (args.size % DOWNSCALE or not MIN_PX <= args.size <= MAX_PX):
-        raise ValueError(f"--size {args.size}: a multiple of {DOWNSCALE} from {MIN_PX} to {MAX_PX}")
+    if args.size is not None:
+        _size(args.size)
     device = usable_device(args.device)
     ours = Ours(args.model, args.size, device, DTYPES[args.dtype] if args.dtype else None)
     if args.seeds and ours.dtype == torch.float32:
         raise ValueError("--seeds compares with fp32, which this is; add --dtype bf16")
     theirs = Theirs(ours) if args.against else None
+    if args.plot:
+        return _about(args, ours, theirs) | {"plot": _plot(args, ours, theirs)}
     sides = {"ours": ours} | ({"theirs": theirs} if theirs else {})
     calls: dict[str, Sides] = {
         part: {side: getattr(made, part) for side, made in sides.items()}
@@ -163,14 +169,33 @@ def run(args: argparse.Namespace) -> dict:
     if "load" in parts:
         found |= rows(alone.measure(ours, bool(theirs), args.runs), None)
     tqdm.write(table(found))
-    about = {"model": args.model, "size_px": ours.size_px, "dtype": str(ours.dtype).removeprefix("torch.")}
-    if theirs:
-        about["against"] = f"diffusers {theirs.version}"
-    machine = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    )
-    about |= {"device": str(device), "machine": machine, "threads": torch.get_num_threads(), "runs": args.runs}
-    return {**about, "parts": _rounded(found)}
+    return {**_about(args, ours, theirs), "parts": _rounded(found)}
+
+
+def _about(args: argparse.Namespace, ours: Ours, theirs: Theirs | None) -> dict:
+    device, dtype = ours.device, str(ours.dtype).removeprefix("torch.")
+    gpu = device.type == "cuda"
+    machine = torch.cuda.get_device_name(device) if gpu else platform.processor() or platform.machine()
+    against = {"against": f"diffusers {theirs.version}"} if theirs else {}
+    about = {"model": args.model, "size_px": ours.size_px, "dtype": dtype} | against
+    return about | {"device": str(device), "machine": machine, "threads": torch.get_num_threads(), "runs": args.runs}
+
+
+def _plot(args: argparse.Namespace, ours: Ours, theirs: Theirs | None) -> dict:
+    sizes = [_size(px) for px in args.plot_sizes.split(",")]
+    found = sweep.sweep(ours, theirs, args.runs, sizes)
+    path = Path(args.plot)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = f"{args.model}, {str(ours.dtype).removeprefix('torch.')}, {ours.device}, {torch.get_num_threads()} threads"
+    sweep.chart(found, title).save(path)
+    return _rounded(found) | {"file": str(path.resolve())}
+
+
+def _size(px: int | str) -> int:
+    """Raises ValueError."""
+    if not str(px).isdigit() or int(px) % DOWNSCALE or not MIN_PX <= int(px) <= MAX_PX:
+        raise ValueError(f"--size {px}: a multiple of {DOWNSCALE} from {MIN_PX} to {MAX_PX}")
+    return int(px)
 
 
 def _rounded(value):

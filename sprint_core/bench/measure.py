@@ -83,14 +83,16 @@ Sides = dict[str, Call]  # "ours" and, perhaps, "theirs"
 
 
 @torch.inference_mode()
-def measure(calls: dict[str, Sides], runs: int, device: torch.device, kept: int = 1) -> dict[str, dict[str, Taken]]:
-    """Every part of every side in turn, `runs` times; a first round warms up and counts operations.
+def measure(
+    calls: dict[str, Sides], runs: int, device: torch.device, kept: int = 1, warm: bool = True
+) -> dict[str, dict[str, Taken]]:
+    """Every part of every side in turn, `runs` times. With `warm`, a round before them warms up and counts operations.
 
     A round has one seed, and the sides change their order from one to the next. The outputs of `kept` rounds stay.
     """
     taken = {part: {side: Taken() for side in sides} for part, sides in calls.items()}
     memory = PeakMemory(device)
-    for seed in tqdm(range(runs + 1), desc="rounds", leave=False):
+    for seed in tqdm(range(0 if warm else 1, runs + 1), desc="rounds", leave=False):
         for part, sides in calls.items():
             for side in list(sides)[:: -1 if seed % 2 else 1]:
                 record, call = taken[part][side], sides[side]

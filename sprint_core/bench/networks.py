@@ -91,7 +91,9 @@ class Ours:
             return text.TextEncoder(gemma, checkpoint.load_tokenizer(weights), checkpoint.text_preset(weights))
         gemma = self._made("text_encoder", lambda **how: Gemma(GemmaConfig(), **how))
         gemma.model.embed_tokens.weight.mul_(gemma.config.width**-0.5)  # else the other weights would not matter
-        return text.TextEncoder(gemma, Words(gemma.config.vocab), text.text_preset("diffusers"))  # the format that both sides know
+        return text.TextEncoder(
+            gemma, Words(gemma.config.vocab), text.text_preset("diffusers")
+        )  # the format that both sides know
 
     @functools.cached_property
     def pipeline(self) -> Pipeline:

@@ -10,10 +10,11 @@ import sys
 import pytest
 import standin
 import torch
+from PIL import Image, ImageColor
 
 from sprint_core import presets
 from sprint_core.bench import __main__ as bench
-from sprint_core.bench import measure, networks, theirs
+from sprint_core.bench import measure, networks, sweep, theirs
 from sprint_core.gemma import GemmaConfig
 
 CPU = torch.device("cpu")
@@ -99,6 +100,25 @@ def test_loading_and_memory_come_from_processes_of_their_own(small, capsys):
         assert parts["load"][side]["median_sec"] > 0 and parts["alone"][side]["peak_mib"] > 100
 
 
+def test_the_sweep_draws_what_it_measured(small, tmp_path, capsys):
+    path = tmp_path / "plot.png"
+    words = ["--model", "0.6B", "--plot", str(path), "--plot-sizes", "64,512", "--runs", "1", "--device", "cpu"]
+    assert bench.main([*words, "--against", "diffusers"]) == 0
+    found = last_line(capsys)["plot"]
+    for part in ("step", "decode"):
+        assert all(found[part][side].keys() == {"64", "512"} for side in ("ours", "theirs"))
+    assert found["batch"]["ours"].keys() == {"1", "2", "4"}
+    colours = {pixel for _, pixel in Image.open(path).getcolors(10**6)}
+    for colour, _ in sweep.LINES.values():
+        assert ImageColor.getrgb(colour) in colours
+
+
+def test_exponents():
+    assert sweep.exponent({"256": 9.0, "512": 1.0, "1024": 4.0, "2048": 16.0}) == pytest.approx(1.0)
+    assert sweep.exponent({"512": 1.0, "1024": 16.0}) == pytest.approx(2.0)
+    assert sweep.exponent({"512": 1.0}) is None
+
+
 def test_medians_and_ratios():
     record = {"ours": measure.Taken([1.0, 2.0, 9.0], flops=2_000_000_000_000), "theirs": measure.Taken([3.0, 5.0, 4.0])}
     row = bench.rows({"step": record}, peak_flops=4e12)["step"]
@@ -122,6 +142,7 @@ def test_the_stand_in_tokenizer_pads_as_the_real_one():
         (["--runs", "0"], "--runs is 0"),
         (["--size", "100"], "--size 100: a multiple of 32"),
         (["--device", "tpu"], "--device tpu"),
+        (["--plot", "a.png", "--plot-sizes", "512,x"], "--size x: a multiple of 32"),
         (["--seeds", "3", "--runs", "2", "--dtype", "bf16"], "--seeds is 3"),
         (["--seeds", "2", "--device", "cpu", "--dtype", "fp32"], "add --dtype bf16"),
         (["--against", "diffusers"], "choose --model 0.6B"),
