@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from . import autoencoder, autoencoder_config, controlnet, gemma, keymaps, presets, tensorfile, text
 from .config import from_dict
+from .layers import Unset
 from .tensorfile import CheckpointError
 from .transformer import SanaTransformer, TransformerConfig
 
@@ -436,7 +437,7 @@ def _shared_with(trunk: Any, weights: Weights) -> dict[str, Tensor]:
 
 def check_names(weights: Weights, ignore: tuple[str, ...] = ()) -> None:
     """Compare names and shapes with the network's, built on the meta device. Raises CheckpointError."""
-    expected = _shapes(KINDS[weights.kind].model(weights.config, device="meta").state_dict())
+    expected = _shapes(KINDS[weights.kind].model(weights.config, ops=Unset, device="meta").state_dict())
     found = {k: v for k, v in _shapes(weights.tensors).items() if not k.endswith(ignore)}
     quantised = {k[: -len(".comfy_quant")] + ".weight" for k in weights.tensors if k.endswith(".comfy_quant")}
     problems = {
@@ -469,7 +470,7 @@ def build(weights: Weights, *, dtype: torch.dtype | None = None, device: torch.d
         raise CheckpointError(f"{weights.path}: this file is quantised; it runs inside ComfyUI only")
     check_names(weights)
     kind = KINDS[weights.kind]
-    model = kind.model(weights.config, dtype=dtype or majority_dtype(weights.tensors), device="meta")
+    model = kind.model(weights.config, ops=Unset, dtype=dtype or majority_dtype(weights.tensors), device="meta")
     wanted = {name: parameter.dtype for name, parameter in model.state_dict().items()}
     tensors = {name: tensor.to(device, wanted[name]) for name, tensor in weights.tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)

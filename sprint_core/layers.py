@@ -20,6 +20,19 @@ CACHED_NUMBERS = 2**19  # of a tensor, that a CPU's cache holds
 MASKED = -10000.0  # additive mask of padded text tokens, as in training
 
 
+def _unset(base: type) -> type:
+    return type(base.__name__, (base,), {"reset_parameters": lambda self: None})
+
+
+class Unset:
+    """torch.nn's operations without first values, for networks whose weights come from a file.
+
+    On the meta device, where such networks are built, drawing the values of an Embedding imports for a second.
+    """
+
+    Linear, Conv2d, Embedding, RMSNorm = map(_unset, (nn.Linear, nn.Conv2d, nn.Embedding, nn.RMSNorm))
+
+
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Softmax attention. q [b, n, h*d], k and v [b, m, h*d], additive mask [b, 1, 1, m] -> [b, n, h*d]."""
     q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))

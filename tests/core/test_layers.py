@@ -90,3 +90,13 @@ def test_tables_follow_the_activations():
     table = torch.nn.Embedding(6, 4)
     rows = layers.table_rows(table, 2, torch.empty(1, dtype=torch.bfloat16))
     assert torch.equal(rows, table.weight[:2].bfloat16())
+
+
+def test_unset_operations_are_those_of_torch_but_for_their_first_values():
+    for name, sizes in {"Linear": (3, 4), "Conv2d": (3, 4, 1), "Embedding": (3, 4), "RMSNorm": (3,)}.items():
+        made = getattr(layers.Unset, name)(*sizes)
+        assert isinstance(made, getattr(torch.nn, name))
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        getattr(layers.Unset, name)(*sizes)
+        assert torch.equal(torch.get_rng_state(), before)
