@@ -51,7 +51,29 @@ def prompt_of(tokens: int, seed: int) -> str:
     return " ".join(f"word{seed}x{i}" for i in range(tokens))
 
 
-class Ours:
+class Parts:
+    """The parts that either side makes of its own `_text`, `_controlled`, `encode` and `pictures`."""
+
+    def text(self, seed: int) -> Tensor:
+        return self._text(SHORT, seed)
+
+    def long_text(self, seed: int) -> Tensor:
+        return self._text(LONG, seed)
+
+    def same_text(self, seed: int) -> Tensor:
+        return self._text(SHORT, 0)
+
+    def hint(self, seed: int) -> Tensor:
+        return self._controlled(seed, self.encode(seed) * SCALE)
+
+    def total(self, seed: int) -> Tensor:
+        return self.pictures(seed, 1)
+
+    def batch(self, seed: int) -> Tensor:
+        return self.pictures(seed, BATCH)
+
+
+class Ours(Parts):
     """Our side. Every method is one call of a part, which a seed gives its inputs.
 
     Full-size networks have random weights. demo: the bundled model.
@@ -138,15 +160,6 @@ class Ours:
 
     # --- parts --------------------------------------------------------------------------------------
 
-    def text(self, seed: int) -> Tensor:
-        return self._text(SHORT, seed)
-
-    def long_text(self, seed: int) -> Tensor:
-        return self._text(LONG, seed)
-
-    def same_text(self, seed: int) -> Tensor:
-        return self._text(SHORT, 0)
-
     def _text(self, tokens: int, seed: int) -> Tensor:
         return self.text_encoder.encode([prompt_of(tokens, seed)])[0]
 
@@ -155,9 +168,6 @@ class Ours:
 
     def control(self, seed: int) -> Tensor:
         return self._controlled(seed, self.kept_hint)
-
-    def hint(self, seed: int) -> Tensor:
-        return self._controlled(seed, self.autoencoder.encode(self.picture(seed)) * SCALE)
 
     def _controlled(self, seed: int, hint: Tensor) -> Tensor:
         inputs = self.inputs(seed)
@@ -168,12 +178,6 @@ class Ours:
 
     def decode(self, seed: int) -> Tensor:
         return self.autoencoder.decode(self.latent(seed) / SCALE)
-
-    def total(self, seed: int) -> Tensor:
-        return self.pictures(seed, 1)
-
-    def batch(self, seed: int) -> Tensor:
-        return self.pictures(seed, BATCH)
 
     def pictures(self, seed: int, count: int) -> Tensor:
         size = (self.size_px, self.size_px)

@@ -67,13 +67,14 @@ def exponent(seconds: Mapping[str, float]) -> float | None:
 
 PANEL_PX, TOP_PX, LEFT_PX, GAP_PX = (420, 360), 60, 80, 110
 INK, GREY = "#202020", "#d0d0d0"
-LINES = {  # colour and width by part and side
-    ("decode", "ours"): ("#1f5fb0", 4),
-    ("decode", "theirs"): ("#9dbfe6", 4),
-    ("step", "ours"): ("#b5521b", 4),
-    ("step", "theirs"): ("#e8b48f", 4),
-    ("batch", "ours"): ("#2f7d3b", 4),
-    ("batch", "theirs"): ("#a5d3ac", 4),
+LINE_PX = 4
+LINES = {  # colour by part and side
+    ("decode", "ours"): "#1f5fb0",
+    ("decode", "theirs"): "#9dbfe6",
+    ("step", "ours"): "#b5521b",
+    ("step", "theirs"): "#e8b48f",
+    ("batch", "ours"): "#2f7d3b",
+    ("batch", "theirs"): "#a5d3ac",
 }
 TITLES = {"step": "transformer, one step", "decode": "decoder", "batch": f"a picture, all of it, at {BATCH_PX} px"}
 
@@ -110,11 +111,11 @@ def _panel(draw: ImageDraw.ImageDraw, font, left: int, lines: Mapping, label: st
         draw.text((x, bottom + 6), str(name), INK, font, "mt")
     draw.text((left + PANEL_PX[0] / 2, bottom + 28), label, INK, font, "mt")
     for i, ((part, side), line) in enumerate(lines.items()):
-        colour, width = LINES[part, side]
+        colour = LINES[part, side]
         points = [at(int(name), sec) for name, sec in line.items()]
-        draw.line(points, colour, width, joint="curve")
+        draw.line(points, colour, LINE_PX, joint="curve")
         for x, y in points:
             draw.ellipse((x - 5, y - 5, x + 5, y + 5), colour)
         y = bottom + 62 + 26 * i
-        draw.line((left, y, left + 30, y), colour, width)
+        draw.line((left, y, left + 30, y), colour, LINE_PX)
         draw.text((left + 40, y), f"{TITLES[part]}: {'ours' if side == 'ours' else 'diffusers'}", INK, font, "lm")

@@ -13,7 +13,7 @@ from .. import gemma, keymaps, presets
 from ..autoencoder_config import SCALE, config_to_diffusers
 from ..controlnet import PUBLISHED_BLOCKS
 from ..sampler import initial_noise
-from .networks import BATCH, LONG, SHORT, Ours, Words, prompt_of
+from .networks import SHORT, Ours, Parts, Words, prompt_of
 
 CAPTION_TOKENS = 300  # that the pipeline pads to
 
@@ -48,7 +48,7 @@ def instruction() -> list[str]:
     return inspect.signature(SanaSprintPipeline.__call__).parameters["complex_human_instruction"].default
 
 
-class Theirs:
+class Theirs(Parts):
     """Their side of what `Ours` has, by the same names. Raises ValueError where diffusers is missing."""
 
     def __init__(self, ours: Ours):
@@ -121,15 +121,6 @@ class Theirs:
         mask[:, : caption.shape[1]] = 1
         return nn.functional.pad(caption, (0, 0, 0, CAPTION_TOKENS - caption.shape[1])), mask
 
-    def text(self, seed: int) -> Tensor:
-        return self._text(SHORT, seed)
-
-    def long_text(self, seed: int) -> Tensor:
-        return self._text(LONG, seed)
-
-    def same_text(self, seed: int) -> Tensor:
-        return self._text(SHORT, 0)
-
     def _text(self, tokens: int, seed: int) -> Tensor:
         rows, mask = self.text_pipeline.encode_prompt(
             prompt_of(tokens, seed), device=self.ours.device, complex_human_instruction=instruction()
@@ -152,15 +143,11 @@ class Theirs:
     def control(self, seed: int) -> Tensor:
         return self._controlled(seed, self.ours.kept_hint)
 
-    def hint(self, seed: int) -> Tensor:
-        return self._controlled(seed, self.encode(seed) * SCALE)
-
     def _controlled(self, seed: int, hint: Tensor) -> Tensor:
         inputs = self.ours.inputs(seed)
         caption, mask = self._caption(seed)
-        residuals = self.net(inputs["x_s"], caption, inputs["s"], hint, encoder_attention_mask=mask, return_dict=False)[
-            0
-        ]
+        call = {"encoder_attention_mask": mask, "return_dict": False}
+        (residuals,) = self.net(inputs["x_s"], caption, inputs["s"], hint, **call)
         return self.step(seed, residuals)
 
     def encode(self, seed: int) -> Tensor:
@@ -168,12 +155,6 @@ class Theirs:
 
     def decode(self, seed: int) -> Tensor:
         return self.vae.decode(self.ours.latent(seed) / SCALE, return_dict=False)[0]
-
-    def total(self, seed: int) -> Tensor:
-        return self.pictures(seed, 1)
-
-    def batch(self, seed: int) -> Tensor:
-        return self.pictures(seed, BATCH)
 
     def pictures(self, seed: int, count: int) -> Tensor:
         """[b, h, w, 3] in [0, 1], from the noise that ours start from."""

@@ -109,7 +109,7 @@ def test_the_sweep_draws_what_it_measured(small, tmp_path, capsys):
         assert all(found[part][side].keys() == {"64", "512"} for side in ("ours", "theirs"))
     assert found["batch"]["ours"].keys() == {"1", "2", "4"}
     colours = {pixel for _, pixel in Image.open(path).getcolors(10**6)}
-    for colour, _ in sweep.LINES.values():
+    for colour in sweep.LINES.values():
         assert ImageColor.getrgb(colour) in colours
 
 
