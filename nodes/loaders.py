@@ -153,18 +153,27 @@ class LoadVAE(io.ComfyNode):
                     "beside it if images are to be encoded, too.",
                 ),
                 dtype_input("bf16", "fp32"),
+                io.Boolean.Input(
+                    "compile",
+                    default=False,
+                    advanced=True,
+                    optional=True,
+                    tooltip="Compile it with torch.compile, for a GPU with Triton: the first picture of a size takes "
+                    "a minute or so longer. On a CPU it was slower.",
+                ),
             ],
             outputs=[io.Vae.Output(tooltip="For VAE Decode, VAE Encode and their tiled versions.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, vae, dtype):
-        return folders.stamp(vae, *VAE_FOLDERS), dtype
+    def fingerprint_inputs(cls, vae, dtype, compile=False):
+        return folders.stamp(vae, *VAE_FOLDERS), dtype, compile
 
     @classmethod
     def execute(cls, **kwargs) -> io.NodeOutput:
         path = folders.find(kwargs["vae"], *VAE_FOLDERS)
-        return io.NodeOutput(vae.load_vae(path, options.of(dtype=kwargs["dtype"])))
+        chosen = options.of(dtype=kwargs["dtype"], compile=kwargs.get("compile", False))
+        return io.NodeOutput(vae.load_vae(path, chosen))
 
 
 class LoadControlNet(io.ComfyNode):

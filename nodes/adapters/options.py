@@ -10,9 +10,12 @@ WIRINGS = ("auto", *controlnet.WIRINGS)
 DEVICES = ("auto", "cpu")
 
 
-def of(dtype: str = "auto", time_scale: str = "auto", wiring: str = "auto", device: str = "auto") -> dict:
-    """Options for the adapters' load functions; 'auto' leaves one out."""
+def of(
+    dtype: str = "auto", time_scale: str = "auto", wiring: str = "auto", device: str = "auto", compile: bool = False
+) -> dict:
+    """Options for the adapters' load functions; 'auto' and False leave one out."""
     chosen = {"dtype": DTYPES.get(dtype), "time_scale": TIME_SCALES[time_scale]}
     chosen["wiring"] = None if wiring == "auto" else wiring
     chosen["device"] = None if device == "auto" else torch.device(device)
+    chosen["compile"] = compile or None
     return {name: value for name, value in chosen.items() if value is not None}

@@ -10,7 +10,7 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ...sprint_core import checkpoint, tiny_autoencoder
+from ...sprint_core import checkpoint, compiled, tiny_autoencoder
 from ...sprint_core.autoencoder import Autoencoder
 from ...sprint_core.autoencoder_config import DOWNSCALE
 from ...sprint_core.tensorfile import CheckpointError
@@ -48,9 +48,14 @@ def _never_fp16(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 class SanaVAE(comfy.sd.VAE):
-    """weights: a DC-AE, or a TAESANA, which encodes and decodes the same latents."""
+    """weights: a DC-AE, or a TAESANA, which encodes and decodes the same latents; plain: ComfyUI never streams them."""
 
-    def __init__(self, weights: checkpoint.Weights | tiny_autoencoder.TinyWeights, dtype: torch.dtype | None = None):
+    def __init__(
+        self,
+        weights: checkpoint.Weights | tiny_autoencoder.TinyWeights,
+        dtype: torch.dtype | None = None,
+        plain: bool = False,
+    ):
         with without_log_line("No VAE weights detected"):
             super().__init__(sd={})  # sets every field of this ComfyUI's version, then stops for want of weights
         tiny = isinstance(weights, tiny_autoencoder.TinyWeights)
@@ -75,9 +80,8 @@ class SanaVAE(comfy.sd.VAE):
             model = Autoencoder(weights.config, ops=ops, dtype=self.vae_dtype)
         self.first_stage_model = model.eval().requires_grad_(False)
         mm.archive_model_dtypes(self.first_stage_model)
-        self.patcher = comfy.model_patcher.CoreModelPatcher(
-            self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device()
-        )
+        make = comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
+        self.patcher = make(self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device())
         self.first_stage_model.load_state_dict(weights.tensors, strict=True, assign=self.patcher.is_dynamic())
         if not self.patcher.is_dynamic():
             self.first_stage_model.to(self.vae_dtype)  # layers that ComfyUI fills late keep the file's dtype
@@ -161,12 +165,21 @@ class SanaVAE(comfy.sd.VAE):
         return super().get_sd() | self.about
 
 
-def load_vae(path, options=None):
-    """VAE of a file or folder: a DC-AE or a TAESANA. options: {'dtype'}. Raises CheckpointError."""
+def load_vae(path, options=None, disable_dynamic=False):
+    """VAE of a file or folder: a DC-AE or a TAESANA. options: {'dtype', 'compile'}. Raises CheckpointError, ValueError.
+
+    A compiled one is plain: weights that ComfyUI streams break the graph at every layer.
+    """
     options = options or {}
+    compile_it = options.get("compile", False)
+    if compile_it:
+        compiled.require_compiler(mm.vae_device().type)
     weights = _weights(path)
-    vae = SanaVAE(weights, options.get("dtype"))
+    vae = SanaVAE(weights, options.get("dtype"), plain=disable_dynamic or compile_it)
     vae.patcher.cached_patcher_init = (load_vae_patcher, (path, options))
+    if compile_it:
+        model = vae.first_stage_model
+        compiled.compile_in_place(*(half for half in (model.encoder, model.decoder) if half is not None))
     return vae
 
 
@@ -185,4 +198,4 @@ def _weights(path) -> checkpoint.Weights | tiny_autoencoder.TinyWeights:
 
 
 def load_vae_patcher(path, options=None, disable_dynamic=False):
-    return load_vae(path, options).patcher
+    return load_vae(path, options, disable_dynamic).patcher

@@ -127,6 +127,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--plot-sizes", default=",".join(map(str, sweep.SIZES_PX)), help="sides in pixels (default: %(default)s)")
     add("--runs", type=int, default=5)
     add("--seeds", type=int, default=0, help="compare so many results of each part with those in fp32")
+    add("--compile", action="store_true", help="compile transformer and auto-encoder, on both sides")
     add("--dtype", choices=DTYPES, help="default: bf16 on a GPU, fp32 on the CPU")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(argv)
@@ -162,7 +163,8 @@ def run(args: argparse.Namespace) -> dict:
         if part not in GROUPS["load"]
     }
     prime(ours, parts)
-    taken = measure(calls, args.runs, device, kept=max(1, args.seeds))
+    compiled = [network for made in sides.values() for network in made.compilable(parts)] if args.compile else []
+    taken = measure(calls, args.runs, device, kept=max(1, args.seeds), compiled=compiled)
     found = rows(taken, matmul_flops(device, ours.dtype) if calls else None)
     if args.seeds:
         add_errors(found, taken, ours)
@@ -178,6 +180,7 @@ def _about(args: argparse.Namespace, ours: Ours, theirs: Theirs | None) -> dict:
     machine = torch.cuda.get_device_name(device) if gpu else platform.processor() or platform.machine()
     against = {"against": f"diffusers {theirs.version}"} if theirs else {}
     about = {"model": args.model, "size_px": ours.size_px, "dtype": dtype} | against
+    about |= {"compiled": True} if args.compile else {}
     return about | {"device": str(device), "machine": machine, "threads": torch.get_num_threads(), "runs": args.runs}
 
 

@@ -4,15 +4,16 @@ import contextlib
 import copy
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from ..compiled import compile_in_place
 from .networks import Ours
 
 PEAK_SIZE = 4096  # of the square matrices whose product tells what the machine can do
@@ -84,35 +85,50 @@ Sides = dict[str, Call]  # "ours" and, perhaps, "theirs"
 
 @torch.inference_mode()
 def measure(
-    calls: dict[str, Sides], runs: int, device: torch.device, kept: int = 1, warm: bool = True
+    calls: dict[str, Sides],
+    runs: int,
+    device: torch.device,
+    kept: int = 1,
+    warm: bool = True,
+    compiled: Sequence[nn.Module] = (),
 ) -> dict[str, dict[str, Taken]]:
     """Every part of every side in turn, `runs` times. With `warm`, a round before them warms up and counts operations.
 
     A round has one seed, and the sides change their order from one to the next. The outputs of `kept` rounds stay.
+    `compiled`: networks to compile, after operations were counted, as nothing is compiled meanwhile.
     """
     taken = {part: {side: Taken() for side in sides} for part, sides in calls.items()}
+    if warm:
+        for part, side, call in _turns(calls, "operations"):
+            with FlopCounterMode(display=False) as counter:
+                call(0)
+            taken[part][side].flops = counter.get_total_flops()
+    if compiled:
+        compile_in_place(*compiled)
+        for _, _, call in _turns(calls, "compiling"):
+            call(0)
     memory = PeakMemory(device)
-    for seed in tqdm(range(0 if warm else 1, runs + 1), desc="rounds", leave=False):
-        for part, sides in calls.items():
-            for side in list(sides)[:: -1 if seed % 2 else 1]:
-                record, call = taken[part][side], sides[side]
-                if seed == 0:
-                    with FlopCounterMode(display=False) as counter:
-                        call(seed)
-                    record.flops = counter.get_total_flops()
-                    continue
-                wait(device)
-                memory.start()
-                started = time.perf_counter()
-                output = call(seed)
-                wait(device)
-                record.seconds.append(time.perf_counter() - started)
-                used = memory.used()
-                record.peak_mib += [] if used is None else [used]
-                if seed <= kept:
-                    record.outputs.append(output.cpu())
-                del output
+    for seed in tqdm(range(1, runs + 1), desc="rounds", leave=False):
+        for part, side, call in _turns(calls, "parts", flip=seed % 2 == 1):
+            record = taken[part][side]
+            wait(device)
+            memory.start()
+            started = time.perf_counter()
+            output = call(seed)
+            wait(device)
+            record.seconds.append(time.perf_counter() - started)
+            used = memory.used()
+            record.peak_mib += [] if used is None else [used]
+            if seed <= kept:
+                record.outputs.append(output.cpu())
+            del output
     return taken
+
+
+def _turns(calls: dict[str, Sides], doing: str, flip: bool = False) -> Iterator[tuple[str, str, Call]]:
+    """(part, side, call) one after the other, with a progress bar."""
+    turns = [(part, side, sides[side]) for part, sides in calls.items() for side in list(sides)[:: -1 if flip else 1]]
+    yield from tqdm(turns, desc=doing, leave=False)
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:

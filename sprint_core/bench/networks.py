@@ -54,6 +54,19 @@ def prompt_of(tokens: int, seed: int) -> str:
 class Parts:
     """The parts that either side makes of its own `_text`, `_controlled`, `encode` and `pictures`."""
 
+    def compilable(self, parts: Sequence[str]) -> list[nn.Module]:
+        """The networks behind these parts that are worth compiling; prompts differ in length."""
+        pictures, found = {"total", "batch"} & set(parts), []
+        if pictures or {"step", "control", "hint"} & set(parts):
+            found.append(self.transformer)
+        if {"encode", "hint"} & set(parts):
+            found.append(self.autoencoder.encoder)
+        if pictures or "decode" in parts:
+            found.append(self.autoencoder.decoder)
+        if {"control", "hint"} & set(parts):
+            found.append(self.net)
+        return found
+
     def text(self, seed: int) -> Tensor:
         return self._text(SHORT, seed)
 

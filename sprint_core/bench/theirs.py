@@ -83,7 +83,7 @@ class Theirs(Parts):
         return net.eval().requires_grad_(False)
 
     @functools.cached_property
-    def vae(self) -> nn.Module:
+    def autoencoder(self) -> nn.Module:
         from diffusers import AutoencoderDC
 
         net = self.ours.autoencoder
@@ -108,7 +108,7 @@ class Theirs(Parts):
 
     @functools.cached_property
     def pipeline(self):
-        return sana_sprint(text_encoder=self.text_encoder, transformer=self.transformer, vae=self.vae)
+        return sana_sprint(text_encoder=self.text_encoder, transformer=self.transformer, vae=self.autoencoder)
 
     @functools.cached_property
     def text_pipeline(self):
@@ -151,10 +151,10 @@ class Theirs(Parts):
         return self.step(seed, residuals)
 
     def encode(self, seed: int) -> Tensor:
-        return self.vae.encode(self.ours.picture(seed), return_dict=False)[0]
+        return self.autoencoder.encode(self.ours.picture(seed), return_dict=False)[0]
 
     def decode(self, seed: int) -> Tensor:
-        return self.vae.decode(self.ours.latent(seed) / SCALE, return_dict=False)[0]
+        return self.autoencoder.decode(self.ours.latent(seed) / SCALE, return_dict=False)[0]
 
     def pictures(self, seed: int, count: int) -> Tensor:
         """[b, h, w, 3] in [0, 1], from the noise that ours start from."""

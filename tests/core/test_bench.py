@@ -61,6 +61,15 @@ def test_both_sides_compute_the_same(small, capsys):
         assert row["ratio"] == pytest.approx(row["theirs"]["median_sec"] / row["ours"]["median_sec"], rel=1e-3)
 
 
+def test_what_a_part_runs_is_compiled_on_both_sides(small, capsys, monkeypatch):
+    made = []
+    monkeypatch.setattr(measure, "compile_in_place", lambda *networks: made.extend(type(n).__name__ for n in networks))
+    words = ["--model", "0.6B", "--against", "diffusers", "--parts", "step,encode,total", "--runs", "1", "--compile"]
+    assert bench.main([*words, "--device", "cpu"]) == 0
+    assert made == ["SanaTransformer", "Encoder", "Decoder", "SanaTransformer2DModel", "Encoder", "Decoder"]
+    assert last_line(capsys)["compiled"]
+
+
 def test_outputs_are_not_trivially_equal(small):
     """They depend on the seed and, where a prompt takes part, on the prompt."""
     ours = small(None)

@@ -17,6 +17,7 @@ ORDER = (
     "command",
     "trigflow",
     "layers",
+    "compiled",
     "tiling",
     "autoencoder_config",
     "sizes",

@@ -1,5 +1,6 @@
 """ComfyUI's memory management on our objects: partly loaded, moved, cast, they compute the same."""
 
+import functools
 import threading
 
 import pytest
@@ -196,6 +197,48 @@ def test_the_vae_decodes_in_another_thread(vae):
     thread.start()
     thread.join()
     assert found[0].shape == (1, 64, 64, 3)
+
+
+def test_a_compiled_vae_gives_the_same(host, node, stored, round_trip, close, monkeypatch):
+    """Whole and by tiles; its weights are never streamed, which would break the graph at every layer."""
+    import comfy.model_patcher
+
+    class Streaming(comfy.model_patcher.ModelPatcher):
+        """Stands in for what ComfyUI chooses on a GPU with comfy-aimdo."""
+
+    compiled, used = host.pack("nodes.adapters.vae").compiled, []
+
+    def backend(graph, inputs):
+        used.append(graph)
+        return graph.forward
+
+    for name in ("compile_in_place", "require_compiler"):
+        monkeypatch.setattr(compiled, name, functools.partial(getattr(compiled, name), backend=backend))
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Streaming)
+    torch._dynamo.reset()
+    file = stored("autoencoder", "compiled.safetensors", lambda tensors: tensors)
+    fast, plain = (node("SanaSprintVAELoader", vae=file, compile=on) for on in (True, False))
+    used.clear()
+    close(round_trip(fast), round_trip(plain), LIMIT)
+    assert len(used) == 2
+    assert type(plain.patcher) is Streaming and type(fast.patcher) is comfy.model_patcher.ModelPatcher
+    assert fast.first_stage_model.state_dict().keys() == plain.first_stage_model.state_dict().keys()
+    factory, arguments = plain.patcher.cached_patcher_init
+    assert type(factory(*arguments, disable_dynamic=True)) is comfy.model_patcher.ModelPatcher
+    torch._dynamo.reset()
+
+
+def test_where_nothing_can_be_compiled_the_loader_says_so(host, node, stored, monkeypatch):
+    compiled = host.pack("nodes.adapters.vae").compiled
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("Triton is missing")
+
+    compiled.require_compiler.cache_clear()
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(ValueError, match=r"cannot compile for cpu on this machine \(Triton is missing\)"):
+        node("SanaSprintVAELoader", vae=presets.BUNDLED_NAME, compile=True)
+    compiled.require_compiler.cache_clear()
 
 
 def test_text_encoder_stays_on_the_cpu(node, monkeypatch):
