@@ -44,6 +44,13 @@ def fp32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """x from the CPU to a device. A GPU fetches it from pinned memory by itself, so that nobody waits for the GPU."""
+    if torch.device(device).type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
 def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = LINEAR_ATTENTION_EPS) -> Tensor:
     """ReLU linear attention: relu(q) (relu(k)^T v) / (relu(q) sum relu(k)). All [b, h, n, d] -> [b, n, h*d].
 
@@ -162,8 +169,8 @@ def sincos_2d(height: int, width: int, dim: int, base_size: int, scale: float, d
 
     def axis(n: int) -> Tensor:
         angles = torch.arange(n, dtype=torch.float64)[:, None] * (base_size / n / scale) * omega
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+        return to_device(torch.cat([angles.sin(), angles.cos()], dim=-1).float(), device)
 
     rows = axis(height)[:, None].expand(-1, width, -1)
     columns = axis(width)[None].expand(height, -1, -1)
-    return rearrange(torch.cat([columns, rows], dim=-1), "h w c -> 1 (h w) c").to(device, torch.float32)
+    return rearrange(torch.cat([columns, rows], dim=-1), "h w c -> 1 (h w) c")

@@ -29,6 +29,7 @@ from .autoencoder_config import DOWNSCALE, SCALE
 from .checkpoint import CheckpointError
 from .config import usable_device
 from .controlnet import SanaControlNet
+from .layers import to_device
 from .transformer import LATENT_CHANNELS, SanaTransformer
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,6 @@ class Control:
 
     def acts_at(self, s: Tensor) -> bool:
         """Whether it takes part at a flow time."""
-        if (self.start, self.end) == (0, 1):
-            return True  # without waiting for the device to say s
         last, first = torch.tensor([trigflow.percent_to_s(self.end), trigflow.percent_to_s(self.start)]).tolist()
         return last <= s.item() <= first  # all rounded to fp32, as ComfyUI compares them
 
@@ -146,12 +145,12 @@ class Pipeline:
         caption, mask = prompts if isinstance(prompts, Caption) else self.encode_text(prompts)
 
         shape = (LATENT_CHANNELS, height // DOWNSCALE, width // DOWNSCALE)
-        x_s = sampler.initial_noise(seeds, shape).to(device)
+        x_s = to_device(sampler.initial_noise(seeds, shape), device)
         start = torch.zeros_like(x_s) if image is None else self.encode_image(image)
-        x_s = trigflow.flow_add_noise(start, x_s, sigmas[0].to(device))
+        x_s = trigflow.flow_add_noise(start, x_s, sigmas[0])
         denoise = self.denoiser(caption, mask, guidance, controls)
         step_noise = sampler.StepNoise(seeds, shape, device)
-        x0 = sampler.sample(denoise, x_s, sigmas.to(device), step_noise, on_step=on_step)
+        x0 = sampler.sample(denoise, x_s, sigmas, step_noise, on_step=on_step)
         if not torch.isfinite(x0).all():
             raise ValueError(f"the sampler returned NaN in {self._dtype_of(self.transformer)}; try fp32")
         return self.decode(x0)
@@ -181,12 +180,12 @@ class Pipeline:
     def denoiser(
         self, caption: Tensor, mask: Tensor | None, guidance: float, controls: Sequence[Control] = ()
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """denoise(x_s, s) -> x0 for the sampler. Control images are encoded once, here."""
+        """denoise(x_s, s) -> x0 for the sampler, s on the CPU. Control images are encoded once, here."""
         dtype = self._dtype_of(self.transformer)
         hints = [self.encode_image(control.image).to(dtype) for control in controls]
 
         def denoise(x_s: Tensor, s: Tensor) -> Tensor:
-            x, times, batch = x_s.to(dtype), s.expand(len(x_s)), x_s.new_full((len(x_s),), guidance)
+            x, times, batch = x_s.to(dtype), *(x_s.new_full((len(x_s),), n) for n in (s.item(), guidance))
             acting = [pair for pair in zip(controls, hints) if pair[0].acts_at(s)]
             several = [
                 [r if r is None else c.strength * r for r in c.net(x, times, caption, hint, batch, mask)]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .layers import to_device
 from .trigflow import flow_add_noise
 
 SEEDS = 2**64  # what a torch generator accepts
@@ -34,7 +35,7 @@ class StepNoise:
         self.generators = [torch.Generator("cpu").manual_seed((seed + 1) % SEEDS) for seed in seeds]
 
     def __call__(self) -> Tensor:
-        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)
+        return to_device(torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]), self.device)
 
 
 def sample(
@@ -47,11 +48,11 @@ def sample(
 ) -> Tensor:
     """Alternate prediction and re-noising along `sigmas` (trigflow.py, eq. 4): x <- (1 - s') x0 + s' z.
 
-    x_s: [b, c, h, w] noised to sigmas[0]. sigmas: fp32 [n + 1], descending; where the last is 0 the
-    result is the clean x0, else it is noised to it. add_noise(x0, z, s) re-noises. on_step(i, x_s, x0)
-    is called after each prediction, and may raise to stop.
+    x_s: [b, c, h, w] noised to sigmas[0]. sigmas: fp32 [n + 1], descending, on the CPU or x_s's device; where
+    the last is 0 the result is the clean x0, else it is noised to it. add_noise(x0, z, s) re-noises.
+    on_step(i, x_s, x0) is called after each prediction, and may raise to stop.
     """
-    last = [s == 0.0 for s in sigmas.tolist()]  # read once: nothing below waits for the device
+    last = [s == 0.0 for s in sigmas.tolist()]  # nothing from here on waits for the device
     for i in range(len(sigmas) - 1):
         x0 = denoise(x_s, sigmas[i])
         if on_step is not None:

@@ -1,5 +1,6 @@
 """Pictures steered by a ControlNet, without ComfyUI: the pipeline, its command line, and how it is judged."""
 
+import copy
 import json
 
 import numpy as np
@@ -8,7 +9,18 @@ import standin
 import torch
 from PIL import Image
 
-from sprint_core import checkpoint, edges, evaluate, evaluate_control, judge, pipeline, presets, scenes, trigflow
+from sprint_core import (
+    checkpoint,
+    edges,
+    evaluate,
+    evaluate_control,
+    judge,
+    pipeline,
+    presets,
+    sampler,
+    scenes,
+    trigflow,
+)
 from sprint_core.controlnet import AUTHORS, WIRINGS
 from sprint_core.pipeline import Control, Pipeline
 
@@ -49,6 +61,27 @@ def test_control_by_hand(model, wiring):
     residuals = net(x, one, caption, model.encode_image(HINT), w, mask)
     v = model.transformer(x, one, caption, w, mask, [r if r is None else 0.7 * r for r in residuals])
     assert torch.allclose(got, model.decode(x - v), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["meta", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
+@torch.inference_mode()
+def test_nothing_in_the_loop_waits_for_the_device(model, net, device, request):
+    """Nobody reads its numbers, nor copies to it but from pinned memory. On meta there are none to read."""
+    moved = Pipeline(*(copy.deepcopy(part).to(device) for part in (model.transformer, model.autoencoder)), None)
+    caption = torch.randn(2, 7, moved.transformer.config.caption_width).to(device)
+    control = Control(copy.deepcopy(net).to(device), HINT, 0.7, end=0.5)
+    denoise = moved.denoiser(caption, None, 4.5, [control])
+    x_s = sampler.initial_noise([1, 2], (32, 2, 3)).to(device)
+    sigmas, noise = torch.tensor(trigflow.sigmas("paper", 4)), sampler.StepNoise([1, 2], (32, 2, 3), device)
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+        request.addfinalizer(lambda: torch.cuda.set_sync_debug_mode("default"))
+    assert sampler.sample(denoise, x_s, sigmas, noise).device.type == device
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        sampler.sample(lambda x, s: denoise(x, s) * x.sum().item(), x_s, sigmas, noise)
 
 
 def test_strength_0_changes_nothing(paint, net):
