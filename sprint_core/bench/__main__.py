@@ -1,7 +1,7 @@
 """What each part of a picture costs on this machine, beside diffusers.
 
     python -m sprint_core.bench [--model demo|0.6B|1.6B] [--size PX] [--against diffusers] [--runs 5]
-                                [--parts text,step,control,hint,encode,decode,total,batch,load]
+                                [--parts text,step,control,hint,encode,decode,total,batch,train,load]
 
 Full-size models have random weights, made on the spot. Parts and sides take turns, so that whatever else the machine
 does meets all of them; medians of the runs. A table, then one JSON document on the last line. `--plot FILE` draws
@@ -21,10 +21,10 @@ from ..autoencoder_config import DOWNSCALE
 from ..config import usable_device
 from ..pipeline import DTYPES
 from ..sizes import MAX_PX, MIN_PX
-from . import alone, sweep
+from . import alone, sweep, training
 from .measure import NETWORK_OF, Sides, Taken, difference, errors, exact, matmul_flops, measure
 from .networks import BATCH, LONG, MODELS, SHORT, Ours
-from .theirs import Theirs
+from .theirs import Theirs, version
 
 PARTS = {
     "text": f"a new prompt of {SHORT} tokens",
@@ -37,6 +37,7 @@ PARTS = {
     "decode": "a latent to its picture",
     "total": "a new prompt to its picture, in one step",
     "batch": f"a new prompt to {BATCH} pictures",
+    "train": "a batch for the student (sCM and LADD) and one for the critic, at the bundled model's size",
     "load": "all weights from files, in a process of its own",
     "alone": "and then a picture there, the text encoder released before decoding",
 }
@@ -56,6 +57,9 @@ def rows(taken: Mapping[str, Mapping[str, Taken]], peak_flops: float | None) -> 
             row["ratio"] = row["theirs"]["median_sec"] / ours["median_sec"]
             if sides["ours"].outputs:
                 row["difference"] = difference(sides["ours"].outputs, sides["theirs"].outputs)
+        if part == "train":
+            for side in sides:
+                row[side]["images_per_sec"] = training.IMAGES / row[side]["median_sec"]
         found[part] = row
     if "step" in found:
         for row in found.values():
@@ -85,6 +89,7 @@ COLUMNS = {
     "seconds": lambda row: row["ours"]["median_sec"],
     "theirs": lambda row: row["theirs"]["median_sec"],
     "ratio": lambda row: row["ratio"],
+    "images/s": lambda row: row["ours"]["images_per_sec"],
     "MiB": lambda row: row["ours"]["peak_mib"],
     "their MiB": lambda row: row["theirs"]["peak_mib"],
     "TFLOP": lambda row: row["ours"]["tflop"] or None,
@@ -153,15 +158,18 @@ def run(args: argparse.Namespace) -> dict:
     ours = Ours(args.model, args.size, device, DTYPES[args.dtype] if args.dtype else None)
     if args.seeds and ours.dtype == torch.float32:
         raise ValueError("--seeds compares with fp32, which this is; add --dtype bf16")
-    theirs = Theirs(ours) if args.against else None
+    theirs = Theirs(ours) if args.against and (args.plot or set(parts) != {"train"}) else None
     if args.plot:
-        return _about(args, ours, theirs) | {"plot": _plot(args, ours, theirs)}
+        return _about(args, ours) | {"plot": _plot(args, ours, theirs)}
     sides = {"ours": ours} | ({"theirs": theirs} if theirs else {})
     calls: dict[str, Sides] = {
         part: {side: getattr(made, part) for side, made in sides.items()}
         for part in parts
-        if part not in GROUPS["load"]
+        if part not in (*GROUPS["load"], "train")
     }
+    if "train" in parts:
+        names = ["ours", "theirs"] if args.against else ["ours"]
+        calls["train"] = {side: training.Training(side, device, ours.dtype).turn for side in names}
     prime(ours, parts)
     compiled = [network for made in sides.values() for network in made.compilable(parts)] if args.compile else []
     taken = measure(calls, args.runs, device, kept=max(1, args.seeds), compiled=compiled)
@@ -171,14 +179,14 @@ def run(args: argparse.Namespace) -> dict:
     if "load" in parts:
         found |= rows(alone.measure(ours, bool(theirs), args.runs), None)
     tqdm.write(table(found))
-    return {**_about(args, ours, theirs), "parts": _rounded(found)}
+    return {**_about(args, ours), "parts": _rounded(found)}
 
 
-def _about(args: argparse.Namespace, ours: Ours, theirs: Theirs | None) -> dict:
+def _about(args: argparse.Namespace, ours: Ours) -> dict:
     device, dtype = ours.device, str(ours.dtype).removeprefix("torch.")
     gpu = device.type == "cuda"
     machine = torch.cuda.get_device_name(device) if gpu else platform.processor() or platform.machine()
-    against = {"against": f"diffusers {theirs.version}"} if theirs else {}
+    against = {"against": f"diffusers {version()}"} if args.against else {}
     about = {"model": args.model, "size_px": ours.size_px, "dtype": dtype} | against
     about |= {"compiled": True} if args.compile else {}
     return about | {"device": str(device), "machine": machine, "threads": torch.get_num_threads(), "runs": args.runs}

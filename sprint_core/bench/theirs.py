@@ -18,7 +18,7 @@ from .networks import SHORT, Ours, Parts, Words, prompt_of
 CAPTION_TOKENS = 300  # that the pipeline pads to
 
 
-def _known(config: dict, cls: type) -> dict:
+def known(config: dict, cls: type) -> dict:
     """Of a configuration file what the class takes."""
     return {k: v for k, v in config.items() if k in inspect.signature(cls.__init__).parameters}
 
@@ -26,7 +26,7 @@ def _known(config: dict, cls: type) -> dict:
 def _with_weights(cls: type, config: dict, tensors: dict[str, Tensor]) -> nn.Module:
     """The class on tensors of ours, none of them copied."""
     with torch.device("meta"):
-        model = cls(**_known(config, cls))
+        model = cls(**known(config, cls))
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -48,17 +48,23 @@ def instruction() -> list[str]:
     return inspect.signature(SanaSprintPipeline.__call__).parameters["complex_human_instruction"].default
 
 
+def version() -> str:
+    """Of diffusers. Raises ValueError where it is missing."""
+    try:
+        import diffusers
+    except ImportError:
+        raise ValueError("--against diffusers: install it first, with pip install diffusers") from None
+    return diffusers.__version__
+
+
 class Theirs(Parts):
     """Their side of what `Ours` has, by the same names. Raises ValueError where diffusers is missing."""
 
     def __init__(self, ours: Ours):
-        try:
-            import diffusers
-        except ImportError:
-            raise ValueError("--against diffusers: install it first, with pip install diffusers") from None
+        version()
         if ours.preset is None:
             raise ValueError("--against diffusers: its pipeline cannot run the bundled model; choose --model 0.6B")
-        self.ours, self.version = ours, diffusers.__version__
+        self.ours = ours
 
     @functools.cached_property
     def transformer(self) -> nn.Module:
@@ -75,7 +81,7 @@ class Theirs(Parts):
 
         described = presets.config_to_diffusers(self.ours.preset.transformer) | {"num_layers": PUBLISHED_BLOCKS}
         with torch.device("meta"):
-            net = SanaControlNetModel(**_known(described, SanaControlNetModel))
+            net = SanaControlNetModel(**known(described, SanaControlNetModel))
         net = net.to_empty(device=self.ours.device).to(self.ours.dtype)
         trunk = self.transformer.state_dict()
         for name, tensor in net.state_dict().items():

@@ -70,6 +70,15 @@ def test_what_a_part_runs_is_compiled_on_both_sides(small, capsys, monkeypatch):
     assert last_line(capsys)["compiled"]
 
 
+def test_both_sides_train_by_the_same_losses(capsys):
+    """Student and critic of ours against the same formulas on diffusers' transformer, its tangent included."""
+    words = ["--parts", "train", "--against", "diffusers", "--runs", "1", "--device", "cpu", "--dtype", "fp32"]
+    assert bench.main(words) == 0
+    row = last_line(capsys)["parts"]["train"]
+    assert row["difference"] < 1e-3
+    assert row["ours"]["images_per_sec"] == pytest.approx(64 / row["ours"]["median_sec"], rel=1e-3)
+
+
 def test_outputs_are_not_trivially_equal(small):
     """They depend on the seed and, where a prompt takes part, on the prompt."""
     ours = small(None)
