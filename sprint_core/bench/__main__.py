@@ -21,7 +21,7 @@ from ..autoencoder_config import DOWNSCALE
 from ..config import usable_device
 from ..pipeline import DTYPES
 from ..sizes import MAX_PX, MIN_PX
-from . import alone, sweep, training
+from . import alone, shares, sweep, training
 from .measure import NETWORK_OF, Sides, Taken, difference, errors, exact, matmul_flops, measure
 from .networks import BATCH, LONG, MODELS, SHORT, Ours
 from .theirs import Theirs, version
@@ -132,6 +132,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--plot-sizes", default=",".join(map(str, sweep.SIZES_PX)), help="sides in pixels (default: %(default)s)")
     add("--runs", type=int, default=5)
     add("--seeds", type=int, default=0, help="compare so many results of each part with those in fp32")
+    add("--profile", action="store_true", help="where the time of each of our parts goes, by kind of operation")
     add("--compile", action="store_true", help="compile transformer and auto-encoder, on both sides")
     add("--dtype", choices=DTYPES, help="default: bf16 on a GPU, fp32 on the CPU")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -179,6 +180,11 @@ def run(args: argparse.Namespace) -> dict:
     if "load" in parts:
         found |= rows(alone.measure(ours, bool(theirs), args.runs), None)
     tqdm.write(table(found))
+    if args.profile:
+        profiled = shares.shares(calls)
+        tqdm.write(shares.table(profiled))
+        for part, kinds in profiled.items():
+            found[part]["ours"]["shares"] = kinds
     return {**_about(args, ours), "parts": _rounded(found)}
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageColor
 
 from sprint_core import presets
 from sprint_core.bench import __main__ as bench
-from sprint_core.bench import measure, networks, sweep, theirs
+from sprint_core.bench import measure, networks, shares, sweep, theirs
 from sprint_core.gemma import GemmaConfig
 
 CPU = torch.device("cpu")
@@ -99,6 +99,31 @@ def test_parts_compute_what_they_say(small):
         assert torch.equal(ours.step(1), ours.control(1)) and torch.equal(ours.control(1), ours.hint(1))
         assert ours.step(1).shape == (1, 32, 2, 2) and ours.decode(1).shape == (1, 3, 64, 64)
         assert ours.text(1).shape == (networks.SHORT + 2, 32) and ours.long_text(1).shape == (300, 32)
+
+
+def test_a_profile_says_where_the_time_goes(capsys):
+    assert bench.main(["--parts", "step,decode", "--runs", "1", "--device", "cpu", "--size", "64", "--profile"]) == 0
+    for row in last_line(capsys)["parts"].values():
+        found = row["ours"]["shares"]
+        assert sum(found.values()) == pytest.approx(1.0, abs=1e-3) and "convolutions" in found
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::addmm", "matrix products"),
+        ("aten::mkldnn_convolution", "convolutions"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("aten::native_layer_norm", "norms"),
+        ("aten::_to_copy", "copies"),
+        ("aten::silu_", "activations and sums"),
+        ("aten::addcmul", "activations and sums"),
+        ("aten::arange", "other"),
+    ],
+)
+def test_kinds_of_operations(operation, kind):
+    assert shares.kind(operation) == kind
 
 
 def test_errors_are_those_of_rounding(small, capsys):
