@@ -7,19 +7,17 @@ from torch import nn
 
 
 def compile_in_place(*networks: nn.Module, backend: str = "inductor") -> None:
-    """From now on a network's calls are compiled, anew for each of the first sizes of their inputs.
-
-    Raises ValueError where this machine cannot compile, which costs it some seconds to find out.
-    """
-    for device in {parameter.device for network in networks for parameter in network.parameters()}:
-        require_compiler(device.type, backend=backend)
+    """From now on a network's calls are compiled, anew for each of the first sizes of their inputs."""
     for network in networks:
         network.compile(backend=backend)
 
 
 @functools.cache
 def require_compiler(device_type: str, backend: str = "inductor") -> None:
-    """Raises ValueError where torch.compile fails at its least: it needs a C++ compiler, and Triton for a GPU."""
+    """Raises ValueError where torch.compile fails at its least, which takes some seconds to find out.
+
+    It needs a C++ compiler, and Triton for a GPU.
+    """
     try:
         torch.compile(torch.sin, backend=backend)(torch.zeros(16, device=device_type))
     except Exception as error:  # of whatever torch compiles with

@@ -45,8 +45,11 @@ def fp32(x: Tensor) -> Tensor:
 
 
 def to_device(x: Tensor, device: torch.device | str) -> Tensor:
-    """x from the CPU to a device. A GPU fetches it from pinned memory by itself, so that nobody waits for the GPU."""
-    if torch.device(device).type != "cuda":
+    """x from the CPU to a device. A GPU fetches it from pinned memory by itself, so that nobody waits for the GPU.
+
+    (Compiled code cannot pin; there the copy is part of it.)
+    """
+    if torch.device(device).type != "cuda" or torch.compiler.is_compiling():
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
 

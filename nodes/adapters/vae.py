@@ -48,7 +48,10 @@ def _never_fp16(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 class SanaVAE(comfy.sd.VAE):
-    """weights: a DC-AE, or a TAESANA, which encodes and decodes the same latents; plain: ComfyUI never streams them."""
+    """weights: a DC-AE, or a TAESANA, which encodes and decodes the same latents.
+
+    plain: with ComfyUI's patcher that streams no weights.
+    """
 
     def __init__(
         self,
@@ -168,7 +171,7 @@ class SanaVAE(comfy.sd.VAE):
 def load_vae(path, options=None, disable_dynamic=False):
     """VAE of a file or folder: a DC-AE or a TAESANA. options: {'dtype', 'compile'}. Raises CheckpointError, ValueError.
 
-    A compiled one is plain: weights that ComfyUI streams break the graph at every layer.
+    A compiled one is always loaded as a whole: weights that come as they are needed break the graph at every layer.
     """
     options = options or {}
     compile_it = options.get("compile", False)
@@ -178,7 +181,7 @@ def load_vae(path, options=None, disable_dynamic=False):
     vae = SanaVAE(weights, options.get("dtype"), plain=disable_dynamic or compile_it)
     vae.patcher.cached_patcher_init = (load_vae_patcher, (path, options))
     if compile_it:
-        model = vae.first_stage_model
+        model, vae.disable_offload = vae.first_stage_model, True
         compiled.compile_in_place(*(half for half in (model.encoder, model.decoder) if half is not None))
     return vae
 

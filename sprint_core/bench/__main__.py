@@ -41,6 +41,7 @@ PARTS = {
     "load": "all weights from files, in a process of its own",
     "alone": "and then a picture there, the text encoder released before decoding",
 }
+COMPILED = ("step", "control", "hint", "encode", "decode", "total", "batch")  # the parts behind --compile
 GROUPS = {"text": ("text", "long_text", "same_text"), "load": ("load", "alone")}
 USUAL = "text,step,control,hint,encode,decode,total"
 
@@ -51,7 +52,7 @@ def rows(taken: Mapping[str, Mapping[str, Taken]], peak_flops: float | None) -> 
     for part, sides in taken.items():
         row = {side: record.row() for side, record in sides.items()}
         ours = row["ours"]
-        if peak_flops:
+        if peak_flops and "tflop" in ours:
             ours["of_peak"] = 1e12 * ours["tflop"] / ours["median_sec"] / peak_flops
         if "theirs" in row:
             row["ratio"] = row["theirs"]["median_sec"] / ours["median_sec"]
@@ -62,7 +63,7 @@ def rows(taken: Mapping[str, Mapping[str, Taken]], peak_flops: float | None) -> 
                 row[side]["images_per_sec"] = training.IMAGES / row[side]["median_sec"]
         found[part] = row
     if "step" in found:
-        for row in found.values():
+        for row in (row for part, row in found.items() if part != "train"):
             row["steps"] = row["ours"]["median_sec"] / found["step"]["ours"]["median_sec"]
     return found
 
@@ -92,8 +93,8 @@ COLUMNS = {
     "images/s": lambda row: row["ours"]["images_per_sec"],
     "MiB": lambda row: row["ours"]["peak_mib"],
     "their MiB": lambda row: row["theirs"]["peak_mib"],
-    "TFLOP": lambda row: row["ours"]["tflop"] or None,
-    "of peak": lambda row: row["ours"]["of_peak"] or None,
+    "TFLOP": lambda row: row["ours"]["tflop"],
+    "of peak": lambda row: row["ours"]["of_peak"],
     "in steps": lambda row: row["steps"],
     "error": lambda row: row["ours"]["error"],
     "their error": lambda row: row["theirs"]["error"],
@@ -127,7 +128,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model", choices=MODELS, default="demo")
     add("--size", type=int, help="pixels of a side (default: the model's own)")
     add("--parts", default=USUAL, help=f"of {', '.join(PARTS)} (default: {USUAL})")
-    add("--against", choices=["diffusers"], help="measure its pipeline, too, on the same weights; not for demo")
+    add(
+        "--against",
+        choices=["diffusers"],
+        help="measure its pipeline, too, on the same weights; for demo, only --parts train",
+    )
     add("--plot", metavar="FILE", help="a chart of seconds against resolution and batch, instead of --parts")
     add("--plot-sizes", default=",".join(map(str, sweep.SIZES_PX)), help="sides in pixels (default: %(default)s)")
     add("--runs", type=int, default=5)
@@ -146,15 +151,26 @@ def _parts(given: str) -> list[str]:
     return list(dict.fromkeys(parts))
 
 
-def run(args: argparse.Namespace) -> dict:
-    """One command line, done: the JSON document that it ends with. Raises ValueError."""
-    parts = _parts(args.parts)
+def _check_options(args: argparse.Namespace, parts: Sequence[str]) -> None:
+    """Raises ValueError."""
+    if args.against:
+        version()
     if args.runs < 1:
         raise ValueError(f"--runs is {args.runs}; it must be at least 1")
     if not 0 <= args.seeds <= args.runs:
         raise ValueError(f"--seeds is {args.seeds}; there are as many as --runs, {args.runs}")
     if args.size is not None:
         _size(args.size)
+    if ((args.compile or args.profile) and args.plot) or (args.compile and args.profile):
+        raise ValueError("--plot, --compile and --profile go one at a time")
+    if args.compile and not set(parts) & set(COMPILED):
+        raise ValueError(f"--compile: of these parts nothing is compiled; it is of {', '.join(COMPILED)}")
+
+
+def run(args: argparse.Namespace) -> dict:
+    """One command line, done: the JSON document that it ends with. Raises ValueError."""
+    parts = _parts(args.parts)
+    _check_options(args, parts)
     device = usable_device(args.device)
     ours = Ours(args.model, args.size, device, DTYPES[args.dtype] if args.dtype else None)
     if args.seeds and ours.dtype == torch.float32:

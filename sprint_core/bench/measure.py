@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from ..compiled import compile_in_place
+from ..compiled import compile_in_place, require_compiler
 from .networks import Ours
 
 PEAK_SIZE = 4096  # of the square matrices whose product tells what the machine can do
@@ -27,7 +27,7 @@ class Taken:
 
     seconds: list[float] = field(default_factory=list)
     peak_mib: list[float] = field(default_factory=list)
-    flops: int = 0
+    flops: int | None = None  # unknown where they were not counted
     outputs: list[Tensor] = field(default_factory=list)  # of the first seeds, on the CPU
 
     def row(self) -> dict[str, float]:
@@ -38,7 +38,7 @@ class Taken:
         }
         if self.peak_mib:
             row["peak_mib"] = max(self.peak_mib)
-        return row | {"tflop": self.flops / 1e12}
+        return row if self.flops is None else row | {"tflop": self.flops / 1e12}
 
 
 class PeakMemory:
@@ -101,10 +101,14 @@ def measure(
     taken = {part: {side: Taken() for side in sides} for part, sides in calls.items()}
     if warm:
         for part, side, call in _turns(calls, "operations"):
-            with contextlib.nullcontext() if part in UNCOUNTED else FlopCounterMode(display=False) as counter:
+            if part in UNCOUNTED:
                 call(0)
-            taken[part][side].flops = counter.get_total_flops() if counter else 0
+                continue
+            with FlopCounterMode(display=False) as counter:
+                call(0)
+            taken[part][side].flops = counter.get_total_flops()
     if compiled:
+        require_compiler(device.type)
         compile_in_place(*compiled)
         for _, _, call in _turns(calls, "compiling"):
             call(0)

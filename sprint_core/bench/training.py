@@ -3,6 +3,7 @@
 Their side has the same losses on diffusers' transformer, of the very same weights and random numbers.
 """
 
+import contextlib
 import dataclasses
 
 import torch
@@ -26,7 +27,6 @@ SCHEDULE = RECIPE.stages["distill"]
 IMAGES = 2 * SCHEDULE.batch  # of both turns
 STEP = max(RECIPE.objective.ladd_from, RECIPE.objective.tangent_warmup_steps)  # from where on all losses take part
 CAPTION_TOKENS = 12
-FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class TheirTransformer(nn.Module):
@@ -37,7 +37,8 @@ class TheirTransformer(nn.Module):
 
         super().__init__()
         self.config = ours.config
-        self.network = SanaTransformer2DModel(**known(presets.config_to_diffusers(self.config), SanaTransformer2DModel))
+        config = known(presets.config_to_diffusers(self.config), SanaTransformer2DModel)
+        self.network = SanaTransformer2DModel(**config).to(next(ours.parameters()).device)
         self.network.load_state_dict(keymaps.to_diffusers(ours.state_dict(), self.config.guidance_embed))
 
     def forward(self, x_s, s, caption, guidance=None, mask=None, attention=sdpa, around_block=None) -> Tensor:
@@ -49,7 +50,7 @@ class TheirTransformer(nn.Module):
                     block.register_forward_hook(lambda _, args, x, i=i: around_block(i, lambda *_: x, x, None))
                 )
         # In forward mode differentiable is only what torch makes of single operations.
-        with sdpa_kernel([SDPBackend.MATH] if attention is plain_attention else FUSED):
+        with sdpa_kernel(SDPBackend.MATH) if attention is plain_attention else contextlib.nullcontext():
             v = self.network(
                 x_s,
                 encoder_hidden_states=caption,
@@ -93,16 +94,16 @@ class Training:
         }
 
     def turn(self, seed: int) -> Tensor:
-        """Both losses, [2]."""
-        losses = []
+        """Both losses and what they are made of, [n]."""
+        measured = []
         with torch.inference_mode(False), torch.enable_grad():
             for phase, optimizer in self.optimizers.items():
                 for module in self.stage.modules.values():
                     module.zero_grad(set_to_none=True)
                 random = SampleRandom(seed, STEP, phase, range(SCHEDULE.batch))
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-                    loss, _ = self.stage.loss(phase, STEP, random)
+                    loss, metrics = self.stage.loss(phase, STEP, random)
                 loss.backward()
                 optimizer.step()
-                losses.append(loss.detach())
-        return torch.stack(losses)
+                measured += [loss.detach(), *metrics.values()]
+        return torch.stack(measured)

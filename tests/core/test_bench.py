@@ -14,7 +14,7 @@ from PIL import Image, ImageColor
 
 from sprint_core import presets
 from sprint_core.bench import __main__ as bench
-from sprint_core.bench import measure, networks, shares, sweep, theirs
+from sprint_core.bench import measure, networks, shares, sweep, theirs, training
 from sprint_core.gemma import GemmaConfig
 
 CPU = torch.device("cpu")
@@ -62,16 +62,38 @@ def test_both_sides_compute_the_same(small, capsys):
 
 
 def test_what_a_part_runs_is_compiled_on_both_sides(small, capsys, monkeypatch):
-    made = []
-    monkeypatch.setattr(measure, "compile_in_place", lambda *networks: made.extend(type(n).__name__ for n in networks))
+    """By a backend that needs no compiler; before anything is measured."""
+    made, graphs = [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def compile_in_place(*networks):
+        made.extend(type(network).__name__ for network in networks)
+        measure_real(*networks, backend=backend)
+
+    measure_real = measure.compile_in_place
+    monkeypatch.setattr(measure, "compile_in_place", compile_in_place)
+    monkeypatch.setattr(measure, "require_compiler", lambda device: None)
+    monkeypatch.setattr(measure.PeakMemory, "start", lambda self: graphs.append("measured"))
+    monkeypatch.setattr(measure.PeakMemory, "used", lambda self: None)
+    torch._dynamo.reset()
     words = ["--model", "0.6B", "--against", "diffusers", "--parts", "step,encode,total", "--runs", "1", "--compile"]
     assert bench.main([*words, "--device", "cpu"]) == 0
     assert made == ["SanaTransformer", "Encoder", "Decoder", "SanaTransformer2DModel", "Encoder", "Decoder"]
-    assert last_line(capsys)["compiled"]
+    before = graphs.index("measured")
+    assert before >= 6 and set(graphs[before:]) == {"measured"}
+    row = last_line(capsys)
+    assert row["compiled"] and row["parts"]["total"]["difference"] < 1e-3
+    torch._dynamo.reset()
 
 
 def test_both_sides_train_by_the_same_losses(capsys):
-    """Student and critic of ours against the same formulas on diffusers' transformer, its tangent included."""
+    """Student and critic of ours against the same formulas on diffusers' transformer: losses, tangents, logits."""
+    sides = [training.Training(side, CPU, torch.float32).turn(1) for side in ("ours", "theirs")]
+    torch.testing.assert_close(*sides, rtol=1e-3, atol=1e-5)
+    assert len(sides[0]) == 9  # of sCM, its tangents and LADD, and of the critic
     words = ["--parts", "train", "--against", "diffusers", "--runs", "1", "--device", "cpu", "--dtype", "fp32"]
     assert bench.main(words) == 0
     row = last_line(capsys)["parts"]["train"]
@@ -189,6 +211,9 @@ def test_the_stand_in_tokenizer_pads_as_the_real_one():
         (["--seeds", "3", "--runs", "2", "--dtype", "bf16"], "--seeds is 3"),
         (["--seeds", "2", "--device", "cpu", "--dtype", "fp32"], "add --dtype bf16"),
         (["--against", "diffusers"], "choose --model 0.6B"),
+        (["--compile", "--parts", "text"], "--compile: of these parts nothing is compiled"),
+        (["--compile", "--profile"], "one at a time"),
+        (["--plot", "a.png", "--profile"], "one at a time"),
         (["--parts", "load", "--device", "cpu"], "choose --model 0.6B"),
     ],
 )
@@ -200,4 +225,5 @@ def test_refused(words, message, caplog):
 def test_without_diffusers_it_says_so(small, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert bench.main(["--model", "0.6B", "--against", "diffusers", "--device", "cpu"]) == 1
-    assert "pip install diffusers" in caplog.text and theirs.CAPTION_TOKENS == 300
+    assert bench.main(["--parts", "train", "--against", "diffusers", "--device", "cpu"]) == 1
+    assert caplog.text.count("pip install diffusers") == 2 and theirs.CAPTION_TOKENS == 300

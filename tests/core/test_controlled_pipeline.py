@@ -1,6 +1,7 @@
 """Pictures steered by a ControlNet, without ComfyUI: the pipeline, its command line, and how it is judged."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -23,6 +24,7 @@ from sprint_core import (
 )
 from sprint_core.controlnet import AUTHORS, WIRINGS
 from sprint_core.pipeline import Control, Pipeline
+from sprint_core.transformer import SanaTransformer
 
 SIZE = (96, 64)  # width, height
 PROMPT = "a red circle"
@@ -70,7 +72,8 @@ def test_control_by_hand(model, wiring):
 @torch.inference_mode()
 def test_nothing_in_the_loop_waits_for_the_device(model, net, device, request):
     """Nobody reads its numbers, nor copies to it but from pinned memory. On meta there are none to read."""
-    moved = Pipeline(*(copy.deepcopy(part).to(device) for part in (model.transformer, model.autoencoder)), None)
+    config = dataclasses.replace(model.transformer.config, pos_embed_base=8)  # whose embedding is made on the CPU
+    moved = Pipeline(SanaTransformer(config).to(device), copy.deepcopy(model.autoencoder).to(device), None)
     caption = torch.randn(2, 7, moved.transformer.config.caption_width).to(device)
     control = Control(copy.deepcopy(net).to(device), HINT, 0.7, end=0.5)
     denoise = moved.denoiser(caption, None, 4.5, [control])
