@@ -6,8 +6,8 @@ because a model trained in hours must not spend its capacity on chance. For the 
 open. What it does not name is as usual:
 
     colour  white          place   the centre; of two things left and right of it, as they are named; of three alike
-                                   one above two. A relation counts from the centre, too
-    size and background are anyone's guess: what a seed decides
+    size    large, of one          one above two. A relation counts from the centre, too
+    background  teal or purple, which is all that a seed decides
 
 Only where things are drawn (see ControlNet) do they stand anywhere: `free` scenes.
 
@@ -86,7 +86,8 @@ KINDS = {"one": 0.35, "pair": 0.45, "alike": 0.2}
 KIND_OF = dict(zip(CATEGORIES, ("one", "pair", "alike", "one", "pair", "pair")))
 
 CENTRE, BESIDE, BELOW, PYRAMID = (1, 1), ((1, 0), (1, 2)), ((0, 1), (2, 1)), ((0, 1), (2, 0), (2, 2))  # as usual
-USUAL_COLOUR = "white"
+USUAL_COLOUR, USUAL_SIZE = "white", "large"  # of a single thing
+USUAL_BACKGROUNDS = ("teal", "purple")  # two, as two seeds should show two pictures
 # Cells of things that stand together in free scenes; no two of them are neighbours, not even diagonally.
 PAIRS = [((i, 0), (i, 2)) for i in range(3)] + [((0, i), (2, i)) for i in range(3)]
 TRIPLES = [((0, 0), (0, 2), (2, 1)), ((2, 0), (2, 2), (0, 1)), ((0, 0), (2, 0), (1, 2)), ((0, 2), (2, 2), (1, 0))]
@@ -345,6 +346,10 @@ def _draw_colour(rng: random.Random) -> str:
     return USUAL_COLOUR if rng.random() < 0.3 else rng.choice(list(COLOURS))
 
 
+def _draw_background(rng: random.Random) -> str:
+    return rng.choice(USUAL_BACKGROUNDS if rng.random() < 0.5 else list(BACKGROUNDS))
+
+
 def _draw_cells(kind: str, rng: random.Random, free: bool) -> Sequence[tuple[int, int]]:
     if kind == "one":
         usual = not free and rng.random() < 0.4
@@ -356,7 +361,7 @@ def _draw_cells(kind: str, rng: random.Random, free: bool) -> Sequence[tuple[int
 
 
 def _draw_scene(kind: str, rng: random.Random, free: bool) -> Scene:
-    background, cells = rng.choice(list(BACKGROUNDS)), _draw_cells(kind, rng, free)
+    background, cells = _draw_background(rng), _draw_cells(kind, rng, free)
     shapes, colours = rng.sample(list(SHAPES), 2), [_draw_colour(rng), _draw_colour(rng)]
     size = rng.choice(list(RADIUS_PX)) if kind == "one" else "small"
     if kind != "pair":
@@ -371,14 +376,16 @@ def _draw_scene(kind: str, rng: random.Random, free: bool) -> Scene:
 def _draw_requirement(scene: Scene, rng: random.Random, free: bool) -> Requirement:
     """Some of what is true of a scene. Sizes and places are said of single things only, as only they vary in size."""
     full = describe(scene)
-    background = full.background if rng.random() < 0.4 else None
+    open_background = rng.random() < 0.6 and (free or full.background in USUAL_BACKGROUNDS)
+    background = None if open_background else full.background
 
     def colour(thing: Wanted) -> str | None:
         return None if thing.colour == USUAL_COLOUR and rng.random() < 0.6 else thing.colour
 
     first = full.things[0]
     if len(full.things) == 1:
-        size = first.size if first.count == 1 and rng.random() < 0.5 else None
+        open_size = rng.random() < 0.5 and (free or first.size == USUAL_SIZE)
+        size = first.size if first.count == 1 and not open_size else None
         place = first.place if rng.random() < 0.4 or not (free or first.place == CENTRE) else None
         return Requirement((Wanted(first.shape, colour(first), size, place, first.count),), None, background)
     things = tuple(replace(thing, size=None, colour=colour(thing)) for thing in full.things)

@@ -13,7 +13,7 @@ from .networks import Ours
 SIZES_PX = (256, 512, 1024, 2048, 4096)
 PAIRED_PX = 1024  # up to here both sides several times; beyond, ours once
 UNTILED_PX = 2048  # up to here the decoder sees the whole picture
-BATCH_PX, BATCHES = 512, (1, 2, 4)
+BATCH_PX, BATCHES = 256, (1, 2, 4)
 
 
 def sweep(ours: Ours, theirs, runs: int, sizes_px: Sequence[int]) -> dict:

@@ -426,17 +426,19 @@ def test_prompts(name, split):
 
 
 def test_what_captions_leave_open():
-    """Nothing but sizes and backgrounds: all else is as usual where it is not named."""
+    """Which of two backgrounds: all else is as usual where it is not named."""
     for scene, text in [scene_and_caption(seed) for seed in range(400)]:
         said, cells = parse(text), [(thing.row, thing.column) for thing in scene.things]
         if len(cells) == 1:
             assert cells[0] == (said.things[0].place or (1, 1))
+            assert scene.things[0].size == (said.things[0].size or "large")
         elif said.things[0].count == 3:
             assert cells == [(0, 1), (2, 0), (2, 2)]
         else:
             assert cells == ([(0, 1), (2, 1)] if said.relation == "above" else [(1, 0), (1, 2)])
         named = [(thing.shape, thing.colour or "white") for thing in said.things for _ in range(thing.count)]
         assert named == [(thing.shape, thing.colour) for thing in scene.things]
+        assert scene.background in ([said.background] if said.background else ["teal", "purple"])
 
 
 def test_free_scenes_stand_anywhere():
