@@ -124,9 +124,12 @@ def test_parts_compute_what_they_say(small):
 
 
 def test_a_profile_says_where_the_time_goes(capsys):
-    assert bench.main(["--parts", "step,decode", "--runs", "1", "--device", "cpu", "--size", "64", "--profile"]) == 0
-    for row in last_line(capsys)["parts"].values():
-        found = row["ours"]["shares"]
+    words = ["--runs", "1", "--device", "cpu", "--size", "64", "--profile"]
+    assert bench.main(["--parts", "text,step,decode", *words]) == 0
+    rows = last_line(capsys)["parts"]
+    assert "matrix products" in rows["text"]["ours"]["shares"]  # it is not one that was kept
+    for part in ("step", "decode"):
+        found = rows[part]["ours"]["shares"]
         assert sum(found.values()) == pytest.approx(1.0, abs=1e-3) and "convolutions" in found
         assert list(found.values()) == sorted(found.values(), reverse=True)
 
