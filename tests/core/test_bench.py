@@ -123,8 +123,8 @@ def test_parts_compute_what_they_say(small):
         assert ours.text(1).shape == (networks.SHORT + 2, 32) and ours.long_text(1).shape == (300, 32)
 
 
-def test_a_profile_says_where_the_time_goes(capsys):
-    words = ["--runs", "1", "--device", "cpu", "--size", "64", "--profile"]
+def test_a_profile_says_where_the_time_goes(small, capsys):
+    words = ["--model", "0.6B", "--runs", "1", "--device", "cpu", "--profile"]
     assert bench.main(["--parts", "text,step,decode", *words]) == 0
     rows = last_line(capsys)["parts"]
     assert "matrix products" in rows["text"]["ours"]["shares"]  # it is not one that was kept
