@@ -4,13 +4,16 @@ Reading is memory-mapped and never executes code from a file; writing is atomic.
 """
 
 import contextlib
+import ctypes
 import hashlib
 import json
+import mmap
 import os
 import pickle
 import re
+import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,6 +119,32 @@ def _single_file(folder: Path) -> Path:
     if len(files) == 1:
         return files[0]
     raise CheckpointError(f"{folder}: expected one weight file or an index of shards, found {len(files)} files")
+
+
+def unmap(tensors: Iterable[Tensor]) -> None:
+    """Let the system have the memory of mapped tensors that are not needed soon; using them maps the file's pages anew.
+
+    Only whole pages that come from a file and were never written to: Linux tells which in /proc/self/pagemap. All
+    other tensors, and other systems', are left as they are, so that no change to a weight can be lost.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError), open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        for tensor in tensors:
+            first, end = -(-tensor.data_ptr() // mmap.PAGESIZE), (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE
+            if tensor.device.type == "cpu" and first < end and _unwritten(pagemap.fileno(), first, end - first):
+                start, size = first * mmap.PAGESIZE, (end - first) * mmap.PAGESIZE
+                ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+
+
+def _unwritten(pagemap: int, first: int, count: int) -> bool:
+    """Whether all of these pages come from a file: one that was written to is a copy of the process's own."""
+    entries = os.pread(pagemap, 8 * count, 8 * first)
+    if len(entries) != 8 * count:
+        return False
+    pages = torch.frombuffer(bytearray(entries), dtype=torch.int64)
+    present, swapped, of_file = pages < 0, pages & 1 << 62 != 0, pages & 1 << 61 != 0  # bit 63 is the sign
+    return bool((~swapped & (~present | of_file)).all())
 
 
 def read_json(path: Path) -> dict:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from . import tensorfile
 from .config import check_numbers
 from .gemma import Gemma
 
@@ -326,14 +327,21 @@ def pad_embeddings(rows: Sequence[Tensor], length: int | None = None) -> tuple[T
     return padded, torch.arange(length, device=padded.device) < counts[:, None]
 
 
+def _unmap(layer: torch.nn.Module, *_: Any) -> None:
+    tensorfile.unmap(layer.parameters())
+
+
 class TextEncoder:
     """Prompts to embeddings outside any host: Gemma, a tokenizer and a preset.
 
-    After changing Gemma's weights in place call `cache.clear()`.
+    After changing Gemma's weights in place call `cache.clear()`. A prompt needs each layer once, and together they
+    outweigh every other part of a model, so layers that lie in a mapped file are unmapped as soon as they have run.
     """
 
     def __init__(self, gemma: Gemma, tokenizer: Tokenizer, preset: TextPreset):
         self.gemma = gemma
+        for layer in gemma.model.layers:
+            layer.register_forward_hook(_unmap)
         self.prompts = PromptTokenizer(tokenizer, preset)
         self.cache = EncoderCache()
 

@@ -5,12 +5,14 @@ import json
 import os
 import pickle
 import random
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from residence import resident_bytes
 
 from sprint_core import tensorfile
 from sprint_core.tensorfile import CheckpointError, is_shard, read, read_json, write
@@ -257,3 +259,33 @@ def test_json(tmp_path):
         path.write_text(text, encoding="latin-1")
         with pytest.raises(CheckpointError, match=rf"config.json: {message}"):
             read_json(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say which pages were written to")
+def test_unmapping_frees_memory_and_keeps_values(tmp_path):
+    numbers = torch.randn(1 << 21)
+    mapped = read(save_safetensors(tmp_path / "x.safetensors", {"x": numbers})).tensors["x"]
+    assert torch.equal(mapped, numbers) and resident_bytes(mapped) > numbers.nbytes
+    tensorfile.unmap([mapped])
+    assert resident_bytes(mapped) < 1 << 16
+    assert torch.equal(mapped, numbers)
+
+
+def test_unmapping_loses_no_change(tmp_path):
+    tensors = {name: torch.randn(1 << 16) for name in "abc"}
+    file = read(save_safetensors(tmp_path / "x.safetensors", tensors))
+    tensors["b"][40000] = file.tensors["b"][40000] = 5
+    own, small, none = torch.randn(1 << 16), torch.randn(3), torch.randn(0)
+    expected = own.clone(), small.clone()
+    tensorfile.unmap([*file.tensors.values(), own, small, none, torch.empty(4096, device="meta")])
+    assert_holds(file, tensors)
+    assert torch.equal(own, expected[0]) and torch.equal(small, expected[1])
+
+
+def test_unmapping_where_the_system_does_not_tell(tmp_path, monkeypatch):
+    """A container may hide the page map; nothing may be assumed then."""
+    mapped = read(save_safetensors(tmp_path / "x.safetensors", {"x": torch.ones(1 << 16)})).tensors["x"]
+    mapped[7] = 3
+    monkeypatch.setattr(os, "pread", lambda *_: b"")
+    tensorfile.unmap([mapped])
+    assert mapped[7] == 3

@@ -3,6 +3,7 @@
 import inspect
 import io
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,11 +11,13 @@ import sentencepiece
 import tokenizers
 import torch
 from diffusers import SanaSprintPipeline
+from residence import resident_bytes
 from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
-from sprint_core.gemma import Gemma, config_from_hf
+from sprint_core import checkpoint
+from sprint_core.gemma import Gemma, GemmaConfig, config_from_hf
 from sprint_core.text import (
     EncoderCache,
     HFTokenizer,
@@ -319,3 +322,19 @@ def test_compute_dtype(folder, gemma):
     with torch.no_grad():
         got = encode_ids(mixed, [prompts.tokens(SHORT)], **options)[0]
     assert got.dtype == torch.float32
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say which pages were written to")
+def test_layers_leave_memory_after_use(folder, tmp_path):
+    """Those of a mapped file; the second prompt finds them as the first did."""
+    gemma = Gemma(GemmaConfig(vocab=700, width=64, ffn=1 << 14, depth=2, heads=4, kv_heads=2, head_dim=16))
+    path = tmp_path / "gemma.safetensors"
+    checkpoint.save(path, [checkpoint.Weights("text_encoder", gemma.config, gemma.state_dict(), path)], {})
+    mapped = checkpoint.build(checkpoint.load(path, "text_encoder"))
+    tokenizer = load_tokenizer(folder)
+    encoder = TextEncoder(mapped, tokenizer, text_preset())
+    prompts = ["a cat", "a red hat"]
+    found = [encoder.encode([prompt])[0] for prompt in prompts]
+    assert resident_bytes(mapped.model.layers[0].mlp.up_proj.weight) < path.stat().st_size / 10
+    wanted = [TextEncoder(gemma, tokenizer, text_preset()).encode([prompt])[0] for prompt in prompts]
+    torch.testing.assert_close(found, wanted)
