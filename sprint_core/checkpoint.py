@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import autoencoder, autoencoder_config, controlnet, gemma, keymaps, presets, tensorfile, text
+from . import autoencoder_config, controlnet, gemma, keymaps, presets, tensorfile, text
 from .config import from_dict
+from .kinds import KINDS, foreign_family, kinds_in, prefix_of
 from .layers import Unset
 from .tensorfile import CheckpointError
-from .transformer import SanaTransformer, TransformerConfig
 
 log = logging.getLogger(__name__)
 
@@ -30,80 +30,6 @@ TENSOR_KEY = "sana_sprint_config"  # the same JSON as bytes, for files that a ho
 QUANT_KEY = "_quantization_metadata"  # ComfyUI's description of quantised layers, JSON in a safetensors header
 QUANT_SUFFIXES = (".comfy_quant", "_scale", ".weight_scale_2", ".scale_weight", ".scale_input")
 LISTED = 10  # names in an error message
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One part of a model: how its tensors are recognised and built."""
-
-    name: str
-    folder: str  # its sub-folder in a diffusers pipeline
-    markers: tuple[str, ...]  # any of these names means that the part is there
-    prefixes: tuple[str, ...]
-    model: Callable[..., nn.Module]
-    config: type
-
-
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind(
-            "transformer",
-            "transformer",
-            ("transformer_blocks.0.ff.conv_inverted.weight", "blocks.0.mlp.inverted_conv.conv.weight"),
-            ("model.diffusion_model.", "diffusion_model.", "model.", "transformer.", "module.", ""),
-            SanaTransformer,
-            TransformerConfig,
-        ),
-        Kind(
-            "autoencoder",
-            "vae",
-            ("decoder.norm_out.weight", "decoder.project_out.op_list.0.weight"),
-            ("vae.", "first_stage_model.", "autoencoder.", "module.", ""),
-            autoencoder.Autoencoder,
-            autoencoder_config.AutoencoderConfig,
-        ),
-        Kind(
-            "text_encoder",
-            "text_encoder",
-            (
-                "model.layers.0.post_feedforward_layernorm.weight",
-                "layers.0.post_feedforward_layernorm.weight",
-            ),
-            ("text_encoders.gemma2_2b.transformer.", "gemma2_2b.transformer.", "text_encoder.", "transformer.", ""),
-            gemma.Gemma,
-            gemma.GemmaConfig,
-        ),
-        Kind(
-            "controlnet",
-            "controlnet",
-            ("input_block.weight", "controlnet.0.before_proj.weight"),
-            ("control_model.", "model.", "module.", ""),
-            controlnet.SanaControlNet,
-            controlnet.ControlNetConfig,
-        ),
-    )
-}
-
-# What else people put in a slot, specific before broad: (what it is, part of a tensor name).
-FAMILIES = (
-    ("a LoRA", (".lora_A.", ".lora_up.", ".lora_down.", ".lokr_w", ".hada_w")),
-    ("a ControlNet of another model", ("controlnet_blocks.0.", "zero_convs.0.", "controlnet_down_blocks.0.")),
-    ("a FLUX model", ("double_blocks.0.",)),
-    ("a Stable Diffusion 3 model", ("joint_blocks.0.",)),
-    ("a Stable Diffusion or SDXL model", ("input_blocks.0.", "down_blocks.0.resnets.0.time_emb_proj")),
-    ("a KL auto-encoder", ("decoder.mid.block_1.", "decoder.mid_block.")),
-    ("a CLIP text encoder", ("text_model.encoder.",)),
-    ("a T5 text encoder", ("encoder.block.0.layer.",)),
-    ("a Gemma 3 text encoder", (".self_attn.q_norm.",)),
-    ("a Llama-like text encoder", ("layers.0.post_attention_layernorm.",)),
-)
-NAMES = {
-    "transformer": "a SANA transformer",
-    "autoencoder": "a DC-AE",
-    "text_encoder": "a Gemma-2 text encoder",
-    "controlnet": "a SANA ControlNet",
-}
 
 
 @dataclass
@@ -121,51 +47,6 @@ class Weights:
     settings: dict[str, Any] = field(default_factory=dict)
     extras: dict[str, Tensor] = field(default_factory=dict)
     assumed: str = ""
-
-
-# --- what a file is -------------------------------------------------------------------------------
-
-
-def prefix_of(names: Iterable[str], kind: str) -> str | None:
-    """The prefix under which a set of tensor names holds a part, or None."""
-    names = set(names)
-    for prefix in KINDS[kind].prefixes:
-        if any(prefix + marker in names for marker in KINDS[kind].markers):
-            return prefix
-    return None
-
-
-def kinds_in(names: Iterable[str]) -> list[str]:
-    """The parts that a set of tensor names holds; a LoRA holds none, and the trunk around a ControlNet is none."""
-    names = set(names)
-    if foreign_family(names):
-        return [kind for kind in KINDS if kind != "transformer" and prefix_of(names, kind)]
-    held = {kind: prefix for kind in KINDS if (prefix := prefix_of(names, kind)) is not None}
-    if "controlnet" in held and held["controlnet"] == held.get("transformer"):
-        del held["transformer"]
-    return list(held)
-
-
-def foreign_family(names: Iterable[str]) -> str | None:
-    """What a file is that holds no part of ours, in words, or None."""
-    names = list(names)
-    if any(prefix_of(names, kind) is not None for kind in KINDS):
-        families = FAMILIES[:1]  # a LoRA looks like the model it belongs to
-        if prefix_of(names, "text_encoder") is not None:
-            families += (FAMILIES[-2],)
-    else:
-        families = FAMILIES
-    for family, parts in families:
-        if any(part in name for part in parts for name in names):
-            return family
-    return None
-
-
-def _refuse(path: Path, kind: str, names: list[str]) -> CheckpointError:
-    held = [NAMES[k] for k in kinds_in(names)]
-    found = foreign_family(names) or (" and ".join(held) if held else "something this pack does not know")
-    some = "" if held else f" (its first tensors: {', '.join(sorted(names)[:3])})"
-    return CheckpointError(f"{path}: this is {found}, not {NAMES[kind]}{some}; choose another file")
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -195,6 +76,13 @@ def load(path: str | os.PathLike, kind: str, time_scale: float | None = None, wi
     if kind == "controlnet":
         _complete_controlnet(weights, time_scale, wiring)
     return weights
+
+
+def _refuse(path: Path, kind: str, names: list[str]) -> CheckpointError:
+    held = [KINDS[k].words for k in kinds_in(names)]
+    found = foreign_family(names) or (" and ".join(held) if held else "something this pack does not know")
+    some = "" if held else f" (its first tensors: {', '.join(sorted(names)[:3])})"
+    return CheckpointError(f"{path}: this is {found}, not {KINDS[kind].words}{some}; choose another file")
 
 
 def _check_settings(weights: Weights) -> None:
@@ -255,7 +143,7 @@ def describe(weights: Weights) -> dict:
 
 def preset_name(weights: Weights) -> str:
     """'sprint-1.6B' and the like, or what kind of network it is."""
-    return presets.name_of(weights.config) if weights.kind == "transformer" else NAMES[weights.kind][2:]
+    return presets.name_of(weights.config) if weights.kind == "transformer" else KINDS[weights.kind].words[2:]
 
 
 def describe_tensor(weights: Weights) -> Tensor:
@@ -279,7 +167,7 @@ def _config(kind: str, path: Path, stored: dict | None, given: dict | None, read
             return from_dict(KINDS[kind].config, stored["config"])
         return read(given) if given is not None else infer()
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(f"{path}: cannot tell the configuration of {NAMES[kind]}: {error}") from None
+        raise CheckpointError(f"{path}: cannot tell the configuration of {KINDS[kind].words}: {error}") from None
 
 
 def _read_autoencoder(path: Path, tensors: dict, stored: dict | None, given: dict | None) -> Weights:
@@ -456,7 +344,7 @@ def check_names(weights: Weights, ignore: tuple[str, ...] = ()) -> None:
     ]
     if text:
         raise CheckpointError(
-            f"{weights.path}: not a complete file for {NAMES[weights.kind]}: {'; '.join(text)}; download it again"
+            f"{weights.path}: not a complete file for {KINDS[weights.kind].words}: {'; '.join(text)}; download it again"
         )
 
 

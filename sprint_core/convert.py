@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from . import autoencoder_config, checkpoint, command, gemma, keymaps, presets, preview, quantise, tensorfile, text
-from .checkpoint import KINDS, CheckpointError, Weights
+from .checkpoint import CheckpointError, Weights
+from .kinds import KINDS, foreign_family, kinds_in
 
 LAYOUTS = ("native", "diffusers", "nvlabs", "comfy")
 CAPTION_TOKENS = 300  # of the authors' empty caption
@@ -56,9 +57,9 @@ def parts_of(path: Path, only: str | None = None) -> list[Weights]:
         kinds = [kind for kind in KINDS if (path / KINDS[kind].folder).is_dir()]
     else:
         names = list(tensorfile.read(path).tensors)
-        kinds = checkpoint.kinds_in(names)
+        kinds = kinds_in(names)
         if not kinds:
-            family = checkpoint.foreign_family(names) or "something this pack does not know"
+            family = foreign_family(names) or "something this pack does not know"
             raise CheckpointError(f"{path}: this is {family}; nothing in it can be converted")
     return [checkpoint.load(path, kind) for kind in kinds]
 
@@ -123,7 +124,7 @@ def _nvlabs(part: Weights) -> Output:
     if part.kind == "autoencoder":
         return _named(keymaps.from_native(part.tensors, keymaps.DCAE))
     if part.kind != "transformer" or any(name.endswith(checkpoint.QUANT_SUFFIXES) for name in part.tensors):
-        what = "quantised" if part.kind == "transformer" else checkpoint.NAMES[part.kind][2:]
+        what = "quantised" if part.kind == "transformer" else KINDS[part.kind].words[2:]
         raise CheckpointError(f"{part.path}: the authors have no layout for this ({what}); choose --to native")
     config, like = part.config, next(iter(part.tensors.values()))
     tensors = keymaps.from_native(part.tensors, keymaps.NVLABS)

@@ -132,19 +132,22 @@ def unmap(tensors: Iterable[Tensor]) -> None:
     with contextlib.suppress(OSError), open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
         for tensor in tensors:
             first, end = -(-tensor.data_ptr() // mmap.PAGESIZE), (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE
-            if tensor.device.type == "cpu" and first < end and _unwritten(pagemap.fileno(), first, end - first):
+            if tensor.device.type == "cpu" and first < end and _of_file(pagemap.fileno(), first, end - first):
                 start, size = first * mmap.PAGESIZE, (end - first) * mmap.PAGESIZE
                 ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
-def _unwritten(pagemap: int, first: int, count: int) -> bool:
-    """Whether all of these pages come from a file: one that was written to is a copy of the process's own."""
-    entries = os.pread(pagemap, 8 * count, 8 * first)
-    if len(entries) != 8 * count:
-        return False
-    pages = torch.frombuffer(bytearray(entries), dtype=torch.int64)
-    present, swapped, of_file = pages < 0, pages & 1 << 62 != 0, pages & 1 << 61 != 0  # bit 63 is the sign
-    return bool((~swapped & (~present | of_file)).all())
+def _of_file(pagemap: int, first: int, count: int) -> bool:
+    """Whether all of these pages are a file's: one that was written to is a copy of the process's own."""
+    for asked in (1, count):  # the first tells of nearly all tensors that are in no file
+        entries = os.pread(pagemap, 8 * asked, 8 * first)
+        pages = torch.frombuffer(bytearray(entries), dtype=torch.int64) if entries else torch.empty(0)
+        if len(pages) != asked:
+            return False
+        present, swapped, of_file = pages < 0, pages & 1 << 62 != 0, pages & 1 << 61 != 0  # bit 63 is the sign
+        if (swapped | (present & ~of_file)).any():
+            return False
+    return True
 
 
 def read_json(path: Path) -> dict:

@@ -5,7 +5,8 @@
 
 Full-size models have random weights, made on the spot. Parts and sides take turns, so that whatever else the machine
 does meets all of them; medians of the runs. A table, then one JSON document on the last line. `--plot FILE` draws
-seconds against resolution and batch instead, up to 1024x1024 beside diffusers.
+seconds against resolution and batch instead, up to 1024x1024 beside diffusers. `--compile` compiles transformer and
+auto-encoder on both sides first; `--profile` adds what kinds of operations each of our parts consists of.
 """
 
 import argparse

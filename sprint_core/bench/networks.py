@@ -1,6 +1,7 @@
 """What is measured: the networks of a model, each made when a part first needs it, and one call of every part."""
 
 import functools
+import random
 import re
 import zlib
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint, controlnet, presets, text
+from .. import checkpoint, controlnet, presets, scenes, text
 from ..autoencoder import Autoencoder
 from ..autoencoder_config import DOWNSCALE, SANA, SCALE
 from ..gemma import Gemma, GemmaConfig
@@ -47,8 +48,8 @@ class Words:
 
 
 def prompt_of(tokens: int, seed: int) -> str:
-    """A prompt of that many words, another one for every seed."""
-    return " ".join(f"word{seed}x{i}" for i in range(tokens))
+    """A prompt of that many words, which the bundled tokenizer knows, too; another one for every seed."""
+    return " ".join(random.Random(str(seed)).choices(scenes.VOCABULARY, k=tokens))
 
 
 class Parts:

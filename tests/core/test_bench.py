@@ -203,6 +203,14 @@ def test_the_stand_in_tokenizer_pads_as_the_real_one():
     assert both.input_ids.tolist()[0] == [*ids, 0, 0] and both.attention_mask.sum(1).tolist() == [6, 2]
 
 
+def test_every_seed_has_a_prompt_of_its_own_for_every_tokenizer(small):
+    seeds = range(-1, 6)
+    for ours in (small(None), networks.Ours("demo", None, CPU, None)):
+        tokens = [ours.text_encoder.tokens(networks.prompt_of(networks.SHORT, seed)) for seed in seeds]
+        assert len({tuple(t.ids) for t in tokens}) == len(seeds)
+        assert {len(t.ids) for t in tokens} == {len(ours.text_encoder.prompts.prefix_ids) + networks.SHORT + 1}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -9,33 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import standin
 import torch
 from oracles import relative_error, shapes_of
+from tiny_networks import GEMMA, NATIVE, SANA10, SANA15, SPRINT, TEACHER, native, nvlabs, save
 
 from sprint_core import checkpoint, keymaps, presets, tensorfile, text
-from sprint_core.autoencoder import Autoencoder
-from sprint_core.checkpoint import KINDS, CheckpointError, build, load
-from sprint_core.controlnet import ControlNetConfig, SanaControlNet
-from sprint_core.gemma import Gemma, GemmaConfig
+from sprint_core.checkpoint import CheckpointError, build, load
+from sprint_core.gemma import GemmaConfig
+from sprint_core.kinds import KINDS, kinds_in
 from sprint_core.presets import Preset
 from sprint_core.transformer import SanaTransformer, TransformerConfig
 
-SPRINT = standin.TRANSFORMER
-TEACHER = dataclasses.replace(SPRINT, guidance_embed=False)
-SANA15 = dataclasses.replace(TEACHER, time_scale=1000.0)
-SANA10 = dataclasses.replace(SANA15, qk_norm=False)
-GEMMA = GemmaConfig(vocab=320, width=64, depth=2, heads=2, kv_heads=1, head_dim=256, ffn=128)  # shapes tell all of it
-CONTROL = ControlNetConfig(width=64, depth=2, cross_heads=2, caption_width=64)
-MODELS = {
-    "transformer": SanaTransformer(SPRINT, device="meta"),
-    "autoencoder": Autoencoder(standin.AUTOENCODER, device="meta"),
-    "text_encoder": Gemma(GEMMA, device="meta"),
-    "controlnet": SanaControlNet(CONTROL, device="meta"),
-}
 PIPELINE = ("transformer", "autoencoder", "text_encoder")  # the parts of a folder
-NATIVE = {kind: standin.random_model(model) for kind, model in MODELS.items()}
 SPIECE = torch.arange(7, dtype=torch.uint8)
 
 
@@ -49,24 +35,6 @@ def tiny_row(monkeypatch):
 def folder(tmp_path_factory) -> Path:
     """A whole pipeline folder in the diffusers layout."""
     return standin.make(tmp_path_factory.mktemp("models") / "sprint")
-
-
-def native(config: TransformerConfig) -> dict[str, torch.Tensor]:
-    return standin.random_model(SanaTransformer(config, device="meta"))
-
-
-def nvlabs(config: TransformerConfig = SPRINT, positions: int = 0) -> dict[str, torch.Tensor]:
-    """The authors' names, with the tensors that only their training needs."""
-    extras = {"y_embedder.y_embedding": torch.zeros(300, 64), "logvar_linear.weight": torch.zeros(1, 64)}
-    extras |= {"logvar_linear.bias": torch.zeros(1)}
-    if positions:
-        extras["pos_embed"] = torch.zeros(1, positions, 4)
-    return keymaps.from_native(native(config), keymaps.NVLABS) | extras
-
-
-def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict | None = None) -> Path:
-    safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
-    return path
 
 
 def save_pickle(path: Path, tensors: dict[str, torch.Tensor], **options) -> Path:
@@ -298,7 +266,7 @@ def test_native_file_of_all_parts(tmp_path, folder):
     encoder.extras |= text.tokenizer_state(checkpoint.load_tokenizer(encoder))
     path = tmp_path / "all.safetensors"
     checkpoint.save(path, parts, {})
-    assert checkpoint.kinds_in(tensorfile.read(path).tensors) == list(PIPELINE)
+    assert kinds_in(tensorfile.read(path).tensors) == list(PIPELINE)
     for part in parts:
         again = load(path, part.kind)
         assert (again.config, again.settings) == (part.config, part.settings)
@@ -397,56 +365,6 @@ def test_loading_takes_little_more_memory_than_the_file(tmp_path):
 
 
 # --- refusals -------------------------------------------------------------------------------------
-
-SDXL = ("model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.mid.block_1.conv1.weight")
-FOREIGN = {
-    "a Stable Diffusion or SDXL model": SDXL,
-    "a FLUX model": ("double_blocks.0.img_attn.qkv.weight",),
-    "a Stable Diffusion 3 model": ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight",),
-    "a LoRA": ("transformer.transformer_blocks.0.attn1.to_q.lora_A.weight", "lora_unet_blocks_0.lora_down.weight"),
-    "a KL auto-encoder": ("decoder.mid.block_1.conv1.weight", "encoder.conv_in.weight"),
-    "a CLIP text encoder": ("text_model.encoder.layers.0.mlp.fc1.weight",),
-    "a T5 text encoder": ("encoder.block.0.layer.0.SelfAttention.q.weight",),
-    "a Gemma 3 text encoder": ("model.layers.0.self_attn.q_norm.weight",),
-    "a Llama-like text encoder": ("model.layers.0.post_attention_layernorm.weight",),
-    "something this pack does not know": ("net.0.weight",),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FOREIGN)
-def test_foreign_families(tmp_path, family, kind):
-    path = save(tmp_path / "file.safetensors", {name: torch.zeros(2, 2) for name in FOREIGN[family]})
-    with pytest.raises(CheckpointError, match=rf"file\.safetensors: this is {family}, not a.*; choose another file"):
-        load(path, kind)
-    assert not checkpoint.kinds_in(FOREIGN[family])
-
-
-def test_relatives(tmp_path):
-    """Files that hold a SANA network's tensors and more are not that network."""
-    control = {"controlnet.0.before_proj.weight": torch.zeros(2, 2)}
-    lora = {"transformer_blocks.0.attn1.to_q.lora_A.weight": torch.zeros(2, 2)}
-    gemma3 = {"model.layers.0.self_attn.q_norm.weight": torch.zeros(2)}
-    for tensors, kind, family in (
-        (nvlabs() | control, "transformer", "a SANA ControlNet"),
-        (NATIVE["transformer"] | {"input_block.weight": torch.zeros(1)}, "transformer", "a SANA ControlNet"),
-        (NATIVE["transformer"] | lora, "transformer", "a LoRA"),
-        (NATIVE["text_encoder"] | gemma3, "text_encoder", "a Gemma 3 text encoder"),
-    ):
-        with pytest.raises(CheckpointError, match=f"this is {family}, not"):
-            load(save(tmp_path / "x.safetensors", tensors), kind)
-
-
-@pytest.mark.parametrize("slot", KINDS)
-@pytest.mark.parametrize("held", KINDS)
-def test_parts_in_the_wrong_slot(tmp_path, held, slot):
-    path = save(tmp_path / "x.safetensors", NATIVE[held])
-    if held == slot:
-        assert load(path, slot).kind == slot
-    else:
-        words = f"this is {checkpoint.NAMES[held]}, not {checkpoint.NAMES[slot]}; choose another file"
-        with pytest.raises(CheckpointError, match=words):
-            load(path, slot)
 
 
 def test_pipeline_folders_with_a_part_missing(tmp_path):

@@ -5,16 +5,17 @@ import json
 from functools import cache
 
 import pytest
-import safetensors.torch
 import standin
 import torch
 from diffusers import SanaControlNetModel
 from oracles import TINY, pair, randn, relative_error
+from tiny_networks import save
 from torch import nn
 
 from sprint_core import checkpoint, controlnet, keymaps, presets, tensorfile
 from sprint_core.checkpoint import CheckpointError, load
 from sprint_core.controlnet import AUTHORS, DIFFUSERS, ControlNetConfig, SanaControlNet
+from sprint_core.kinds import kinds_in
 from sprint_core.presets import PRESETS, control_config_from_diffusers
 from sprint_core.transformer import SanaTransformer, TransformerConfig
 
@@ -178,11 +179,6 @@ def authors_pth(branch: SanaControlNet, depth: int = 4) -> dict[str, torch.Tenso
     return whole | keymaps.from_native(branch.state_dict(), keymaps.NVLABS_CONTROL)
 
 
-def save(path, tensors, metadata=None):
-    safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata)
-    return path
-
-
 @pytest.fixture
 def published() -> SanaControlNet:
     """As the released ones: of SANA 1.0."""
@@ -197,7 +193,7 @@ def test_authors_pth(tmp_path, tiny_row, published):
     got = checkpoint.build(weights)
     want = published(X, S, CAPTION, HINT, None, MASK)
     assert all(torch.equal(a, b) for a, b in zip(got(X, S, CAPTION, HINT, None, MASK), want))
-    assert checkpoint.kinds_in(authors_pth(published)) == ["controlnet"]
+    assert kinds_in(authors_pth(published)) == ["controlnet"]
 
 
 def test_diffusers_folder(tmp_path):

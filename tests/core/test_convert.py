@@ -13,6 +13,7 @@ from transformers import Gemma2Model
 
 from sprint_core import checkpoint, convert, presets, quantise, tensorfile, text
 from sprint_core.controlnet import AUTHORS, DIFFUSERS
+from sprint_core.kinds import KINDS
 from sprint_core.presets import Preset
 
 PARTS = ("transformer", "autoencoder", "text_encoder")
@@ -45,7 +46,7 @@ def test_a_whole_pipeline(folder, tmp_path, capsys, to):
     result = run(capsys, folder, out, "--to", to)
     assert result["parts"] == list(PARTS) and result["bytes"] > 0
     for kind in PARTS:
-        source = out / checkpoint.KINDS[kind].folder if to == "diffusers" else out
+        source = out / KINDS[kind].folder if to == "diffusers" else out
         same(checkpoint.load(source, kind), checkpoint.load(folder, kind))
     encoder = checkpoint.load(out / "text_encoder" if to == "diffusers" else out, "text_encoder")
     assert (

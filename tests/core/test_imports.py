@@ -28,6 +28,7 @@ ORDER = (
     "transformer",
     "controlnet",
     "gemma",
+    "kinds",
     "text",
     "presets",
     "sampler",
