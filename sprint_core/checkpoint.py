@@ -32,6 +32,10 @@ QUANT_SUFFIXES = (".comfy_quant", "_scale", ".weight_scale_2", ".scale_weight", 
 LISTED = 10  # names in an error message
 
 
+class MissingPart(CheckpointError):
+    """A file or folder that is whole, and holds other parts than the one asked for."""
+
+
 @dataclass
 class Weights:
     """A part, ready to build: `tensors` under native names, `settings` beyond the configuration.
@@ -82,7 +86,7 @@ def _refuse(path: Path, kind: str, names: list[str]) -> CheckpointError:
     held = [KINDS[k].words for k in kinds_in(names)]
     found = foreign_family(names) or (" and ".join(held) if held else "something this pack does not know")
     some = "" if held else f" (its first tensors: {', '.join(sorted(names)[:3])})"
-    return CheckpointError(f"{path}: this is {found}, not {KINDS[kind].words}{some}; choose another file")
+    return MissingPart(f"{path}: this is {found}, not {KINDS[kind].words}{some}; choose another file")
 
 
 def _check_settings(weights: Weights) -> None:
@@ -111,7 +115,7 @@ def _locate(path: Path, kind: str) -> tuple[Path, Path | None]:
     if part.is_dir():
         return part, path
     if (path / "model_index.json").is_file():
-        raise CheckpointError(f"{path}: this pipeline folder has no '{KINDS[kind].folder}' folder; download it whole")
+        raise MissingPart(f"{path}: this pipeline folder has no '{KINDS[kind].folder}' folder; download it whole")
     return path, path.parent if (path.parent / "model_index.json").is_file() else None
 
 
@@ -139,6 +143,11 @@ def _quantised_layers(path: Path, metadata: Mapping[str, str]) -> dict[str, Tens
 def describe(weights: Weights) -> dict:
     """What `load` reads back from a saved file: {kind: {config, settings}}."""
     return {weights.kind: {"config": dataclasses.asdict(weights.config), "settings": weights.settings}}
+
+
+def header(about: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a safetensors file that says what it holds, as `describe` has it."""
+    return {METADATA_KEY: json.dumps(about)}
 
 
 def preset_name(weights: Weights) -> str:
@@ -399,7 +408,7 @@ def packed(
         tensors |= {prefix + k: v for k, v in (part.tensors | part.extras).items()}
         about |= describe(part)
         about[part.kind] |= {"preset": preset_name(part), "hash": tensorfile.hash_of(part.tensors)}
-    return tensors, {METADATA_KEY: json.dumps(about)}
+    return tensors, header(about)
 
 
 def save(path: str | os.PathLike, parts: Iterable[Weights], provenance: Mapping[str, Any]) -> None:

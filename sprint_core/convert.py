@@ -11,7 +11,8 @@ them they are written as zeros. The last line is one JSON document.
 
     native      one safetensors file with its configuration: what the loaders read fastest
     comfy       the same under ComfyUI's prefixes, as Save Checkpoint writes it; several parts make one checkpoint
-    diffusers   folders transformer, vae, text_encoder with config.json; of one part alone, that folder
+    diffusers   folders transformer, vae, text_encoder with config.json, and what makes the three a pipeline; of one
+                part alone, that folder
     nvlabs      the authors' names, of a transformer or a DC-AE: .pth or .safetensors
 """
 
@@ -33,6 +34,7 @@ from .kinds import KINDS, foreign_family, kinds_in
 
 LAYOUTS = ("native", "diffusers", "nvlabs", "comfy")
 CAPTION_TOKENS = 300  # of the authors' empty caption
+PIPELINE = {"transformer", "autoencoder", "text_encoder"}  # the parts of diffusers' pipelines
 MIB = 2**20
 
 
@@ -53,9 +55,7 @@ def parts_of(path: Path, only: str | None = None) -> list[Weights]:
     """Every part of a file or folder, or the one asked for. Raises CheckpointError."""
     if only:
         kinds = [only]
-    elif (path / "model_index.json").is_file():
-        kinds = [kind for kind in KINDS if (path / KINDS[kind].folder).is_dir()]
-    else:
+    elif not (kinds := [kind for kind in KINDS if (path / KINDS[kind].folder).is_dir()]):
         names = list(tensorfile.read(path).tensors)
         kinds = kinds_in(names)
         if not kinds:
@@ -76,7 +76,8 @@ def outputs(parts: Sequence[Weights], to: str, provenance: Mapping[str, str]) ->
             raise CheckpointError(f"{parts[0].path}: it has several parts, and --to nvlabs writes one: choose --part")
         return [_nvlabs(parts[0])]
     alone = len(parts) == 1
-    return [out for part in parts for out in _diffusers(part, "" if alone else KINDS[part.kind].folder)]
+    found = [out for part in parts for out in _diffusers(part, "" if alone else KINDS[part.kind].folder)]
+    return found + (_pipeline(parts) if {part.kind for part in parts} >= PIPELINE else [])
 
 
 def _one_file(parts: Sequence[Weights], to: str, provenance: Mapping[str, str]) -> Output:
@@ -105,11 +106,33 @@ def _diffusers(part: Weights, folder: str) -> list[Output]:
         config, tensors = gemma.config_to_hf(part.config), keymaps.from_native(part.tensors, keymaps.GEMMA_BARE)
     stem = "model" if part.kind == "text_encoder" else "diffusion_pytorch_model"
     name = Path(folder) / f"{stem}.safetensors"
+    about = checkpoint.header(checkpoint.describe(part))  # with what no config.json holds: size, prompt format
     found = [
-        Output(str(name), tensors, lambda path: tensorfile.write(path, tensors, {})),
-        Output(str(Path(folder) / "config.json"), {}, lambda path: _write_text(path, json.dumps(config, indent=1))),
+        Output(str(name), tensors, lambda path: tensorfile.write(path, tensors, about)),
+        _json(Path(folder) / "config.json", config),
     ]
     return found + (_tokenizer(part, folder) if part.kind == "text_encoder" else [])
+
+
+def _pipeline(parts: Sequence[Weights]) -> list[Output]:
+    """What tells diffusers that these folders are one pipeline, with its scheduler, which has no weights."""
+    transformer = next(part for part in parts if part.kind == "transformer")
+    if transformer.config.guidance_embed:
+        pipeline, scheduler, settings = "SanaSprintPipeline", "SCMScheduler", {}
+    else:
+        pipeline, scheduler = "SanaPipeline", "DPMSolverMultistepScheduler"
+        settings = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+        settings |= {"flow_shift": transformer.settings["flow_shift"]}
+    index = {
+        "_class_name": pipeline,
+        "scheduler": ["diffusers", scheduler],
+        "text_encoder": ["transformers", "Gemma2Model"],
+        "tokenizer": ["transformers", "GemmaTokenizerFast"],
+        "transformer": ["diffusers", "SanaTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderDC"],
+    }
+    scheduler_config = Path("scheduler", "scheduler_config.json")
+    return [_json(Path("model_index.json"), index), _json(scheduler_config, {"_class_name": scheduler} | settings)]
 
 
 def _tokenizer(part: Weights, folder: str) -> list[Output]:
@@ -148,8 +171,8 @@ def _named(tensors: Mapping[str, Tensor]) -> Output:
     return Output("", tensors, write)
 
 
-def _write_text(path: Path, content: str) -> None:
-    _write_bytes(path, content.encode())
+def _json(name: Path, data: Mapping) -> Output:
+    return Output(str(name), {}, lambda path: _write_bytes(path, json.dumps(data, indent=1).encode()))
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

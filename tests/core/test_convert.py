@@ -1,5 +1,6 @@
 """Conversion: any layout to any other and back, bit for bit; smaller files; nothing half-written."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,12 +9,13 @@ from pathlib import Path
 import pytest
 import standin
 import torch
-from diffusers import AutoencoderDC, SanaTransformer2DModel
+from diffusers import AutoencoderDC, DiffusionPipeline, SanaTransformer2DModel
 from transformers import Gemma2Model
 
 from sprint_core import checkpoint, convert, presets, quantise, tensorfile, text
 from sprint_core.controlnet import AUTHORS, DIFFUSERS
 from sprint_core.kinds import KINDS
+from sprint_core.pipeline import Pipeline
 from sprint_core.presets import Preset
 
 PARTS = ("transformer", "autoencoder", "text_encoder")
@@ -86,6 +88,45 @@ def test_others_read_it(folder, tmp_path, capsys):
     for kind, name in ((SanaTransformer2DModel, "transformer"), (AutoencoderDC, "vae"), (Gemma2Model, "text_encoder")):
         _, info = kind.from_pretrained(tmp_path / "out" / name, **given)
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), name
+
+
+@pytest.mark.parametrize("of", [{}, {"guidance_embed": False}])
+def test_a_pipeline_of_diffusers(tmp_path, capsys, of):
+    """The folder that comes out is one that diffusers opens whole, and that converts back."""
+    source = standin.make(tmp_path / "source", dataclasses.replace(standin.TRANSFORMER, **of))
+    run(capsys, source, tmp_path / "all.safetensors", "--to", "comfy")
+    run(capsys, tmp_path / "all.safetensors", tmp_path / "folder", "--to", "diffusers")
+    theirs = DiffusionPipeline.from_pretrained(tmp_path / "folder")
+    assert type(theirs).__name__ == ("SanaPipeline" if of else "SanaSprintPipeline")
+    if of:
+        assert theirs.scheduler.config.flow_shift == 3.0 and theirs.scheduler.config.use_flow_sigmas
+    else:
+        assert theirs.scheduler.config.prediction_type == "trigflow"
+        image = theirs("a cat", num_inference_steps=1, height=64, width=64, intermediate_timesteps=None).images[0]
+        assert image.size == (64, 64)
+    assert run(capsys, tmp_path / "folder", tmp_path / "back.safetensors", "--to", "comfy")["parts"] == list(PARTS)
+    for kind in PARTS:
+        same(checkpoint.load(tmp_path / "back.safetensors", kind), checkpoint.load(source, kind))
+
+
+def test_the_bundled_model_to_diffusers_and_back(tmp_path, capsys):
+    """What no config.json can say survives in the files' headers: its size, and how it reads prompts."""
+    run(capsys, presets.BUNDLED, tmp_path / "folder", "--to", "diffusers")
+    run(capsys, tmp_path / "folder", tmp_path / "back.safetensors")
+    there, back = (Pipeline.load(path) for path in (tmp_path / "folder", tmp_path / "back.safetensors"))
+    assert there.size_px == back.size_px == 256
+    images = [p.generate(["a red circle"], seeds=[0], steps=1) for p in (Pipeline.load(presets.BUNDLED), there, back)]
+    assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
+
+
+def test_a_folder_of_two_parts(folder, tmp_path, capsys):
+    """Not a pipeline, and read all the same."""
+    for kind in ("transformer", "autoencoder"):
+        run(capsys, folder, tmp_path / "two" / KINDS[kind].folder, "--to", "diffusers", "--part", kind)
+    result = run(capsys, tmp_path / "two", tmp_path / "two.safetensors")
+    assert result["parts"] == ["transformer", "autoencoder"]
+    run(capsys, tmp_path / "two.safetensors", tmp_path / "again", "--to", "diffusers")
+    assert not (tmp_path / "again" / "model_index.json").exists()
 
 
 def test_the_authors_layout_has_what_their_model_demands(folder, tmp_path, capsys):
