@@ -313,6 +313,8 @@ def image(argv: list[str]) -> int:
         parser.error(f"--out {options.out}: ComfyUI saves PNG; choose a name that ends in .png")
     with comfyui_server() as server:
         prompt = server.prompt_of(WORKFLOW)
+        if not options.model:  # the workflow's, which is the bundled one
+            say("  with the bundled model, which paints plain shapes only; --model takes another (see README.md)")
         steps, seed = edit(prompt, options.prompt, options.steps, options.seed, options.model)
         start = time.monotonic()
         history = server.run(prompt, ProgressBar(prompt))

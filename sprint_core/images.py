@@ -1,10 +1,12 @@
-"""Pictures from people's files: upright, without alpha, 8 bits a channel."""
+"""Pictures from people's files: upright, without alpha, 8 bits a channel; and the names of those we write."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+WRITTEN = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def rgb(image: Image.Image, background: str = "white") -> Image.Image:
@@ -29,3 +31,10 @@ def read(path: str | os.PathLike, option: str, background: str = "white") -> Ima
             return rgb(image, background)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{option} {path}: not a picture that can be read ({error})") from None
+
+
+def check_name(path: Path, option: str) -> Path:
+    """The name of a picture to be written, or ValueError; asked before the work whose result it is."""
+    if path.suffix.lower() not in WRITTEN:
+        raise ValueError(f"{option} {path}: name it .png, .jpg or .webp")
+    return path

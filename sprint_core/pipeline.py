@@ -8,6 +8,7 @@ Command line: python -m sprint_core.pipeline "a cat" --steps 2
 """
 
 import argparse
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 SPRINTS = [name for name, preset in presets.PRESETS.items() if preset.transformer.guidance_embed]
 MAX_GUIDANCE = 100.0
 EDGES = ("soft", "scribble", "none")  # how the command line makes a control image of a picture
+OUT = Path("output", "sana_sprint.png")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -93,8 +95,8 @@ class Pipeline:
 
         dtype: of every part; None keeps each file's, but never fp16. Raises CheckpointError.
         """
-        sources = {"transformer": path, "autoencoder": autoencoder or path, "text_encoder": text_encoder or path}
-        weights = {kind: checkpoint.load(source, kind) for kind, source in sources.items()}
+        given = {"transformer": None, "autoencoder": autoencoder, "text_encoder": text_encoder}
+        weights = {kind: _part(kind, path, own) for kind, own in given.items()}
         if not weights["transformer"].config.guidance_embed:
             raise CheckpointError(f"{path}: a multi-step model; sample it in ComfyUI with KSampler")
         models = {
@@ -201,6 +203,17 @@ class Pipeline:
         return next(model.parameters()).dtype
 
 
+def _part(kind: str, model: str | Path, own: str | Path | None) -> checkpoint.Weights:
+    """From a file of its own, else from the model's. Raises CheckpointError."""
+    try:
+        return checkpoint.load(own or model, kind)
+    except checkpoint.MissingPart as error:
+        option = {"autoencoder": "--vae", "text_encoder": "--text-encoder"}.get(kind)
+        if own or option is None:
+            raise
+        raise CheckpointError(f"{error}, or name that part's file with {option}") from None
+
+
 def _require_fit(trunk: SanaTransformer, control: Control, size: tuple[int, int, int]) -> None:
     """size: (batch, height, width) of the pictures. Raises ValueError."""
     found, config = control.net.config, trunk.config
@@ -263,7 +276,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--hed", help="make the edges with this ControlNetHED.pth, rather than without weights")
     add("--dtype", choices=DTYPES, help="default: each file's")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--out", default="sana_sprint.png", help="further images of a batch get -1, -2, ...")
+    add("--out", type=Path, help=f"further images of a batch get -1, -2, ... (default: a new one like {OUT})")
     return parser.parse_args(argv)
 
 
@@ -347,9 +360,18 @@ def _drawing(args: argparse.Namespace) -> _Drawing | None:
     return _Drawing(image, weights, args.control_strength, start, end, args.edges, hed)
 
 
-def _save(images: Tensor, out: Path) -> list[str]:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    paths = [out if i == 0 else out.with_stem(f"{out.stem}-{i}") for i in range(len(images))]
+def _names(out: Path | None, count: int) -> list[Path]:
+    """One for each picture of a batch: of --out, else the first that no file has."""
+    if out is not None:
+        return [out if i == 0 else out.with_stem(f"{out.stem}-{i}") for i in range(count)]
+    for number in itertools.count(1):
+        names = _names(OUT if number == 1 else OUT.with_stem(f"{OUT.stem}_{number}"), count)
+        if not any(name.exists() for name in names):
+            return names
+
+
+def _save(images: Tensor, paths: Sequence[Path]) -> list[str]:
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
     for path, pixels in zip(paths, images.mul(255.0).round().to("cpu", torch.uint8).numpy()):
         Image.fromarray(pixels).save(path)
     return [str(path.resolve()) for path in paths]
@@ -359,6 +381,8 @@ def run(args: argparse.Namespace) -> dict:
     """One command line, done: the JSON document that it ends with."""
     if args.batch < 1:
         raise ValueError(f"--batch is {args.batch}; it must be at least 1")
+    if args.out is not None:
+        images_of_files.check_name(args.out, "--out")
     source = images_of_files.read(args.image, "--image") if args.image is not None else None
     drawing = _drawing(args)
     strength = args.strength if source else 1.0
@@ -383,7 +407,7 @@ def run(args: argparse.Namespace) -> dict:
             controls=controls,
             on_step=lambda *_: bar.update(),
         )
-    paths = _save(images, Path(args.out))
+    paths = _save(images, _names(args.out, args.batch))
     seconds = {"load": round(loaded - started, 3), "generate": round(time.perf_counter() - loaded, 3)}
     return {"images": paths, "seconds": seconds, "steps": steps, "seeds": seeds, "size": size, "device": args.device}
 

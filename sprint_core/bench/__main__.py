@@ -20,6 +20,7 @@ from tqdm import tqdm
 from .. import command
 from ..autoencoder_config import DOWNSCALE
 from ..config import usable_device
+from ..images import check_name
 from ..pipeline import DTYPES
 from ..sizes import MAX_PX, MIN_PX
 from . import alone, shares, sweep, training
@@ -134,7 +135,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=["diffusers"],
         help="measure its pipeline, too, on the same weights; for demo, only --parts train",
     )
-    add("--plot", metavar="FILE", help="a chart of seconds against resolution and batch, instead of --parts")
+    add("--plot", type=Path, metavar="FILE", help="a chart of seconds against resolution and batch, instead of --parts")
     add("--plot-sizes", default=",".join(map(str, sweep.SIZES_PX)), help="sides in pixels (default: %(default)s)")
     add("--runs", type=int, default=5)
     add("--seeds", type=int, default=0, help="compare so many results of each part with those in fp32")
@@ -162,6 +163,8 @@ def _check_options(args: argparse.Namespace, parts: Sequence[str]) -> None:
         raise ValueError(f"--seeds is {args.seeds}; there are as many as --runs, {args.runs}")
     if args.size is not None:
         _size(args.size)
+    if args.plot:
+        check_name(args.plot, "--plot").parent.mkdir(parents=True, exist_ok=True)
     if ((args.compile or args.profile) and args.plot) or (args.compile and args.profile):
         raise ValueError("--plot, --compile and --profile go one at a time")
     if args.compile and not set(parts) & set(COMPILED):
@@ -218,11 +221,9 @@ def _about(args: argparse.Namespace, ours: Ours) -> dict:
 def _plot(args: argparse.Namespace, ours: Ours, theirs: Theirs | None) -> dict:
     sizes = [_size(px) for px in args.plot_sizes.split(",")]
     found = sweep.sweep(ours, theirs, args.runs, sizes)
-    path = Path(args.plot)
-    path.parent.mkdir(parents=True, exist_ok=True)
     title = f"{args.model}, {str(ours.dtype).removeprefix('torch.')}, {ours.device}, {torch.get_num_threads()} threads"
-    sweep.chart(found, title).save(path)
-    return _rounded(found) | {"file": str(path.resolve())}
+    sweep.chart(found, title).save(args.plot)
+    return _rounded(found) | {"file": str(args.plot.resolve())}
 
 
 def _size(px: int | str) -> int:

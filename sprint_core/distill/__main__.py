@@ -6,7 +6,8 @@
     python -m sprint_core.distill --recipe demo-control --out DIR       a ControlNet of the bundled model
     python -m sprint_core.distill --recipe control --student FILE --vae FILE --text-encoder FILE --data DIR --out DIR
     accelerate launch -m sprint_core.distill ...        on several GPUs or machines
-    python -m sprint_core.distill --ablations --out DIR the paper's tables in small, from a demo run in DIR
+    python -m sprint_core.distill --ablations --out DIR the paper's tables in small, from the teacher of a demo run in
+                                                        DIR, which is trained first where it is missing
 
 The same command again continues where it stopped. The last line is one JSON document.
 """
@@ -54,7 +55,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--pool", type=int, help=f"demo: training scenes (default: {demo.POOL}, of the ControlNet {control.POOL})")
     add("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="settings")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
-    add("--ablations", action="store_true", help="the tables of the paper on the demo world, and nothing else")
+    add(
+        "--ablations",
+        action="store_true",
+        help="the tables of the paper on the demo world, after whatever stage of --out they miss",
+    )
     add("--dry-run", action="store_true", help="print what each stage would take, and train nothing")
     return parser.parse_args(argv)
 
@@ -145,6 +150,7 @@ def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers)
             "parameters": one.trained,
             "memory_bytes": one.memory_bytes,
             "sec_per_step_at_least": float(f"{one.per_step / speed:.3g}"),
+            "steps": one.steps,
         }
     return {"dry_run": result, "device": str(workers.device)}
 

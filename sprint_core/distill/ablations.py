@@ -2,10 +2,10 @@
 
     python -m sprint_core.distill --ablations --out DIR [--autoencoder FILE]
 
-Every run starts from the demo teacher in DIR and trains its student for the same number of steps, with as many
-of the critic in between from where LADD takes part. A configuration that stands in several tables is trained
-once for each seed. Each run has a folder, DIR/ablations/RUN-SEED; its result.json says that it has ended and is
-not to be repeated.
+Every run starts from the demo teacher in DIR, which is trained first where it is missing, and trains its student
+for the same number of steps, with as many of the critic in between from where LADD takes part. A configuration
+that stands in several tables is trained once for each seed. Each run has a folder, DIR/ablations/RUN-SEED; its
+result.json says that it has ended and is not to be repeated.
 """
 
 import copy

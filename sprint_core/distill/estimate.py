@@ -61,6 +61,7 @@ class Estimate:
     state_bytes: int  # weights, gradients, moments, moving average, frozen networks
     phases: tuple[Phase, ...]
     per_step: float  # floating-point operations of one process, mean over phases
+    steps: int
 
     @property
     def memory_bytes(self) -> int:
@@ -70,8 +71,17 @@ class Estimate:
         """For people."""
         parts = [f"{self.stage}: {self.trained / 1e6:.1f} M parameters trained"]
         parts.append(f"memory {self.memory_bytes / GIB:.1f} GiB ({self.state_bytes / GIB:.1f} GiB without activations)")
-        parts.append(f"{self.per_step / 1e12:.3g} TFLOP and at least {self.per_step / flops_per_sec:.2g} s a step")
+        seconds = self.per_step / flops_per_sec
+        parts.append(f"{self.per_step / 1e12:.3g} TFLOP and at least {seconds:.2g} s a step, {self.steps} steps")
+        parts.append(f"{duration(self.steps * seconds)} at least")
         return "; ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """For people: '40 s', '12 min', '3.5 h'."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 class MetaData:
@@ -103,7 +113,7 @@ def estimate(stage: Stage, frozen: Sequence[nn.Module], schedule: Schedule, work
     kept = [*own, *stage.modules[stage.averaged].parameters(), *(p for module in frozen for p in module.parameters())]
     state = extra * trained + sum(p.numel() for p in kept)
     per_step = sum(phase.flops for phase in phases) * (share / samples) / len(phases)
-    return Estimate(stage.name, trained, FP32_BYTES * state, phases, per_step)
+    return Estimate(stage.name, trained, FP32_BYTES * state, phases, per_step, schedule.steps)
 
 
 def _phase(stage: Stage, name: str, step: int, samples: int, weights: Sequence[Tensor]) -> Phase:

@@ -1,6 +1,7 @@
 """What a stage is said to take, against the same stage really run."""
 
 import json
+import re
 
 import pytest
 import standin
@@ -135,6 +136,7 @@ def test_dry_run_prints_every_stage_and_writes_nothing(recipe, tmp_path, capsys,
     assert [line.partition(":")[0] for line in lines] == list(stages)
     assert all(min(numbers.values()) > 0 for numbers in found["dry_run"].values())
     assert "M parameters trained; memory" in lines[0] and "s a step" in lines[0]
+    assert re.search(r", \d+ steps; [\d.]+ (s|min|h) at least$", lines[0])
     assert not list(tmp_path.iterdir())
 
 

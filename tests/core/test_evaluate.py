@@ -57,7 +57,10 @@ def test_bundled_features_tell_scenes_apart():
         right = ((network(images) > 0) == (answers > 0.5)).float().mean()
     assert right >= 0.95
     extractor = features.bundled()
-    torch.testing.assert_close(features.extract(extractor, images), network.features(images).double())
+    # In batches of another size, which some CPUs' kernels add up in another order.
+    torch.testing.assert_close(
+        features.extract(extractor, images), network.features(images).double(), rtol=1e-4, atol=1e-4
+    )
     assert extractor(images[:2, ::2, ::2]).shape == (2, features.WIDTH)
     assert features.FILE.stat().st_size <= 1e6
 

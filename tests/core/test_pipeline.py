@@ -285,6 +285,25 @@ def test_command_line(folder, tmp_path, capsys):
     assert [Path(path).read_bytes() for path in result["images"]] == files  # same seed, same bytes
 
 
+def test_command_line_without_out_overwrites_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    size = ("a circle", "--steps", "1", "--size", "64x64")
+    found = [command(capsys, *size, *words)["images"] for words in ([], ["--batch", "2"], [])]
+    names = ["sana_sprint.png"], ["sana_sprint_2.png", "sana_sprint_2-1.png"], ["sana_sprint_3.png"]
+    assert found == [[str(tmp_path / "output" / name) for name in each] for each in names]
+
+
+def test_a_model_without_its_other_parts_says_how_to_name_them(folder, tmp_path, capsys, caplog):
+    checkpoint.save(tmp_path / "t.safetensors", [checkpoint.load(folder, "transformer")], {})
+    assert pipeline.main(["a cat", "--model", str(tmp_path / "t.safetensors")]) == 1
+    assert "not a DC-AE" in caplog.text and "or name that part's file with --vae" in caplog.text
+    vae = ["--vae", str(folder)]
+    assert pipeline.main(["a cat", "--model", str(tmp_path / "t.safetensors"), *vae]) == 1
+    assert "or name that part's file with --text-encoder" in caplog.records[-1].getMessage()
+    assert pipeline.main(["a cat", "--model", str(folder), "--vae", str(tmp_path / "t.safetensors")]) == 1
+    assert "or name" not in caplog.records[-1].getMessage()
+
+
 def test_command_line_schedules_and_dtype(folder, tmp_path, capsys):
     options = ("--model", folder, "--size", "64x64", "--out", tmp_path / "x.png")
     for words, steps in ((("--schedule", "app", "--steps", 5), 5), (("--schedule", "1.5708,1.3,0.6"), 3)):
@@ -334,6 +353,7 @@ def test_command_line_without_a_model_uses_the_bundled_one(tmp_path, capsys):
         (("--model", "nowhere"), "nowhere: no such file"),
         (("--model", "sprint-0.6B"), "hf download Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers"),
         (("--vae", "nowhere.safetensors"), "nowhere.safetensors: no such file"),
+        (("--out", "x.txt"), "--out x.txt: name it .png, .jpg or .webp"),
     ],
 )
 def test_command_line_errors(folder, tmp_path, capsys, caplog, monkeypatch, words, message):
