@@ -10,6 +10,7 @@ auto-encoder on both sides first; `--profile` adds what kinds of operations each
 """
 
 import argparse
+import contextlib
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -211,11 +212,17 @@ def run(args: argparse.Namespace) -> dict:
 def _about(args: argparse.Namespace, ours: Ours) -> dict:
     device, dtype = ours.device, str(ours.dtype).removeprefix("torch.")
     gpu = device.type == "cuda"
-    machine = torch.cuda.get_device_name(device) if gpu else platform.processor() or platform.machine()
+    machine = torch.cuda.get_device_name(device) if gpu else _cpu_name()
     against = {"against": f"diffusers {version()}"} if args.against else {}
     about = {"model": args.model, "size_px": ours.size_px, "dtype": dtype} | against
     about |= {"compiled": True} if args.compile else {}
     return about | {"device": str(device), "machine": machine, "threads": torch.get_num_threads(), "runs": args.runs}
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
+        return next(line for line in file if line.startswith("model name")).partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _plot(args: argparse.Namespace, ours: Ours, theirs: Theirs | None) -> dict:
