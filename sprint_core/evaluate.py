@@ -24,7 +24,19 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, command, evaluate_control, features, judge, presets, sampler, scenes, tensorfile, trigflow
+from . import (
+    captions,
+    checkpoint,
+    command,
+    evaluate_control,
+    examples,
+    features,
+    judge,
+    presets,
+    sampler,
+    tensorfile,
+    trigflow,
+)
 from .autoencoder_config import DOWNSCALE
 from .checkpoint import CheckpointError
 from .config import usable_device
@@ -84,22 +96,22 @@ class Score:
         return sum(self.right) / len(self.right)
 
 
-def balanced_prompts(n: int, seed: int, free: bool = False) -> list[scenes.Prompt]:
+def balanced_prompts(n: int, seed: int, free: bool = False) -> list[examples.Prompt]:
     """n held-out prompts, in turn of each category; beyond some thousand the same texts return, of other scenes.
 
     free: of scenes whose things stand anywhere.
     """
-    found: list[scenes.Prompt] = []
+    found: list[examples.Prompt] = []
     for again in itertools.count():
-        each = min(DIFFERENT, -(-(n - len(found)) // len(scenes.CATEGORIES)))
+        each = min(DIFFERENT, -(-(n - len(found)) // len(captions.CATEGORIES)))
         drawn = {"seed": seed + SEED_STRIDE * again, "free": free}
-        rows = zip(*(scenes.prompts(name, each, **drawn) for name in scenes.CATEGORIES))
+        rows = zip(*(examples.prompts(name, each, **drawn) for name in captions.CATEGORIES))
         found += [prompt for row in rows for prompt in row]
         if len(found) >= n:
             return found[:n]
 
 
-def score(paint: Painter, prompts: Sequence[scenes.Prompt], seed: int, label: str) -> Score:
+def score(paint: Painter, prompts: Sequence[examples.Prompt], seed: int, label: str) -> Score:
     """Paint and judge; image i has seed `seed` + i."""
     images, started = [], time.perf_counter()
     for start in tqdm(range(0, len(prompts), BATCH), desc=label, unit=f"x{BATCH} images", leave=False):
@@ -111,10 +123,10 @@ def score(paint: Painter, prompts: Sequence[scenes.Prompt], seed: int, label: st
 
 
 def summary(
-    scores: dict[str, Score], prompts: Sequence[scenes.Prompt], extractor: features.Extractor, true: Tensor
+    scores: dict[str, Score], prompts: Sequence[examples.Prompt], extractor: features.Extractor, true: Tensor
 ) -> dict:
     """The JSON document: shares right, per category, and Frechet distances to true pictures' features [n, d]."""
-    categories = {name: {} for name in scenes.CATEGORIES}
+    categories = {name: {} for name in captions.CATEGORIES}
     for label, one in scores.items():
         for name, row in categories.items():
             chosen = [right for right, prompt in zip(one.right, prompts) if prompt.category == name]
@@ -138,7 +150,7 @@ def table(result: dict) -> str:
     return "\n".join(f"{row[0]:14}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows)
 
 
-def grid(scores: dict[str, Score], prompts: Sequence[scenes.Prompt]) -> Image.Image:
+def grid(scores: dict[str, Score], prompts: Sequence[examples.Prompt]) -> Image.Image:
     """One row per prompt: the true picture and each way's; a red frame where the judge disagrees."""
     shown = prompts[:GRID_ROWS]
     columns = {"true": (evaluate_control.true_images(shown), (True,) * len(shown))}

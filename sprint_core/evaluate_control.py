@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
-from . import edges, judge, scenes
+from . import edges, examples, judge, scenes
 from .controlnet import SanaControlNet
 from .pipeline import Control, Pipeline
 
@@ -22,7 +22,7 @@ FREE = "without"  # control
 Painted = dict[tuple[str, int], Tensor]  # (soft, scribble or without; steps) -> images [n, h, w, 3] uint8
 
 
-def true_images(prompts: Sequence[scenes.Prompt]) -> Tensor:
+def true_images(prompts: Sequence[examples.Prompt]) -> Tensor:
     """A true picture of each prompt: [n, h, w, 3] in [0, 1]."""
     return torch.from_numpy(scenes.render_batch([prompt.scene for prompt in prompts])).float() / 255.0
 
@@ -30,7 +30,7 @@ def true_images(prompts: Sequence[scenes.Prompt]) -> Tensor:
 def paint(
     pipeline: Pipeline,
     net: SanaControlNet,
-    prompts: Sequence[scenes.Prompt],
+    prompts: Sequence[examples.Prompt],
     steps: Sequence[int],
     seed: int,
     guidance: float,
@@ -49,12 +49,12 @@ def paint(
     return {way: torch.cat(images) for way, images in painted.items()}
 
 
-def control_images(prompts: Sequence[scenes.Prompt], kind: str) -> Tensor:
+def control_images(prompts: Sequence[examples.Prompt], kind: str) -> Tensor:
     """Edges of the prompts' scenes: [n, h, w, 3] in [0, 1]."""
     return edges.detect(true_images(prompts), scribble=kind == "scribble")
 
 
-def summary(painted: Painted, prompts: Sequence[scenes.Prompt]) -> dict:
+def summary(painted: Painted, prompts: Sequence[examples.Prompt]) -> dict:
     """The JSON document: shares of pictures with the drawn shapes in their places, with the said colours, and right
     by the whole caption; None where no caption says a colour."""
     rows: dict[str, dict] = {"edges": {}, "colours": {}, "judge": {}}
@@ -79,7 +79,7 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def grid(painted: Painted, prompts: Sequence[scenes.Prompt]) -> Image.Image:
+def grid(painted: Painted, prompts: Sequence[examples.Prompt]) -> Image.Image:
     """One row per prompt: edges and what was painted; a red frame where shapes or places are others."""
     shown = prompts[:GRID_ROWS]
     columns = {kind: (control_images(shown, kind), [True] * len(shown)) for kind in KINDS}

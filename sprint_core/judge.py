@@ -18,6 +18,7 @@ from itertools import permutations
 import numpy as np
 from PIL import Image
 
+from .captions import Requirement, Wanted, outline, parse
 from .scenes import (
     BACKGROUNDS,
     CANVAS_PX,
@@ -26,14 +27,10 @@ from .scenes import (
     SHAPES,
     SQUARE_SIDE,
     TRIANGLE_HEIGHT,
-    Requirement,
     Scene,
-    Wanted,
     backdrop,
     centre_px,
     distance,
-    outline,
-    parse,
 )
 
 GRID_PX = 128  # pictures are judged at this size; all lengths below are in canvas pixels of 256

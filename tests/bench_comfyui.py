@@ -22,7 +22,7 @@ sys.path.append(str(ROOT))
 
 import run  # noqa: E402
 from comfy_client import Server  # noqa: E402
-from sprint_core import scenes  # noqa: E402
+from sprint_core import examples  # noqa: E402
 
 STEPS, RUNS, WARM_UP = (1, 2, 4), 10, 2
 MODEL_FOLDER = "full"
@@ -39,7 +39,7 @@ def seconds(server, prompt: dict) -> tuple[float, float, dict]:
 
 
 def bundled(runs: int) -> dict:
-    texts = iter(scenes.prompts("colors", len(STEPS) * (runs + WARM_UP)))
+    texts = iter(examples.prompts("colors", len(STEPS) * (runs + WARM_UP)))
     result = {}
     with run.comfyui_server() as server:
         for steps in STEPS:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint, controlnet, presets, scenes, text
+from .. import captions, checkpoint, controlnet, presets, text
 from ..autoencoder import Autoencoder
 from ..autoencoder_config import DOWNSCALE, SANA, SCALE
 from ..gemma import Gemma, GemmaConfig
@@ -49,7 +49,7 @@ class Words:
 
 def prompt_of(tokens: int, seed: int) -> str:
     """A prompt of that many words, which the bundled tokenizer knows, too; another one for every seed."""
-    return " ".join(random.Random(str(seed)).choices(scenes.VOCABULARY, k=tokens))
+    return " ".join(random.Random(str(seed)).choices(captions.VOCABULARY, k=tokens))
 
 
 class Parts:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import evaluate, evaluate_control, features, presets, sampler, scenes, tensorfile, text, trigflow
+from .. import evaluate, evaluate_control, examples, features, presets, sampler, tensorfile, text, trigflow
 from ..pipeline import Pipeline
 from ..transformer import SanaTransformer
 from . import ablation_tables as tables
@@ -226,7 +226,7 @@ class Ablations:
 
 
 @functools.cache
-def held_out(count: int, seed: int) -> tuple[list[scenes.Prompt], Tensor]:
+def held_out(count: int, seed: int) -> tuple[list[examples.Prompt], Tensor]:
     """Prompts, and the features [count, d] of a true picture of each."""
     prompts = evaluate.balanced_prompts(count, seed)
     return prompts, features.extract(features.bundled(), evaluate_control.true_images(prompts))

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint, controlnet, edges, presets, scenes, tensorfile, text
+from .. import captions, checkpoint, controlnet, edges, examples, presets, scenes, tensorfile, text
 from ..autoencoder import Autoencoder
 from ..autoencoder_config import SCALE
 from ..checkpoint import CheckpointError
@@ -74,10 +74,10 @@ class ControlStage(DistillStage):
         self._prepare(Controlled(branch), data, objective, preview, recompute)
 
     def _batch(self, random):
-        latents, captions, hints = self.data.batch(random)
+        latents, texts, hints = self.data.batch(random)
         w = random.choice(self.objective.guidance).to(self._device)
         x0 = SIGMA_DATA * latents.to(self._device)
-        return x0, Given(w, self._text(captions), hints.to(self._device))
+        return x0, Given(w, self._text(texts), hints.to(self._device))
 
     def _trajectory(self, x0: Tensor, z: Tensor, x_t: Tensor, t: Tensor, given: Given) -> Tensor:
         angle = per_sample(t, x_t)
@@ -157,7 +157,7 @@ class ControlRun:
         prompts = text.PromptTokenizer(checkpoint.load_tokenizer(self.encoder), checkpoint.text_preset(self.encoder))
         with self.workers.first():
             pictures = data.ControlledScenes(self.autoencoder, self.out, self.pool)
-        shown = [prompt for name in scenes.CATEGORIES for prompt in scenes.prompts(name, 2, free=True)]
+        shown = [prompt for name in captions.CATEGORIES for prompt in examples.prompts(name, 2, free=True)]
         control = data.control_images(data.pixels_of(scenes.render(prompt.scene) for prompt in shown))
         with torch.no_grad():
             hints = self.autoencoder.encode(control.to(self.workers.device)) * SCALE

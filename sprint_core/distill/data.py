@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import edges, scenes, tensorfile
+from .. import edges, examples, scenes, tensorfile
 from ..autoencoder import Autoencoder
 from ..autoencoder_config import SCALE
 from .randomness import SampleRandom
@@ -24,19 +24,19 @@ SAMPLED = 16  # scenes that stand for all of them
 
 def images(seeds: Sequence[int], split: str = "train") -> Tensor:
     """Renders of the scenes with these seeds: [b, 3, 256, 256] in [-1, 1]."""
-    return pixels_of([scenes.render(scenes.scene_and_caption(seed, split)[0]) for seed in seeds])
+    return pixels_of([scenes.render(examples.scene_and_caption(seed, split)[0]) for seed in seeds])
 
 
 def captions(seeds: Sequence[int], random: SampleRandom, free: bool = False) -> list[str]:
     """A caption of each of the (free) training scenes with these seeds, worded anew each time."""
     drawn = zip(seeds, random.integers(CAPTION_SEEDS))
-    return [scenes.another_caption(_scene(i, free), seed, free) for i, seed in drawn]
+    return [examples.another_caption(_scene(i, free), seed, free) for i, seed in drawn]
 
 
 @functools.cache
 def _scene(seed: int, free: bool) -> scenes.Scene:
     """Kept, since drawing one takes longer than wording it."""
-    return scenes.scene_and_caption(seed, free=free)[0]
+    return examples.scene_and_caption(seed, free=free)[0]
 
 
 def weights_hash(model: nn.Module) -> str:

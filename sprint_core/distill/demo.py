@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .. import checkpoint, preview, scenes, tensorfile, text
+from .. import captions, checkpoint, examples, preview, tensorfile, text
 from ..autoencoder import Autoencoder
 from ..autoencoder_config import SCALE
 from ..features import FeatureNetwork
@@ -35,7 +35,7 @@ SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 
 def tokenizer() -> text.HFTokenizer:
     """One token per word of the scenes' vocabulary, with Gemma's special tokens."""
-    vocab = {piece: i for i, piece in enumerate((*SPECIAL, *scenes.VOCABULARY))}
+    vocab = {piece: i for i, piece in enumerate((*SPECIAL, *captions.VOCABULARY))}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     letters = {"type": "Replace", "pattern": {"Regex": "[^a-z]+"}, "content": " "}
     description = {
@@ -144,10 +144,10 @@ class Demo:
     @property
     def preview(self) -> Preview:
         """Held-out prompts, one or two of each category."""
-        captions = [prompt.text for name in scenes.CATEGORIES for prompt in scenes.prompts(name, 2)]
+        shown = [prompt.text for name in captions.CATEGORIES for prompt in examples.prompts(name, 2)]
         model = self.autoencoder
         decode = lambda latents: autoencoder.displayed(model.decode(latents / SCALE))  # noqa: E731
-        return Preview(captions, self.latents.latents.shape[1:], decode)
+        return Preview(shown, self.latents.latents.shape[1:], decode)
 
     def _train(self, stage: Stage) -> torch.nn.Module:
         return Trainer(stage, self.recipe.stages[stage.name], self.out, SEED, self.workers).train()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import scenes
+from ..examples import scene_and_caption
 from ..features import FeatureNetwork
 from .randomness import SampleRandom
 
@@ -29,7 +30,7 @@ def answers(scene: scenes.Scene) -> list[bool]:
 
 def examples(seeds: Sequence[int], split: str = "train") -> tuple[Tensor, Tensor]:
     """Pictures [b, h, w, 3] in [0, 1] and their answers [b, questions]."""
-    drawn = [scenes.scene_and_caption(seed, split)[0] for seed in seeds]
+    drawn = [scene_and_caption(seed, split)[0] for seed in seeds]
     images = torch.from_numpy(scenes.render_batch(drawn)).float() / 255.0
     return images, torch.tensor([answers(scene) for scene in drawn]).float()
 

@@ -8,19 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import scenes, text
+from .. import captions, scenes, text
 from ..gemma import Gemma
 from . import data
 from .randomness import SampleRandom
 
 # What each part of a meaning may be; None is unsaid. A caption names one or two things.
-THING = ([None, *scenes.SHAPES], [None, *scenes.COLOURS], [None, *scenes.SIZE_WORDS], [None, *scenes.PLACES])
-PARTS = (*THING, *THING, list(scenes.NUMBERS), [None, "left", "above"], [None, *scenes.BACKGROUNDS])
+THING = ([None, *scenes.SHAPES], [None, *scenes.COLOURS], [None, *captions.SIZE_WORDS], [None, *captions.PLACES])
+PARTS = (*THING, *THING, list(captions.NUMBERS), [None, "left", "above"], [None, *scenes.BACKGROUNDS])
 
 
 def meaning(caption: str) -> list[int]:
     """What a caption says, as the index in each of PARTS."""
-    said = scenes.parse(caption)
+    said = captions.parse(caption)
     values = [getattr(thing, name) for thing in said.things for name in ("shape", "colour", "size", "place")]
     values += [None] * (2 * len(THING) - len(values)) + [said.things[0].count, said.relation, said.background]
     return [part.index(value) for part, value in zip(PARTS, values)]
@@ -58,9 +58,9 @@ class ReaderStage:
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         model = self.modules[self.name]
         device = next(model.parameters()).device
-        captions = data.captions(random.integers(self.pool), random)
-        meanings = torch.tensor([meaning(caption) for caption in captions], device=device)
-        rows = text.encode_ids(model.gemma, [self.prompts.tokens(caption) for caption in captions], device=device)
+        texts = data.captions(random.integers(self.pool), random)
+        meanings = torch.tensor([meaning(caption) for caption in texts], device=device)
+        rows = text.encode_ids(model.gemma, [self.prompts.tokens(caption) for caption in texts], device=device)
         states, read = text.pad_embeddings(rows)
         shares = read / read.sum(1, keepdim=True) / len(read)  # each caption counts once, each of its tokens as much
         last = (read.sum(1) - 1)[:, None, None]

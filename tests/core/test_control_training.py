@@ -10,7 +10,7 @@ import torch
 from picture_files import plain, write
 from tiny_recipe import write_pictures
 
-from sprint_core import checkpoint, controlnet, edges, presets, scenes, text
+from sprint_core import checkpoint, controlnet, edges, examples, presets, scenes, text
 from sprint_core.distill import __main__ as command
 from sprint_core.distill import control, data, recipes
 from sprint_core.distill.control import ControlStage, block_count
@@ -117,7 +117,7 @@ def test_control_images_alternate():
 
 
 def test_things_drawn_anywhere_stay_in_the_picture():
-    drawn = [scenes.scene_and_caption(seed, free=True)[0] for seed in range(40)]
+    drawn = [examples.scene_and_caption(seed, free=True)[0] for seed in range(40)]
     plain, moved = data.pixels_of(scenes.render(scene) for scene in drawn), data.drawn_anywhere(range(40))
     same = [torch.equal(a, b) for a, b in zip(plain, moved)]
     assert same[0::4] == [True] * 10 and same[1::4] == [True] * 10
@@ -128,7 +128,7 @@ def test_things_drawn_anywhere_stay_in_the_picture():
             assert first <= scenes.centre_px(thing.size, thing.column) + right <= last
             assert first <= scenes.centre_px(thing.size, thing.row) + down <= last
             assert max(abs(right), abs(down)) <= 40
-    assert len({len(set(scenes.moves(s, i))) for i, s in enumerate([scenes.scene_and_caption(0)[0]] * 5)}) == 1
+    assert len({len(set(scenes.moves(s, i))) for i, s in enumerate([examples.scene_and_caption(0)[0]] * 5)}) == 1
 
 
 # --- the command line ---------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_demo_control(short, tmp_path, capsys):
 
 
 def control_picture() -> torch.Tensor:
-    drawn = torch.from_numpy(scenes.render(scenes.scene_and_caption(0)[0])).float()[None] / 255
+    drawn = torch.from_numpy(scenes.render(examples.scene_and_caption(0)[0])).float()[None] / 255
     return edges.detect(drawn)
 
 

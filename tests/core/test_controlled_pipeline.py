@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ import torch
 from PIL import Image
 
 from sprint_core import (
+    captions,
     checkpoint,
     edges,
     evaluate,
     evaluate_control,
+    examples,
     judge,
     pipeline,
     presets,
@@ -182,7 +185,7 @@ def pixels(path) -> np.ndarray:
 @pytest.fixture
 def drawing(tmp_path):
     """A scene's picture in a file, larger than the model's own size."""
-    scene = scenes.scene_and_caption(1)[0]
+    scene = examples.scene_and_caption(1)[0]
     Image.fromarray(scenes.render(scene, 300)).save(tmp_path / "drawing.png")
     return tmp_path / "drawing.png"
 
@@ -297,11 +300,11 @@ def test_options_of_no_use(words, caplog):
 
 
 def test_colours_are_judged_where_things_stand():
-    prompt = scenes.prompts("color_attr", 1)[0]
+    prompt = examples.prompts("color_attr", 1)[0]
     picture = scenes.render(prompt.scene)
     first, second = prompt.scene.things
     swapped = scenes.Scene(
-        (scenes.replace(first, colour=second.colour), scenes.replace(second, colour=first.colour)),
+        (replace(first, colour=second.colour), replace(second, colour=first.colour)),
         prompt.scene.background,
     )
     assert judge.coloured(picture, prompt.requirement, prompt.scene) is True
@@ -310,11 +313,11 @@ def test_colours_are_judged_where_things_stand():
     halved = picture.copy()
     halved[:, 128:] = scenes.render(swapped)[:, 128:]
     assert judge.outlined(halved, prompt.scene)
-    unsaid = scenes.Requirement(tuple(scenes.replace(thing, colour=None) for thing in prompt.requirement.things))
+    unsaid = captions.Requirement(tuple(replace(thing, colour=None) for thing in prompt.requirement.things))
     assert judge.coloured(picture, unsaid, prompt.scene) is None
     moved = scenes.render(prompt.scene, moved=[(40, 0), (-40, 0)])
     assert not judge.outlined(moved, prompt.scene)
-    assert not judge.outlined(scenes.render(scenes.replace(prompt.scene, things=(first,))), prompt.scene)
+    assert not judge.outlined(scenes.render(replace(prompt.scene, things=(first,))), prompt.scene)
 
 
 def test_the_bundled_control_net_steers(tmp_path, capsys):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from sprint_core import checkpoint, judge, scenes
+from sprint_core import captions, checkpoint, examples, judge, scenes
 from sprint_core.distill import __main__ as command
 from sprint_core.distill import data, demo, recipes
 from sprint_core.distill.randomness import SampleRandom, initialise
@@ -38,10 +38,10 @@ def test_from_nothing_to_an_image(tmp_path, small_shards):
 
 def test_every_caption_has_its_own_tokens():
     words = demo.tokenizer()
-    ids = words.encode(" ".join(scenes.VOCABULARY))
-    assert len(set(ids)) == len(scenes.VOCABULARY) + 1 and 3 not in ids  # BOS; 3 is unknown
+    ids = words.encode(" ".join(captions.VOCABULARY))
+    assert len(set(ids)) == len(captions.VOCABULARY) + 1 and 3 not in ids  # BOS; 3 is unknown
     assert words.encode("A red, CIRCLE!") == words.encode("a red circle")
-    longest = max((scenes.scene_and_caption(seed)[1] for seed in range(500)), key=lambda text: len(text.split()))
+    longest = max((examples.scene_and_caption(seed)[1] for seed in range(500)), key=lambda text: len(text.split()))
     assert len(words.encode(longest)) <= demo.MAX_TOKENS
 
 
@@ -63,7 +63,7 @@ def test_latents_resume_and_follow_the_autoencoder(tmp_path, small_shards, monke
     chosen = SampleRandom(0, 0, "", range(3)).integers(6)
     assert torch.equal(latents, second.latents[chosen].float())
     for seed, caption in zip(chosen, captions):
-        assert judge.judge(scenes.render(scenes.scene_and_caption(seed)[0]), caption)
+        assert judge.judge(scenes.render(examples.scene_and_caption(seed)[0]), caption)
     again, others = (second.batch(SampleRandom(0, step, "", range(3)))[1] for step in (0, 1))
     assert again == captions != others
 
@@ -71,7 +71,7 @@ def test_latents_resume_and_follow_the_autoencoder(tmp_path, small_shards, monke
 def test_the_text_encoder_starts_with_word_order():
     """Gemma multiplies its embeddings by sqrt(width): large ones would drown what the layers add."""
     model = demo.fresh_gemma(0)
-    words = {word: i for i, word in enumerate(scenes.VOCABULARY, len(demo.SPECIAL))}
+    words = {word: i for i, word in enumerate(captions.VOCABULARY, len(demo.SPECIAL))}
     near, far = (
         torch.tensor([[words[w] for w in text.split()]]) for text in ("red and blue circle", "blue and red circle")
     )
@@ -82,7 +82,7 @@ def test_the_text_encoder_starts_with_word_order():
 
 def test_images_are_the_scenes():
     drawn = data.images([3, 4])
-    scene, _ = scenes.scene_and_caption(4)
+    scene, _ = examples.scene_and_caption(4)
     expected = torch.from_numpy(scenes.render(scene)).movedim(-1, 0) / 127.5 - 1
     torch.testing.assert_close(drawn[1], expected.float())
 

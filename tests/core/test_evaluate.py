@@ -8,7 +8,7 @@ import standin
 import torch
 from PIL import Image
 
-from sprint_core import checkpoint, evaluate, evaluate_control, features, presets, scenes
+from sprint_core import captions, checkpoint, evaluate, evaluate_control, features, presets
 from sprint_core.distill import features as training
 from sprint_core.pipeline import Pipeline
 from sprint_core.tensorfile import CheckpointError
@@ -88,8 +88,8 @@ def test_true_pictures_score_full_and_near(few):
 
 def test_prompts_are_balanced_and_held_out():
     prompts = evaluate.balanced_prompts(20, 3)
-    assert [p.category for p in prompts[:6]] == list(scenes.CATEGORIES) and len(prompts) == 20
-    assert all(scenes.split_of(p.requirement) == "test" for p in prompts)
+    assert [p.category for p in prompts[:6]] == list(captions.CATEGORIES) and len(prompts) == 20
+    assert all(captions.split_of(p.requirement) == "test" for p in prompts)
     assert prompts == evaluate.balanced_prompts(40, 3)[:20]
 
 
@@ -99,8 +99,8 @@ def test_command_line_judges_the_bundled_model(tmp_path, capsys, few):
     out = capsys.readouterr().out.splitlines()
     result = json.loads(out[-1])
     assert set(result["judge"]) == set(result["frechet"]) == {"1", "2"}
-    assert set(result["categories"]) == set(scenes.CATEGORIES)
-    mean = sum(row["1"] for row in result["categories"].values()) / len(scenes.CATEGORIES)
+    assert set(result["categories"]) == set(captions.CATEGORIES)
+    mean = sum(row["1"] for row in result["categories"].values()) / len(captions.CATEGORIES)
     assert mean == pytest.approx(result["judge"]["1"], abs=0.02)
     assert Image.open(tmp_path / "grid.png").width == 3 * 128
     assert any("counting" in line for line in out)

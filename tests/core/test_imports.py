@@ -39,6 +39,8 @@ ORDER = (
     "edges",
     "pipeline",
     "scenes",
+    "captions",
+    "examples",
     "judge",
     "features",
     "evaluate_control",

@@ -8,7 +8,7 @@ import standin
 import torch
 from PIL import Image
 
-from sprint_core import checkpoint, convert, pipeline, presets, preview, scenes
+from sprint_core import checkpoint, convert, examples, pipeline, presets, preview, scenes
 from sprint_core.preview import Factors, RGBFit
 from sprint_core.tensorfile import CheckpointError
 
@@ -24,7 +24,7 @@ def vae(tmp_path):
 def pictures(tmp_path):
     (tmp_path / "pictures" / "more").mkdir(parents=True)
     for i in range(12):
-        drawn = Image.fromarray(scenes.render(scenes.scene_and_caption(i)[0]))
+        drawn = Image.fromarray(scenes.render(examples.scene_and_caption(i)[0]))
         drawn.save(tmp_path / "pictures" / ("more" if i % 2 else "") / f"{i}.png")
     return tmp_path / "pictures"
 
@@ -63,7 +63,7 @@ def test_the_bundled_model_has_its_colours():
     """Fitted on its scenes: a preview looks like the picture, as small as it is."""
     factors = preview.known(presets.BUNDLED)
     model = pipeline.Pipeline.load(presets.BUNDLED).autoencoder
-    drawn = torch.stack([torch.from_numpy(scenes.render(scenes.scene_and_caption(i, "test")[0])) for i in range(20)])
+    drawn = torch.stack([torch.from_numpy(scenes.render(examples.scene_and_caption(i, "test")[0])) for i in range(20)])
     image = drawn.movedim(-1, 1).float() / 255
     painted = factors.paint(model.encode(image * 2 - 1)).movedim(-1, 1)
     true = torch.nn.functional.avg_pool2d(image, 32)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sprint_core import scenes
+from sprint_core import captions, examples
 from sprint_core.distill import data, demo
 from sprint_core.distill.randomness import SampleRandom, initialise
 from sprint_core.distill.reader import PARTS, Reader, ReaderStage, meaning
@@ -25,8 +25,8 @@ def test_meaning_is_all_that_a_caption_says():
 
 
 def test_meaning_tells_captions_apart():
-    texts = {prompt.text for name in scenes.CATEGORIES for prompt in scenes.prompts(name, 40)}
-    said = {str(scenes.parse(text)) for text in texts}
+    texts = {prompt.text for name in captions.CATEGORIES for prompt in examples.prompts(name, 40)}
+    said = {str(captions.parse(text)) for text in texts}
     assert len({tuple(meaning(text)) for text in texts}) == len(said)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sprint_core import judge, presets, scenes
+from sprint_core import captions, examples, judge, presets
 from sprint_core.pipeline import Pipeline
 
 
@@ -46,7 +46,7 @@ def test_the_nodes_paint_what_the_core_paints(paint, pipeline, steps):
 
 def test_pictures_show_what_prompts_say(paint):
     """Held-out prompts, judged from pixels; the README has the exact shares, of many more."""
-    prompts = [prompt for name in scenes.CATEGORIES for prompt in scenes.prompts(name, 5, seed=7)]
+    prompts = [prompt for name in captions.CATEGORIES for prompt in examples.prompts(name, 5, seed=7)]
     right = [judge.judge(paint(p.text, seed=i, steps=2)[0].numpy(), p.requirement) for i, p in enumerate(prompts)]
     assert sum(right) >= 0.5 * len(prompts)
 
