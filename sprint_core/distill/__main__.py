@@ -17,6 +17,7 @@ import json
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -157,6 +158,7 @@ def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers)
 
 def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # gains stay fp32 under autocast
     args = _arguments(argv)
     command = " ".join(["python", "-m", "sprint_core.distill", *(argv if argv is not None else sys.argv[1:])])
     started = time.perf_counter()
