@@ -3,20 +3,10 @@
 import os
 
 import pytest
+from editor import go, launch, wait
 from playwright.sync_api import sync_playwright
 
 from comfy_client import PACK_NAME
-
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-READY = "window.app?.graph && window.app.canvas && window.app.extensionManager?.command"
 
 
 @pytest.fixture(scope="module")  # not longer: Playwright's event loop runs as long, and no other may beside it
@@ -25,7 +15,7 @@ def chromium():
     if not path:
         pytest.fail("SPRINT_CHROMIUM names no browser: install Chromium, run `python run.py test`", pytrace=False)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        browser = launch(playwright, path)
         yield browser
         browser.close()
 
@@ -33,13 +23,11 @@ def chromium():
 @pytest.fixture
 def editor(chromium, server):
     """ComfyUI's page, ready, without its first-run dialog; at the end no error may have come from this pack."""
-    server.request("/settings", {"Comfy.TutorialCompleted": True})
     page = chromium.new_page(viewport={"width": 1400, "height": 900})
     errors = []
     page.on("console", lambda m: m.type == "error" and errors.append(f"{m.text} ({m.location['url']})"))
     page.on("pageerror", lambda error: errors.append(error.stack or str(error)))
-    page.goto(server.url)
-    page.wait_for_function(READY, timeout=90_000)
+    go(page, server)
     yield page
     page.close()
     # The editor asks for a help page in the user's language first.
@@ -55,7 +43,7 @@ def setting(editor, server):
         changed[name] = before
         server.request("/settings", {name: value})
         editor.reload()
-        editor.wait_for_function(READY, timeout=90_000)
+        wait(editor)
 
     yield change
     for name, before in changed.items():

@@ -1,0 +1,31 @@
+"""ComfyUI's page in headless Chromium: what the browser tests and make_graph.py share."""
+
+from playwright.sync_api import Browser, Page, Playwright
+
+from comfy_client import Client
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+READY = "window.app?.graph && window.app.canvas && window.app.extensionManager?.command"
+
+
+def launch(playwright: Playwright, chromium: str) -> Browser:
+    return playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+
+
+def go(page: Page, server: Client) -> None:
+    """To the editor, ready, without its first-run dialog."""
+    server.request("/settings", {"Comfy.TutorialCompleted": True})
+    page.goto(server.url)
+    wait(page)
+
+
+def wait(page: Page) -> None:
+    page.wait_for_function(READY, timeout=90_000)
