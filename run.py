@@ -398,13 +398,18 @@ def test(argv: list[str]) -> int:
         host = set_up()
         python = test_python(host)
     environment = {**os.environ, "SPRINT_COMFYUI": str(host.comfyui)}
-    chromium = next(filter(None, map(shutil.which, [*CHROMIUM, *CHROMIUM_ELSEWHERE])), None)
-    if chromium:
-        environment.setdefault("SPRINT_CHROMIUM", chromium)
+    if found := chromium():
+        environment["SPRINT_CHROMIUM"] = found
     else:
         say("  no Chromium or Chrome found: tests/browser will fail (on Debian and Ubuntu: apt-get install chromium)")
     os.chdir(ROOT)
     return hand_over([python, "-m", "pytest", *argv], environment)
+
+
+def chromium() -> str | None:
+    """The browser that SPRINT_CHROMIUM names, or one that is installed."""
+    places = [*CHROMIUM, *CHROMIUM_ELSEWHERE]
+    return os.environ.get("SPRINT_CHROMIUM") or next(filter(None, map(shutil.which, places)), None)
 
 
 def run_python(argv: list[str]) -> int:

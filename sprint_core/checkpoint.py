@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import autoencoder_config, controlnet, gemma, keymaps, presets, tensorfile, text
+from . import autoencoder_config, controlnet, gemma, keymaps, presets, tensorfile
 from .config import from_dict
 from .kinds import KINDS, foreign_family, kinds_in, prefix_of
 from .layers import Unset
@@ -33,7 +33,7 @@ LISTED = 10  # names in an error message
 
 
 class MissingPart(CheckpointError):
-    """A file or folder that is whole, and holds other parts than the one asked for."""
+    """A file or folder without the part that was asked for; it may well hold others."""
 
 
 @dataclass
@@ -116,6 +116,8 @@ def _locate(path: Path, kind: str) -> tuple[Path, Path | None]:
         return part, path
     if (path / "model_index.json").is_file():
         raise MissingPart(f"{path}: this pipeline folder has no '{KINDS[kind].folder}' folder; download it whole")
+    if held := [other.folder for other in KINDS.values() if (path / other.folder).is_dir()]:
+        raise MissingPart(f"{path}: it holds {' and '.join(held)}, not {KINDS[kind].words}; choose another folder")
     return path, path.parent if (path.parent / "model_index.json").is_file() else None
 
 
@@ -172,7 +174,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def _config(kind: str, path: Path, stored: dict | None, given: dict | None, read: Callable, infer: Callable) -> Any:
     try:
-        if stored is not None:
+        if stored is not None and (given is None or "config" in stored):
             return from_dict(KINDS[kind].config, stored["config"])
         return read(given) if given is not None else infer()
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
@@ -225,43 +227,7 @@ _READERS = {
 }
 
 
-# --- the text encoder's companions -----------------------------------------------------------------
-
-
-def load_tokenizer(weights: Weights) -> text.Tokenizer:
-    """The tokenizer in an encoder's file, in its folder, or in the pipeline around it. Raises CheckpointError."""
-    folder = weights.path if weights.path.is_dir() else weights.path.parent
-    sources = [weights.extras.get("spiece_model"), weights.extras.get("tokenizer_json"), folder]
-    if weights.path.is_dir():
-        sources.append(folder.parent)
-    for source in sources:
-        if source is None:
-            continue
-        try:
-            tokenizer = text.load_tokenizer(source)
-        except FileNotFoundError:
-            continue
-        except (ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{weights.path}: its tokenizer cannot be used: {error}") from None
-        if tokenizer.size > weights.config.vocab:
-            raise CheckpointError(
-                f"{weights.path}: its tokenizer has {tokenizer.size} tokens, the encoder {weights.config.vocab}; "
-                "take the tokenizer of gemma-2-2b-it"
-            )
-        return tokenizer
-    raise CheckpointError(
-        f"{weights.path}: no tokenizer in this file or in {folder}; put tokenizer.json or tokenizer.model of "
-        "gemma-2-2b-it beside the weights"
-    )
-
-
-def text_preset(weights: Weights) -> text.TextPreset:
-    """How this encoder wants its prompts: what its file says, else the authors' format."""
-    stored = weights.settings.get("text")
-    try:
-        return text.text_preset() if stored is None else from_dict(text.TextPreset, stored)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{weights.path}: its prompt settings cannot be used: {error}") from None
+# --- what neither configuration nor tensors say ----------------------------------------------------
 
 
 def _complete_transformer(weights: Weights, said: dict | None, root: Path | None, time_scale: float | None) -> None:

@@ -28,7 +28,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import autoencoder_config, checkpoint, command, gemma, keymaps, presets, preview, quantise, tensorfile, text
+from . import (
+    autoencoder_config,
+    checkpoint,
+    command,
+    companions,
+    gemma,
+    keymaps,
+    presets,
+    preview,
+    quantise,
+    tensorfile,
+    text,
+)
 from .checkpoint import CheckpointError, Weights
 from .kinds import KINDS, foreign_family, kinds_in
 
@@ -83,7 +95,7 @@ def outputs(parts: Sequence[Weights], to: str, provenance: Mapping[str, str]) ->
 def _one_file(parts: Sequence[Weights], to: str, provenance: Mapping[str, str]) -> Output:
     for part in parts:
         if part.kind == "text_encoder":  # a file by itself needs its tokenizer
-            part.extras |= text.tokenizer_state(checkpoint.load_tokenizer(part))
+            part.extras |= text.tokenizer_state(companions.load_tokenizer(part))
     tensors, about = checkpoint.packed(parts, provenance, prefixed=to == "comfy" or len(parts) > 1)
     return Output("", tensors, lambda path: tensorfile.write(path, tensors, about))
 
@@ -106,7 +118,7 @@ def _diffusers(part: Weights, folder: str) -> list[Output]:
         config, tensors = gemma.config_to_hf(part.config), keymaps.from_native(part.tensors, keymaps.GEMMA_BARE)
     stem = "model" if part.kind == "text_encoder" else "diffusion_pytorch_model"
     name = Path(folder) / f"{stem}.safetensors"
-    about = checkpoint.header(checkpoint.describe(part))  # with what no config.json holds: size, prompt format
+    about = checkpoint.header({part.kind: {"settings": part.settings}})  # no config.json holds size and prompt format
     found = [
         Output(str(name), tensors, lambda path: tensorfile.write(path, tensors, about)),
         _json(Path(folder) / "config.json", config),
@@ -137,7 +149,7 @@ def _pipeline(parts: Sequence[Weights]) -> list[Output]:
 
 def _tokenizer(part: Weights, folder: str) -> list[Output]:
     """The encoder's tokenizer, in a folder of its own beside the encoder's, or with an encoder alone."""
-    tokenizer = checkpoint.load_tokenizer(part)
+    tokenizer = companions.load_tokenizer(part)
     name = "tokenizer.json" if tokenizer.state_key == "tokenizer_json" else "tokenizer.model"
     place = Path(folder).parent / "tokenizer" if folder else Path()
     return [Output(str(place / name), {}, lambda path: _write_bytes(path, tokenizer.data))]

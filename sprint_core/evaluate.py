@@ -40,8 +40,8 @@ from . import (
 from .autoencoder_config import DOWNSCALE
 from .checkpoint import CheckpointError
 from .config import usable_device
-from .images import check_name
-from .pipeline import DTYPES, Pipeline, find_model
+from .images import check_picture_name
+from .pipeline import DTYPES, Pipeline
 from .transformer import LATENT_CHANNELS
 
 BATCH = 25
@@ -257,14 +257,15 @@ def _checked(args: argparse.Namespace) -> list[int]:
     if (args.geneval or args.mjhq) and args.out is None:
         raise ValueError("--geneval and --mjhq need --out, the folder for the pictures")
     if args.grid:
-        check_name(args.grid, "--grid").parent.mkdir(parents=True, exist_ok=True)
+        check_picture_name(args.grid, "--grid")
+        args.grid.parent.mkdir(parents=True, exist_ok=True)
     return steps
 
 
 def run(args: argparse.Namespace) -> dict:
     """One command line, done: the JSON document that it ends with."""
     steps, device = _checked(args), usable_device(args.device)
-    path = presets.BUNDLED if args.model == "demo" else find_model(args.model)
+    path = presets.BUNDLED if args.model == "demo" else presets.find_model(args.model)
     dtype = DTYPES[args.dtype] if args.dtype else None
     pipeline = Pipeline.load(path, autoencoder=args.vae, text_encoder=args.text_encoder, dtype=dtype, device=device)
     if args.geneval or args.mjhq:

@@ -1,10 +1,14 @@
 """Pictures from people's files: upright, without alpha, 8 bits a channel; and the names of those we write."""
 
+import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 WRITTEN = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -33,8 +37,28 @@ def read(path: str | os.PathLike, option: str, background: str = "white") -> Ima
         raise ValueError(f"{option} {path}: not a picture that can be read ({error})") from None
 
 
-def check_name(path: Path, option: str) -> Path:
-    """The name of a picture to be written, or ValueError; asked before the work whose result it is."""
+def pixels(image: Image.Image) -> Tensor:
+    """[1, h, w, 3] in [0, 1]."""
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255.0)[None]
+
+
+def check_picture_name(path: Path, option: str) -> None:
+    """Of a picture to be written, asked before the work whose result it is. Raises ValueError."""
     if path.suffix.lower() not in WRITTEN:
         raise ValueError(f"{option} {path}: name it .png, .jpg or .webp")
-    return path
+
+
+def names_of(first: Path, count: int, new: bool = False) -> list[Path]:
+    """For the pictures of a batch: a.png, a-1.png, a-2.png; if they are to be new, a_2.png, ... where one exists."""
+    for number in itertools.count(1):
+        start = first if number == 1 else first.with_stem(f"{first.stem}_{number}")
+        names = [start if i == 0 else start.with_stem(f"{start.stem}-{i}") for i in range(count)]
+        if not (new and any(name.exists() for name in names)):
+            return names
+
+
+def save(images: Tensor, paths: Sequence[Path]) -> None:
+    """images: [b, h, w, 3] in [0, 1]. Folders are made."""
+    for path, image in zip(paths, images.mul(255.0).round().to("cpu", torch.uint8).numpy()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)

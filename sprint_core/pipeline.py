@@ -8,7 +8,6 @@ Command line: python -m sprint_core.pipeline "a cat" --steps 2
 """
 
 import argparse
-import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -16,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, command, controlnet, edges, presets, sampler, sizes, text, trigflow
+from . import checkpoint, command, companions, controlnet, edges, presets, sampler, sizes, text, trigflow
 from . import images as images_of_files
 from .autoencoder import Autoencoder
 from .autoencoder_config import DOWNSCALE, SCALE
@@ -38,7 +36,7 @@ log = logging.getLogger(__name__)
 SPRINTS = [name for name, preset in presets.PRESETS.items() if preset.transformer.guidance_embed]
 MAX_GUIDANCE = 100.0
 EDGES = ("soft", "scribble", "none")  # how the command line makes a control image of a picture
-OUT = Path("output", "sana_sprint.png")
+DEFAULT_OUT = Path("output", "sana_sprint.png")  # in the working directory
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -103,7 +101,7 @@ class Pipeline:
             kind: checkpoint.build(w, dtype=_dtype(w, dtype, device), device=device) for kind, w in weights.items()
         }
         encoder = weights["text_encoder"]
-        tokenizer, preset = checkpoint.load_tokenizer(encoder), checkpoint.text_preset(encoder)
+        tokenizer, preset = companions.load_tokenizer(encoder), companions.text_preset(encoder)
         text_encoder = text.TextEncoder(models["text_encoder"], tokenizer, preset)
         size_px = weights["transformer"].settings["size_px"]
         return cls(models["transformer"], models["autoencoder"], text_encoder, size_px)
@@ -208,10 +206,10 @@ def _part(kind: str, model: str | Path, own: str | Path | None) -> checkpoint.We
     try:
         return checkpoint.load(own or model, kind)
     except checkpoint.MissingPart as error:
-        option = {"autoencoder": "--vae", "text_encoder": "--text-encoder"}.get(kind)
-        if own or option is None:
+        options = {"autoencoder": "autoencoder (--vae)", "text_encoder": "text_encoder (--text-encoder)"}
+        if own or kind not in options:
             raise
-        raise CheckpointError(f"{error}, or name that part's file with {option}") from None
+        raise CheckpointError(f"{error}, or name that part's file as {options[kind]}") from None
 
 
 def _require_fit(trunk: SanaTransformer, control: Control, size: tuple[int, int, int]) -> None:
@@ -234,20 +232,6 @@ def _dtype(weights: checkpoint.Weights, asked: torch.dtype | None, device: torch
     found = asked or checkpoint.majority_dtype(weights.tensors)
     instead = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     return instead if found == torch.float16 else found
-
-
-def find_model(name: str) -> Path:
-    """A path, or a preset's folder in the Hugging Face cache of this machine. Raises CheckpointError."""
-    if name not in presets.PRESETS:
-        return Path(name)
-    from huggingface_hub import snapshot_download  # what transformers downloads with
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    hub_id = presets.PRESETS[name].hub_id
-    try:
-        return Path(snapshot_download(hub_id, local_files_only=True))
-    except LocalEntryNotFoundError:
-        raise CheckpointError(f"{name} is not on this machine; download it with: hf download {hub_id}") from None
 
 
 # --- command line -----------------------------------------------------------------------------------
@@ -276,7 +260,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--hed", help="make the edges with this ControlNetHED.pth, rather than without weights")
     add("--dtype", choices=DTYPES, help="default: each file's")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--out", type=Path, help=f"further images of a batch get -1, -2, ... (default: a new one like {OUT})")
+    add("--out", type=Path, help=f"further images of a batch get -1, -2, ... (default: a new {DEFAULT_OUT})")
     return parser.parse_args(argv)
 
 
@@ -299,14 +283,9 @@ def _load_pipeline(args: argparse.Namespace) -> Pipeline:
     if args.model is None:
         log.info("no --model: the bundled one, which paints plain shapes, as in 'a red circle above a blue square'")
     device = usable_device(args.device)
-    path = presets.BUNDLED if args.model is None else find_model(args.model)
+    path = presets.BUNDLED if args.model is None else presets.find_model(args.model)
     dtype = DTYPES[args.dtype] if args.dtype else None
     return Pipeline.load(path, autoencoder=args.vae, text_encoder=args.text_encoder, dtype=dtype, device=device)
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    """[1, h, w, 3] in [0, 1]."""
-    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255.0)[None]
 
 
 @dataclass(frozen=True)
@@ -325,7 +304,7 @@ class _Drawing:
         """Cropped to the picture's proportions, as ComfyUI does, and resized to (width, height)."""
         first = next(pipeline.transformer.parameters())
         net = checkpoint.build(self.weights, dtype=first.dtype, device=first.device)
-        pixels = _pixels(ImageOps.fit(self.image, size, Image.Resampling.LANCZOS))
+        pixels = images_of_files.pixels(ImageOps.fit(self.image, size, Image.Resampling.LANCZOS))
         if self.kind != "none":
             pixels = edges.detect(pixels, self.hed, scribble=self.kind == "scribble")
         return Control(net, pixels, self.strength, self.start, self.end)
@@ -360,29 +339,12 @@ def _drawing(args: argparse.Namespace) -> _Drawing | None:
     return _Drawing(image, weights, args.control_strength, start, end, args.edges, hed)
 
 
-def _names(out: Path | None, count: int) -> list[Path]:
-    """One for each picture of a batch: of --out, else the first that no file has."""
-    if out is not None:
-        return [out if i == 0 else out.with_stem(f"{out.stem}-{i}") for i in range(count)]
-    for number in itertools.count(1):
-        names = _names(OUT if number == 1 else OUT.with_stem(f"{OUT.stem}_{number}"), count)
-        if not any(name.exists() for name in names):
-            return names
-
-
-def _save(images: Tensor, paths: Sequence[Path]) -> list[str]:
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
-    for path, pixels in zip(paths, images.mul(255.0).round().to("cpu", torch.uint8).numpy()):
-        Image.fromarray(pixels).save(path)
-    return [str(path.resolve()) for path in paths]
-
-
 def run(args: argparse.Namespace) -> dict:
     """One command line, done: the JSON document that it ends with."""
     if args.batch < 1:
         raise ValueError(f"--batch is {args.batch}; it must be at least 1")
     if args.out is not None:
-        images_of_files.check_name(args.out, "--out")
+        images_of_files.check_picture_name(args.out, "--out")
     source = images_of_files.read(args.image, "--image") if args.image is not None else None
     drawing = _drawing(args)
     strength = args.strength if source else 1.0
@@ -391,7 +353,7 @@ def run(args: argparse.Namespace) -> dict:
     pipeline = _load_pipeline(args)
     loaded = time.perf_counter()
     size = _size(args, source, pipeline.size_px)
-    image = _pixels(source.resize(size, Image.Resampling.LANCZOS)) if source else None
+    image = images_of_files.pixels(source.resize(size, Image.Resampling.LANCZOS)) if source else None
     controls = [drawing.of(pipeline, size)] if drawing else []
     seeds = [args.seed + i for i in range(args.batch)]
     with tqdm(total=steps, desc="steps") as bar:
@@ -407,8 +369,10 @@ def run(args: argparse.Namespace) -> dict:
             controls=controls,
             on_step=lambda *_: bar.update(),
         )
-    paths = _save(images, _names(args.out, args.batch))
+    names = images_of_files.names_of(args.out or DEFAULT_OUT, args.batch, new=args.out is None)
+    images_of_files.save(images, names)
     seconds = {"load": round(loaded - started, 3), "generate": round(time.perf_counter() - loaded, 3)}
+    paths = [str(name.resolve()) for name in names]
     return {"images": paths, "seconds": seconds, "steps": steps, "seeds": seeds, "size": size, "device": args.device}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .controlnet import AUTHORS, DIFFUSERS, TRUNK_TIME_SCALE, ControlNetConfig
+from .tensorfile import CheckpointError
 from .transformer import SELF_HEAD_DIM, TransformerConfig
 
 GUIDANCE = 4.5  # the paper's, and the default wherever none is given
@@ -206,3 +207,17 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]], positions: int = 0) -> T
         pos_embed_base=base,
         pos_embed_scale=base / 64 if base else 1.0,
     )
+
+
+def find_model(name: str) -> Path:
+    """A path, or a preset's folder in the Hugging Face cache of this machine. Raises CheckpointError."""
+    if name not in PRESETS:
+        return Path(name)
+    from huggingface_hub import snapshot_download  # what transformers downloads with
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    hub_id = PRESETS[name].hub_id
+    try:
+        return Path(snapshot_download(hub_id, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise CheckpointError(f"{name} is not on this machine; download it with: hf download {hub_id}") from None

@@ -16,16 +16,16 @@ ARGUMENTS = [
 READY = "window.app?.graph && window.app.canvas && window.app.extensionManager?.command"
 
 
-def launch(playwright: Playwright, chromium: str) -> Browser:
+def launch_chromium(playwright: Playwright, chromium: str) -> Browser:
     return playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
 
 
-def go(page: Page, server: Client) -> None:
+def open_editor(page: Page, server: Client) -> None:
     """To the editor, ready, without its first-run dialog."""
     server.request("/settings", {"Comfy.TutorialCompleted": True})
     page.goto(server.url)
-    wait(page)
+    wait_until_ready(page)
 
 
-def wait(page: Page) -> None:
+def wait_until_ready(page: Page) -> None:
     page.wait_for_function(READY, timeout=90_000)

@@ -6,19 +6,19 @@ Not a test: run it when that workflow, its nodes or the bundled model change, an
 """
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
-from editor import go, launch  # noqa: E402
+from editor import launch_chromium, open_editor  # noqa: E402
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
 import run  # noqa: E402
 
 MARGIN_PX = 14
+MINIMAP = "Comfy.Minimap.Visible"  # it would lie over the graph
 # The corners of all nodes, titles included, on the page.
 CORNERS = """() => {
     const boxes = app.graph.nodes.map(node => node.getBounding());
@@ -31,6 +31,7 @@ SHOWN = "app.graph.nodes.some(node => node.imgs?.some(image => image.complete &&
 
 
 def photograph(page: Page, ui: dict, path: Path) -> None:
+    """The graph of a workflow after a run, as large as the page allows."""
     page.evaluate("async ui => { await app.loadGraphData(ui) }", ui)
     page.evaluate("() => { app.queuePrompt(0) }")
     page.wait_for_function(SHOWN, timeout=300_000)
@@ -44,14 +45,16 @@ def photograph(page: Page, ui: dict, path: Path) -> None:
 
 def main() -> None:
     ui = json.loads((ROOT / "workflows" / "01_text_to_image.json").read_text(encoding="utf-8"))
-    chromium = next(filter(None, map(shutil.which, [*run.CHROMIUM, *run.CHROMIUM_ELSEWHERE])))
+    chromium = run.chromium() or sys.exit("no Chromium or Chrome found")
     with run.comfyui_server() as server, sync_playwright() as playwright:
-        server.request("/settings", {"Comfy.Minimap.Visible": False})
-        browser = launch(playwright, chromium)
+        before = server.json("/settings").get(MINIMAP, True)
+        server.request("/settings", {MINIMAP: False})
+        browser = launch_chromium(playwright, chromium)
         page = browser.new_page(viewport={"width": 1600, "height": 900})
-        go(page, server)
+        open_editor(page, server)
         photograph(page, ui, ROOT / "assets" / "graph.png")
         browser.close()
+        server.request("/settings", {MINIMAP: before})
 
 
 if __name__ == "__main__":

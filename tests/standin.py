@@ -15,6 +15,7 @@ from torch import Tensor
 from sprint_core import (
     autoencoder_config,
     checkpoint,
+    companions,
     keymaps,
     presets,
     quantise,
@@ -63,12 +64,17 @@ def random_model(model: torch.nn.Module, seed: int = SEED) -> dict[str, Tensor]:
 
 
 def byte_tokenizer() -> dict:
-    """A tokenizer.json with Gemma's special tokens whose other tokens are single bytes."""
+    """A tokenizer.json with Gemma's special tokens, <bos> in front, whose other tokens are single bytes."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     vocab = {piece: i for i, piece in enumerate([*special, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"])}
     added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    bos = {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}
+    one = [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    two = [*one, {"Sequence": {"id": "B", "type_id": 1}}]
+    front = {"type": "TemplateProcessing", "single": one, "pair": two, "special_tokens": {"<bos>": bos}}
     return {
         "version": "1.0",
+        "post_processor": front,
         "added_tokens": [{"id": i, "content": piece, **added} for i, piece in enumerate(special)],
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
         "model": {"type": "BPE", "unk_token": "<unk>", "byte_fallback": True, "vocab": vocab, "merges": []},
@@ -115,7 +121,7 @@ def fill(models: Path) -> None:
     folder = make(models / "diffusers" / NAME)
     parts = {kind: checkpoint.load(folder, kind) for kind in ("transformer", "autoencoder", "text_encoder")}
     encoder = parts["text_encoder"]
-    encoder.extras = text.tokenizer_state(checkpoint.load_tokenizer(encoder))
+    encoder.extras = text.tokenizer_state(companions.load_tokenizer(encoder))
     for name in ("gemma_2_2b_it_elm_bf16", "gemma_2_2b_it_elm_fp8_scaled"):
         checkpoint.save(models / "text_encoders" / f"{name}.safetensors", [encoder], {})
     checkpoint.save(models / "vae" / "diffusion_pytorch_model.safetensors", [parts["autoencoder"]], {})

@@ -19,7 +19,7 @@ import folder_paths
 import torch
 from torch import nn
 
-from ...sprint_core import checkpoint, text
+from ...sprint_core import checkpoint, companions, text
 from ...sprint_core.gemma import Gemma
 from . import quantised
 
@@ -169,8 +169,8 @@ def load_clip(path, options=None, disable_dynamic=False):
     """CLIP of a file or folder. options: {'dtype', 'device'}, both optional. Raises CheckpointError."""
     options = options or {}
     weights = checkpoint.load(path, "text_encoder")
-    tokenizer = checkpoint.load_tokenizer(weights)
-    preset = checkpoint.text_preset(weights)
+    tokenizer = companions.load_tokenizer(weights)
+    preset = companions.text_preset(weights)
     quant = quantised.prepare(weights)
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())
     log.info("%s", checkpoint.summary(weights))

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .. import command
 from ..autoencoder_config import DOWNSCALE
 from ..config import usable_device
-from ..images import check_name
+from ..images import check_picture_name
 from ..pipeline import DTYPES
 from ..sizes import MAX_PX, MIN_PX
 from . import alone, shares, sweep, training
@@ -165,7 +165,7 @@ def _check_options(args: argparse.Namespace, parts: Sequence[str]) -> None:
     if args.size is not None:
         _size(args.size)
     if args.plot:
-        check_name(args.plot, "--plot").parent.mkdir(parents=True, exist_ok=True)
+        check_picture_name(args.plot, "--plot")
     if ((args.compile or args.profile) and args.plot) or (args.compile and args.profile):
         raise ValueError("--plot, --compile and --profile go one at a time")
     if args.compile and not set(parts) & set(COMPILED):
@@ -228,6 +228,7 @@ def _cpu_name() -> str:
 def _plot(args: argparse.Namespace, ours: Ours, theirs: Theirs | None) -> dict:
     sizes = [_size(px) for px in args.plot_sizes.split(",")]
     found = sweep.sweep(ours, theirs, args.runs, sizes)
+    args.plot.parent.mkdir(parents=True, exist_ok=True)
     title = f"{args.model}, {str(ours.dtype).removeprefix('torch.')}, {ours.device}, {torch.get_num_threads()} threads"
     sweep.chart(found, title).save(args.plot)
     return _rounded(found) | {"file": str(args.plot.resolve())}

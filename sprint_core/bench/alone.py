@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import checkpoint, convert, presets, text
+from .. import checkpoint, companions, convert, presets, text
 from ..pipeline import DTYPES, Pipeline
 from .measure import Taken, resident_mib
 from .networks import SHORT, Ours, Words, prompt_of
@@ -35,7 +35,7 @@ def write(ours: Ours, folder: Path) -> None:
         "text_encoder": ours.text_encoder.gemma,
     }
     parts = [checkpoint.Weights(kind, net.config, net.state_dict(), folder) for kind, net in networks.items()]
-    bundled = checkpoint.load_tokenizer(checkpoint.load(presets.BUNDLED, "text_encoder"))
+    bundled = companions.load_tokenizer(checkpoint.load(presets.BUNDLED, "text_encoder"))
     parts[-1].extras = text.tokenizer_state(bundled)  # as every encoder has one; nobody uses it
     for out in convert.outputs(parts, "diffusers", {}):
         (folder / out.name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from .. import captions, checkpoint, controlnet, presets, text
+from .. import captions, checkpoint, companions, controlnet, presets, text
 from ..autoencoder import Autoencoder
 from ..autoencoder_config import DOWNSCALE, SANA, SCALE
 from ..gemma import Gemma, GemmaConfig
@@ -49,6 +49,7 @@ class Words:
 
 def prompt_of(tokens: int, seed: int) -> str:
     """A prompt of that many words, which the bundled tokenizer knows, too; another one for every seed."""
+    # As text, since Random(-1) is Random(1).
     return " ".join(random.Random(str(seed)).choices(captions.VOCABULARY, k=tokens))
 
 
@@ -124,7 +125,7 @@ class Ours(Parts):
         if self.preset is None:
             weights = checkpoint.load(presets.BUNDLED, "text_encoder")
             gemma = checkpoint.build(weights, dtype=self.dtype, device=self.device)
-            return text.TextEncoder(gemma, checkpoint.load_tokenizer(weights), checkpoint.text_preset(weights))
+            return text.TextEncoder(gemma, companions.load_tokenizer(weights), companions.text_preset(weights))
         gemma = self._made("text_encoder", lambda **how: Gemma(GemmaConfig(), **how))
         gemma.model.embed_tokens.weight.mul_(gemma.config.width**-0.5)  # else the other weights would not matter
         return text.TextEncoder(

@@ -59,7 +59,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--ablations",
         action="store_true",
-        help="the tables of the paper on the demo world, after whatever stage of --out they miss",
+        help="the tables of the paper on the demo world; what --out lacks of a demo run is trained first",
     )
     add("--dry-run", action="store_true", help="print what each stage would take, and train nothing")
     return parser.parse_args(argv)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import captions, checkpoint, controlnet, edges, examples, presets, scenes, tensorfile, text
+from .. import captions, checkpoint, companions, controlnet, edges, examples, presets, scenes, tensorfile, text
 from ..autoencoder import Autoencoder
 from ..autoencoder_config import SCALE
 from ..checkpoint import CheckpointError
@@ -154,7 +154,7 @@ class ControlRun:
 
     def _of_scenes(self, transformer: SanaTransformer) -> tuple[Encoding, data.ControlledScenes, Preview]:
         gemma = checkpoint.build(self.encoder, dtype=torch.float32, device=self.workers.device)
-        prompts = text.PromptTokenizer(checkpoint.load_tokenizer(self.encoder), checkpoint.text_preset(self.encoder))
+        prompts = text.PromptTokenizer(companions.load_tokenizer(self.encoder), companions.text_preset(self.encoder))
         with self.workers.first():
             pictures = data.ControlledScenes(self.autoencoder, self.out, self.pool)
         shown = [prompt for name in captions.CATEGORIES for prompt in examples.prompts(name, 2, free=True)]

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 MATMUL_SIZE, MATMUL_RUNS = 2048, 5
 FP32_BYTES = 4
-CAPTION_TOKENS = 300  # the longest; the demo's are shorter, and cheap
+CAPTION_TOKENS = 300  # the longest, at full size
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Estimate:
     trained: int  # parameters
     state_bytes: int  # weights, gradients, moments, moving average, frozen networks
     phases: tuple[Phase, ...]
-    per_step: float  # floating-point operations of one process, mean over phases
+    per_step: float  # floating-point operations of one process, mean over the steps of the run
     steps: int
 
     @property
@@ -73,15 +73,15 @@ class Estimate:
         parts.append(f"memory {self.memory_bytes / GIB:.1f} GiB ({self.state_bytes / GIB:.1f} GiB without activations)")
         seconds = self.per_step / flops_per_sec
         parts.append(f"{self.per_step / 1e12:.3g} TFLOP and at least {seconds:.2g} s a step, {self.steps} steps")
-        parts.append(f"{duration(self.steps * seconds)} at least")
+        parts.append(f"{_duration(self.steps * seconds)} at that rate")
         return "; ".join(parts)
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """For people: '40 s', '12 min', '3.5 h'."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+    if seconds < 59.5:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 59.5 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class MetaData:
@@ -112,7 +112,9 @@ def estimate(stage: Stage, frozen: Sequence[nn.Module], schedule: Schedule, work
     extra = 3 if schedule.optimizer == "adamw" else 2  # gradients, moments (CAME's second one is factored)
     kept = [*own, *stage.modules[stage.averaged].parameters(), *(p for module in frozen for p in module.parameters())]
     state = extra * trained + sum(p.numel() for p in kept)
-    per_step = sum(phase.flops for phase in phases) * (share / samples) / len(phases)
+    flops = {phase.name: phase.flops for phase in phases}
+    whole = sum(flops[name] for step in range(schedule.steps) for name in stage.phases(step))
+    per_step = whole * (share / samples) / schedule.steps
     return Estimate(stage.name, trained, FP32_BYTES * state, phases, per_step, schedule.steps)
 
 

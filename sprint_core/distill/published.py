@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint, presets, text
+from .. import checkpoint, companions, presets, text
 from ..autoencoder_config import DOWNSCALE, SCALE, AutoencoderConfig
 from ..checkpoint import CheckpointError, Weights
 from ..gemma import GemmaConfig
@@ -88,7 +88,7 @@ def encode_pictures(
     """
     device, dtype = workers.device, _inference_dtype(workers.device)
     vae, gemma = (checkpoint.build(weights, dtype=dtype, device=device) for weights in (autoencoder, text_encoder))
-    encoder = text.TextEncoder(gemma, checkpoint.load_tokenizer(text_encoder), checkpoint.text_preset(text_encoder))
+    encoder = text.TextEncoder(gemma, companions.load_tokenizer(text_encoder), companions.text_preset(text_encoder))
 
     @torch.inference_mode()
     def encode_image(images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from editor import go, launch, wait
+from editor import launch_chromium, open_editor, wait_until_ready
 from playwright.sync_api import sync_playwright
 
 from comfy_client import PACK_NAME
@@ -15,7 +15,7 @@ def chromium():
     if not path:
         pytest.fail("SPRINT_CHROMIUM names no browser: install Chromium, run `python run.py test`", pytrace=False)
     with sync_playwright() as playwright:
-        browser = launch(playwright, path)
+        browser = launch_chromium(playwright, path)
         yield browser
         browser.close()
 
@@ -27,7 +27,7 @@ def editor(chromium, server):
     errors = []
     page.on("console", lambda m: m.type == "error" and errors.append(f"{m.text} ({m.location['url']})"))
     page.on("pageerror", lambda error: errors.append(error.stack or str(error)))
-    go(page, server)
+    open_editor(page, server)
     yield page
     page.close()
     # The editor asks for a help page in the user's language first.
@@ -43,7 +43,7 @@ def setting(editor, server):
         changed[name] = before
         server.request("/settings", {name: value})
         editor.reload()
-        wait(editor)
+        wait_until_ready(editor)
 
     yield change
     for name, before in changed.items():

@@ -1,4 +1,4 @@
-"""Lets the core tests import `sprint_core` from the repository, without installing it, and their own `oracles`."""
+"""Lets the core tests import `sprint_core` from the repository, without installing it, and what lies beside them."""
 
 import sys
 from pathlib import Path

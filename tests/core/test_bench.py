@@ -4,6 +4,7 @@ How fast anything is, is no test.
 """
 
 import functools
+import io
 import json
 import sys
 
@@ -224,13 +225,22 @@ def test_every_seed_has_a_prompt_of_its_own_for_every_tokenizer(small):
         (["--against", "diffusers"], "choose --model 0.6B"),
         (["--compile", "--parts", "text"], "--compile: of these parts nothing is compiled"),
         (["--compile", "--profile"], "one at a time"),
-        (["--plot", "a.png", "--profile"], "one at a time"),
+        (["--plot", "new/a.png", "--profile"], "one at a time"),
+        (["--plot", "new/a.gif"], "--plot new/a.gif: name it .png"),
         (["--parts", "load", "--device", "cpu"], "choose --model 0.6B"),
     ],
 )
-def test_refused(words, message, caplog):
+def test_refused(words, message, caplog, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert bench.main(words) == 1
-    assert message in caplog.text
+    assert message in caplog.text and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("cpuinfo", "name"), [("flags: x\nmodel name\t: A B\n", "A B"), ("flags: x\n", "fallback")])
+def test_the_cpu_has_a_name(monkeypatch, cpuinfo, name):
+    monkeypatch.setattr("builtins.open", lambda path: io.StringIO(cpuinfo))
+    monkeypatch.setattr(bench.platform, "processor", lambda: "fallback")
+    assert bench._cpu_name() == name
 
 
 def test_without_diffusers_it_says_so(small, monkeypatch, caplog):

@@ -14,7 +14,7 @@ import torch
 from oracles import relative_error, shapes_of
 from tiny_networks import GEMMA, NATIVE, SANA10, SANA15, SPRINT, TEACHER, native, nvlabs, save
 
-from sprint_core import checkpoint, keymaps, presets, tensorfile, text
+from sprint_core import checkpoint, companions, keymaps, presets, tensorfile, text
 from sprint_core.checkpoint import CheckpointError, build, load
 from sprint_core.gemma import GemmaConfig
 from sprint_core.kinds import KINDS, kinds_in
@@ -225,22 +225,22 @@ def test_a_tokenizer_in_the_same_file(tmp_path, key):
 
 def test_tokenizers_are_found(tmp_path, folder):
     tokens = text.load_tokenizer(folder).encode("a cat")
-    assert checkpoint.load_tokenizer(load(folder, "text_encoder")).encode("a cat") == tokens
+    assert companions.load_tokenizer(load(folder, "text_encoder")).encode("a cat") == tokens
 
     file = save(tmp_path / "gemma.safetensors", NATIVE["text_encoder"])
     with pytest.raises(CheckpointError, match=r"gemma\.safetensors: no tokenizer .* put tokenizer\.json or"):
-        checkpoint.load_tokenizer(load(file, "text_encoder"))
+        companions.load_tokenizer(load(file, "text_encoder"))
     elsewhere = folder / "tokenizer"
     (tmp_path / "tokenizer.json").write_bytes((elsewhere / "tokenizer.json").read_bytes())
-    assert checkpoint.load_tokenizer(load(file, "text_encoder")).encode("a cat") == tokens
+    assert companions.load_tokenizer(load(file, "text_encoder")).encode("a cat") == tokens
 
     json_tensor = torch.frombuffer(bytearray((elsewhere / "tokenizer.json").read_bytes()), dtype=torch.uint8)
     embedded = save(tmp_path / "with.safetensors", NATIVE["text_encoder"] | {"tokenizer_json": json_tensor})
     (tmp_path / "tokenizer.json").unlink()
-    assert checkpoint.load_tokenizer(load(embedded, "text_encoder")).encode("a cat") == tokens
+    assert companions.load_tokenizer(load(embedded, "text_encoder")).encode("a cat") == tokens
     damaged = save(tmp_path / "damaged.safetensors", NATIVE["text_encoder"] | {"spiece_model": SPIECE})
     with pytest.raises(CheckpointError, match=r"damaged\.safetensors: its tokenizer cannot be used"):
-        checkpoint.load_tokenizer(load(damaged, "text_encoder"))
+        companions.load_tokenizer(load(damaged, "text_encoder"))
 
 
 # --- native files ---------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_native_file_of_all_parts(tmp_path, folder):
     encoder = parts[-1]
     preset = dataclasses.replace(text.text_preset("diffusers"), max_tokens=77)
     encoder.settings["text"] = dataclasses.asdict(preset)
-    encoder.extras |= text.tokenizer_state(checkpoint.load_tokenizer(encoder))
+    encoder.extras |= text.tokenizer_state(companions.load_tokenizer(encoder))
     path = tmp_path / "all.safetensors"
     checkpoint.save(path, parts, {})
     assert kinds_in(tensorfile.read(path).tensors) == list(PIPELINE)
@@ -271,9 +271,9 @@ def test_native_file_of_all_parts(tmp_path, folder):
         again = load(path, part.kind)
         assert (again.config, again.settings) == (part.config, part.settings)
         assert_same(again, part.tensors)
-    assert checkpoint.text_preset(again) == preset
-    assert checkpoint.text_preset(load(folder, "text_encoder")) == text.text_preset("nvlabs")
-    assert checkpoint.load_tokenizer(again).encode("hi") == checkpoint.load_tokenizer(encoder).encode("hi")
+    assert companions.text_preset(again) == preset
+    assert companions.text_preset(load(folder, "text_encoder")) == text.text_preset("nvlabs")
+    assert companions.load_tokenizer(again).encode("hi") == companions.load_tokenizer(encoder).encode("hi")
 
 
 def test_description_as_a_tensor(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from picture_files import plain, write
 from tiny_recipe import write_pictures
 
-from sprint_core import checkpoint, controlnet, edges, examples, presets, scenes, text
+from sprint_core import checkpoint, companions, controlnet, edges, examples, presets, scenes, text
 from sprint_core.distill import __main__ as command
 from sprint_core.distill import control, data, recipes
 from sprint_core.distill.control import ControlStage, block_count
@@ -267,7 +267,7 @@ def test_training_on_from_a_control_net(short, tmp_path, caplog):
 
 def test_another_text_encoder_is_another_run(short, tmp_path, caplog):
     weights = checkpoint.load(presets.BUNDLED, "text_encoder")
-    weights.extras |= text.tokenizer_state(checkpoint.load_tokenizer(weights))
+    weights.extras |= text.tokenizer_state(companions.load_tokenizer(weights))
     weights.tensors = {k: v + 0.01 for k, v in weights.tensors.items()}
     checkpoint.save(tmp_path / "other.safetensors", [weights], {})
     assert run(tmp_path / "out", pool=4) == 0

@@ -6,13 +6,14 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import standin
 import torch
 from diffusers import AutoencoderDC, DiffusionPipeline, SanaTransformer2DModel
 from transformers import Gemma2Model
 
-from sprint_core import checkpoint, convert, presets, quantise, tensorfile, text
+from sprint_core import checkpoint, companions, convert, presets, quantise, sampler, tensorfile, text
 from sprint_core.controlnet import AUTHORS, DIFFUSERS
 from sprint_core.kinds import KINDS
 from sprint_core.pipeline import Pipeline
@@ -52,8 +53,8 @@ def test_a_whole_pipeline(folder, tmp_path, capsys, to):
         same(checkpoint.load(source, kind), checkpoint.load(folder, kind))
     encoder = checkpoint.load(out / "text_encoder" if to == "diffusers" else out, "text_encoder")
     assert (
-        checkpoint.load_tokenizer(encoder).data
-        == checkpoint.load_tokenizer(checkpoint.load(folder, "text_encoder")).data
+        companions.load_tokenizer(encoder).data
+        == companions.load_tokenizer(checkpoint.load(folder, "text_encoder")).data
     )
 
 
@@ -90,20 +91,25 @@ def test_others_read_it(folder, tmp_path, capsys):
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), name
 
 
-@pytest.mark.parametrize("of", [{}, {"guidance_embed": False}])
-def test_a_pipeline_of_diffusers(tmp_path, capsys, of):
+@pytest.mark.parametrize("changes", [{}, {"guidance_embed": False}])
+def test_a_pipeline_of_diffusers(tmp_path, capsys, changes):
     """The folder that comes out is one that diffusers opens whole, and that converts back."""
-    source = standin.make(tmp_path / "source", dataclasses.replace(standin.TRANSFORMER, **of))
+    source = standin.make(tmp_path / "source", dataclasses.replace(standin.TRANSFORMER, **changes))
     run(capsys, source, tmp_path / "all.safetensors", "--to", "comfy")
     run(capsys, tmp_path / "all.safetensors", tmp_path / "folder", "--to", "diffusers")
     theirs = DiffusionPipeline.from_pretrained(tmp_path / "folder")
-    assert type(theirs).__name__ == ("SanaPipeline" if of else "SanaSprintPipeline")
-    if of:
+    assert type(theirs).__name__ == ("SanaPipeline" if changes else "SanaSprintPipeline")
+    if changes:
         assert theirs.scheduler.config.flow_shift == 3.0 and theirs.scheduler.config.use_flow_sigmas
     else:
         assert theirs.scheduler.config.prediction_type == "trigflow"
-        image = theirs("a cat", num_inference_steps=1, height=64, width=64, intermediate_timesteps=None).images[0]
-        assert image.size == (64, 64)
+        ours = Pipeline.load(source)
+        gemma, tokenizer = ours.text_encoder.gemma, ours.text_encoder.prompts.tokenizer
+        ours.text_encoder = text.TextEncoder(gemma, tokenizer, text.text_preset("diffusers"))
+        noise = sampler.initial_noise([3], (32, 2, 2))
+        options = {"num_inference_steps": 1, "intermediate_timesteps": None, "use_resolution_binning": False}
+        picture = theirs("a cat", height=64, width=64, latents=noise, output_type="np", **options).images[0]
+        assert np.abs(picture - ours.generate(["a cat"], seeds=[3], steps=1, size=(64, 64))[0].numpy()).max() < 1e-3
     assert run(capsys, tmp_path / "folder", tmp_path / "back.safetensors", "--to", "comfy")["parts"] == list(PARTS)
     for kind in PARTS:
         same(checkpoint.load(tmp_path / "back.safetensors", kind), checkpoint.load(source, kind))
@@ -117,6 +123,14 @@ def test_the_bundled_model_to_diffusers_and_back(tmp_path, capsys):
     assert there.size_px == back.size_px == 256
     images = [p.generate(["a red circle"], seeds=[0], steps=1) for p in (Pipeline.load(presets.BUNDLED), there, back)]
     assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
+
+
+def test_an_edited_config_counts(folder, tmp_path, capsys):
+    """What diffusers would read of a folder is what we read."""
+    run(capsys, folder, tmp_path / "x", "--to", "diffusers", "--part", "transformer")
+    config = json.loads((tmp_path / "x" / "config.json").read_text())
+    (tmp_path / "x" / "config.json").write_text(json.dumps(config | {"guidance_embeds_scale": 0.25}))
+    assert checkpoint.load(tmp_path / "x", "transformer").config.guidance_scale == 0.25
 
 
 def test_a_folder_of_two_parts(folder, tmp_path, capsys):
@@ -289,5 +303,5 @@ def test_the_bundled_model_goes_through(tmp_path, capsys):
     for kind in PARTS:
         same(checkpoint.load(tmp_path / "x.safetensors", kind), checkpoint.load(presets.BUNDLED, kind))
     encoder = checkpoint.load(tmp_path / "x.safetensors", "text_encoder")
-    assert checkpoint.text_preset(encoder) == checkpoint.text_preset(checkpoint.load(presets.BUNDLED, "text_encoder"))
-    assert isinstance(checkpoint.load_tokenizer(encoder), text.HFTokenizer)
+    assert companions.text_preset(encoder) == companions.text_preset(checkpoint.load(presets.BUNDLED, "text_encoder"))
+    assert isinstance(companions.load_tokenizer(encoder), text.HFTokenizer)

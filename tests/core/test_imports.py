@@ -33,6 +33,7 @@ ORDER = (
     "presets",
     "sampler",
     "checkpoint",
+    "companions",
     "preview",
     "tiny_autoencoder",
     "lora",

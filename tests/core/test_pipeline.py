@@ -21,7 +21,7 @@ from oracles import randn, relative_error
 from PIL import Image
 from transformers import Gemma2Model, PreTrainedTokenizerFast
 
-from sprint_core import checkpoint, keymaps, pipeline, text, trigflow
+from sprint_core import checkpoint, companions, keymaps, pipeline, text, trigflow
 from sprint_core.pipeline import Pipeline
 
 PROMPT = "A red Circle to the left of a blue square"
@@ -48,7 +48,6 @@ def ours(folder) -> Pipeline:
 def parts(folder) -> dict:
     """diffusers' and transformers' models from the same folder."""
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 2)])
     special = {"bos_token": "<bos>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return {
         "tokenizer": PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special),
@@ -220,7 +219,7 @@ def test_parts_from_several_places(folder, tmp_path, ours):
     """One native file with everything, and each part from its own file, give the folder's image."""
     weights = {kind: checkpoint.load(folder, kind) for kind in ("transformer", "autoencoder", "text_encoder")}
     encoder = weights["text_encoder"]
-    encoder.extras |= text.tokenizer_state(checkpoint.load_tokenizer(encoder))
+    encoder.extras |= text.tokenizer_state(companions.load_tokenizer(encoder))
     encoder.settings["text"] = {"instruction": None}
     checkpoint.save(tmp_path / "all.safetensors", weights.values(), {})
     for kind in ("transformer", "autoencoder", "text_encoder"):
@@ -296,10 +295,16 @@ def test_command_line_without_out_overwrites_nothing(tmp_path, capsys, monkeypat
 def test_a_model_without_its_other_parts_says_how_to_name_them(folder, tmp_path, capsys, caplog):
     checkpoint.save(tmp_path / "t.safetensors", [checkpoint.load(folder, "transformer")], {})
     assert pipeline.main(["a cat", "--model", str(tmp_path / "t.safetensors")]) == 1
-    assert "not a DC-AE" in caplog.text and "or name that part's file with --vae" in caplog.text
+    assert "not a DC-AE" in caplog.text and "or name that part's file as autoencoder (--vae)" in caplog.text
     vae = ["--vae", str(folder)]
     assert pipeline.main(["a cat", "--model", str(tmp_path / "t.safetensors"), *vae]) == 1
-    assert "or name that part's file with --text-encoder" in caplog.records[-1].getMessage()
+    assert "or name that part's file as text_encoder (--text-encoder)" in caplog.records[-1].getMessage()
+    (tmp_path / "two").mkdir()
+    for part in ("transformer", "vae"):
+        (tmp_path / "two" / part).symlink_to(folder / part)
+    assert pipeline.main(["a cat", "--model", str(tmp_path / "two")]) == 1
+    said = caplog.records[-1].getMessage()
+    assert "it holds transformer and vae, not a Gemma-2 text encoder" in said and "(--text-encoder)" in said
     assert pipeline.main(["a cat", "--model", str(folder), "--vae", str(tmp_path / "t.safetensors")]) == 1
     assert "or name" not in caplog.records[-1].getMessage()
 

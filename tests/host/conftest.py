@@ -272,14 +272,14 @@ def write_lora(host):
 @pytest.fixture(scope="session")
 def stored(host, pipeline_folder):
     """stored(kind, name, change, config): the stand-in's weights, changed, as a native file in models/checkpoints."""
-    from sprint_core import checkpoint
+    from sprint_core import checkpoint, companions
 
     def write(kind, name, change=lambda tensors: tensors, config=None):
         weights = checkpoint.load(pipeline_folder, kind)
         weights.tensors = change(dict(weights.tensors))
         weights.config = config or weights.config
         if kind == "text_encoder":
-            tokenizer = checkpoint.load_tokenizer(weights)
+            tokenizer = companions.load_tokenizer(weights)
             weights.extras = {tokenizer.state_key: torch.tensor(list(tokenizer.data), dtype=torch.uint8)}
         checkpoint.save(host.base / "models" / "checkpoints" / name, [weights], {})
         return name
