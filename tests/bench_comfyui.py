@@ -98,7 +98,6 @@ def full(model: str, size_px: int, runs: int) -> dict:
         made = networks.Ours(model, size_px, torch.device("cpu"), torch.bfloat16)
         pipeline = base / "models" / "diffusers" / MODEL_FOLDER
         alone.write(made, pipeline)
-        (pipeline / "model_index.json").write_text('{"_class_name": "SanaSprintPipeline"}', encoding="utf-8")
         del made
         arguments = tuple(run.device_arguments(host.python))
         with Server(host.python, host.comfyui, base, run.HOME / "bench.log", arguments) as server:

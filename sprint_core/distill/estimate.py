@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 MATMUL_SIZE, MATMUL_RUNS = 2048, 5
 FP32_BYTES = 4
-CAPTION_TOKENS = 300  # the longest, at full size
+CAPTION_TOKENS = 300  # the longest; the demo's few are counted as so many, too
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,10 @@ class MetaData:
 
 
 def estimate(stage: Stage, frozen: Sequence[nn.Module], schedule: Schedule, workers: Workers = ALONE) -> Estimate:
-    """Of a stage that was built on the meta device, at its end; frozen: the networks it reads besides its own."""
+    """Of a stage that was built on the meta device; frozen: the networks it reads besides its own.
+
+    Each phase is counted as at the end of the run, where it is largest.
+    """
     share = len(workers.share(schedule.batch))
     samples = min(schedule.portion or share, share)
     end = schedule.steps  # where all that joins later takes part
