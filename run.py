@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from comfy_client import ComfyError, Server, free_port, prepare_base
+from launcher.client import ComfyError, Server, free_port, prepare_base
 
 ROOT = Path(__file__).resolve().parent
 HOME = Path(os.environ.get("SPRINT_HOST") or ROOT / ".host").resolve()

@@ -3,8 +3,8 @@
 import torch
 from comfy_api.latest import io
 
-from ..sprint_core import edges
-from ..sprint_core.controlnet import MAX_STRENGTH
+from ..sprint_core.images import edges
+from ..sprint_core.models.controlnet import MAX_STRENGTH
 from .adapters import annotators, screen
 from .adapters import control as adapter
 

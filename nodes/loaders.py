@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..sprint_core.presets import BUNDLED_CONTROL_NAME
+from ..sprint_core.weights.presets import BUNDLED_CONTROL_NAME
 from .adapters import clip, control, folders, lora, model, options, screen, vae
 
 CATEGORY = "SANA-Sprint/loaders"

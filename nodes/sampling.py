@@ -3,7 +3,8 @@
 import torch
 from comfy_api.latest import io
 
-from ..sprint_core import presets, trigflow
+from ..sprint_core import trigflow
+from ..sprint_core.weights import presets
 from .adapters import sampling as adapter
 from .adapters import screen
 

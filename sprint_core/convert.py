@@ -28,21 +28,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import (
-    autoencoder_config,
-    checkpoint,
-    command,
-    companions,
-    gemma,
-    keymaps,
-    presets,
-    preview,
-    quantise,
-    tensorfile,
-    text,
-)
-from .checkpoint import CheckpointError, Weights
-from .kinds import KINDS, foreign_family, kinds_in
+from . import cli as command
+from .images import preview
+from .models import autoencoder_config, gemma
+from .text import encoder as text
+from .text import loading as companions
+from .weights import checkpoint, keymaps, presets, quantise, tensorfile
+from .weights.checkpoint import CheckpointError, Weights
+from .weights.kinds import KINDS, foreign_family, kinds_in
 
 LAYOUTS = ("native", "diffusers", "nvlabs", "comfy")
 CAPTION_TOKENS = 300  # of the authors' empty caption

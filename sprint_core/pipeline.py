@@ -21,15 +21,21 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoint, command, companions, controlnet, edges, presets, sampler, sizes, text, trigflow
-from . import images as images_of_files
-from .autoencoder import Autoencoder
-from .autoencoder_config import DOWNSCALE, SCALE
-from .checkpoint import CheckpointError
+from . import cli as command
+from . import sampler, trigflow
 from .config import usable_device
-from .controlnet import SanaControlNet
-from .layers import to_device
-from .transformer import LATENT_CHANNELS, SanaTransformer
+from .images import edges, sizes
+from .images import files as images_of_files
+from .models import controlnet
+from .models.autoencoder import Autoencoder
+from .models.autoencoder_config import DOWNSCALE, SCALE
+from .models.controlnet import SanaControlNet
+from .models.layers import to_device
+from .models.transformer import LATENT_CHANNELS, SanaTransformer
+from .text import encoder as text
+from .text import loading as companions
+from .weights import checkpoint, presets
+from .weights.checkpoint import CheckpointError
 
 log = logging.getLogger(__name__)
 

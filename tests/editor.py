@@ -2,7 +2,7 @@
 
 from playwright.sync_api import Browser, Page, Playwright
 
-from comfy_client import Client
+from launcher.client import Client
 
 ARGUMENTS = [
     "--no-sandbox",

@@ -12,22 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sprint_core import (
-    autoencoder_config,
-    checkpoint,
-    companions,
-    keymaps,
-    presets,
-    quantise,
-    tensorfile,
-    text,
-    tiny_autoencoder,
-)
-from sprint_core.autoencoder import Autoencoder
-from sprint_core.autoencoder_config import AutoencoderConfig
-from sprint_core.controlnet import ControlNetConfig, SanaControlNet
-from sprint_core.gemma import Gemma, GemmaConfig, config_to_hf
-from sprint_core.transformer import SanaTransformer, TransformerConfig
+from sprint_core.models import autoencoder_config, tiny_autoencoder
+from sprint_core.models.autoencoder import Autoencoder
+from sprint_core.models.autoencoder_config import AutoencoderConfig
+from sprint_core.models.controlnet import ControlNetConfig, SanaControlNet
+from sprint_core.models.gemma import Gemma, GemmaConfig, config_to_hf
+from sprint_core.models.transformer import SanaTransformer, TransformerConfig
+from sprint_core.text import encoder as text
+from sprint_core.text import loading as companions
+from sprint_core.weights import checkpoint, keymaps, presets, quantise, tensorfile
 
 NAME = "SANA-Sprint-standin"
 SEED = 0

@@ -11,7 +11,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ...sprint_core import edges
+from ...sprint_core.images import edges
 
 log = logging.getLogger(__name__)
 

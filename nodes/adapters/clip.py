@@ -19,8 +19,10 @@ import folder_paths
 import torch
 from torch import nn
 
-from ...sprint_core import checkpoint, companions, text
-from ...sprint_core.gemma import Gemma
+from ...sprint_core.models.gemma import Gemma
+from ...sprint_core.text import encoder as text
+from ...sprint_core.text import loading as companions
+from ...sprint_core.weights import checkpoint
 from . import quantised
 
 log = logging.getLogger(__name__)

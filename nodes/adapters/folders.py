@@ -9,8 +9,10 @@ from pathlib import Path
 
 import folder_paths
 
-from ...sprint_core import presets, preview, tiny_autoencoder
-from ...sprint_core.tensorfile import WEIGHT_SUFFIXES, CheckpointError, is_shard
+from ...sprint_core.images import preview
+from ...sprint_core.models import tiny_autoencoder
+from ...sprint_core.weights import presets
+from ...sprint_core.weights.tensorfile import WEIGHT_SUFFIXES, CheckpointError, is_shard
 
 PIPELINES = "diffusers"
 APPROXIMATE, TINY_DECODER = "vae_approx", "taesana_decoder"  # tiny decoders of all families lie there, told by name

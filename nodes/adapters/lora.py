@@ -7,8 +7,8 @@ import comfy.sd
 import folder_paths
 import torch
 
-from ...sprint_core import lora, tensorfile
-from ...sprint_core.tensorfile import CheckpointError
+from ...sprint_core.weights import lora, tensorfile
+from ...sprint_core.weights.tensorfile import CheckpointError
 from . import clip as clip_adapter
 from . import model as model_adapter
 

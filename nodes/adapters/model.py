@@ -22,10 +22,11 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...sprint_core import checkpoint, trigflow
-from ...sprint_core.autoencoder_config import DOWNSCALE, SCALE
-from ...sprint_core.presets import GUIDANCE
-from ...sprint_core.transformer import LATENT_CHANNELS, SanaTransformer, TransformerConfig
+from ...sprint_core import trigflow
+from ...sprint_core.models.autoencoder_config import DOWNSCALE, SCALE
+from ...sprint_core.models.transformer import LATENT_CHANNELS, SanaTransformer, TransformerConfig
+from ...sprint_core.weights import checkpoint
+from ...sprint_core.weights.presets import GUIDANCE
 from . import quantised
 from .preview import Painter, known
 

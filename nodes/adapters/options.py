@@ -2,7 +2,7 @@
 
 import torch
 
-from ...sprint_core import controlnet
+from ...sprint_core.models import controlnet
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TIME_SCALES = {"auto": None, "0..1": 1.0, "0..1000": 1000.0}

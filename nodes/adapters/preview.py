@@ -1,9 +1,9 @@
 """Live previews: how ComfyUI paints a latent while it is sampled.
 
 ComfyUI's RGB previewer is `reshape`, then a linear map. A model paints with the map of its own VAE where that is known
-(sprint_core.preview), else with one that is learnt from each picture that a VAE decodes. Where the user asked for TAESD
-previews and models/vae_approx has a TAESANA, `reshape` is its decoder, and the map the identity. So every sampler shows
-them, and nothing is patched.
+(sprint_core.images.preview), else with one that is learnt from each picture that a VAE decodes. Where the user asked
+for TAESD previews and models/vae_approx has a TAESANA, `reshape` is its decoder, and the map the identity. So every
+sampler shows them, and nothing is patched.
 """
 
 import functools
@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...sprint_core import preview, tiny_autoencoder
-from ...sprint_core.autoencoder_config import SCALE
-from ...sprint_core.checkpoint import Weights
-from ...sprint_core.preview import Factors, RGBFit
-from ...sprint_core.tensorfile import CheckpointError
+from ...sprint_core.images import preview
+from ...sprint_core.images.preview import Factors, RGBFit
+from ...sprint_core.models import tiny_autoencoder
+from ...sprint_core.models.autoencoder_config import SCALE
+from ...sprint_core.weights.checkpoint import Weights
+from ...sprint_core.weights.tensorfile import CheckpointError
 from .folders import APPROXIMATE, TINY_DECODER
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 import comfy.utils
 
-from ...sprint_core.checkpoint import Weights
+from ...sprint_core.weights.checkpoint import Weights
 
 
 def prepare(weights: Weights) -> dict | None:

@@ -10,8 +10,8 @@ import node_helpers
 from torch import Tensor
 from tqdm import tqdm
 
-from ...sprint_core import presets
 from ...sprint_core import sampler as core
+from ...sprint_core.weights import presets
 from . import model as model_adapter
 
 

@@ -10,11 +10,12 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ...sprint_core import checkpoint, compiled, tiny_autoencoder
-from ...sprint_core.autoencoder import Autoencoder
-from ...sprint_core.autoencoder_config import DOWNSCALE
-from ...sprint_core.tensorfile import CheckpointError
-from ...sprint_core.transformer import LATENT_CHANNELS
+from ...sprint_core.models import compiled, tiny_autoencoder
+from ...sprint_core.models.autoencoder import Autoencoder
+from ...sprint_core.models.autoencoder_config import DOWNSCALE
+from ...sprint_core.models.transformer import LATENT_CHANNELS
+from ...sprint_core.weights import checkpoint
+from ...sprint_core.weights.tensorfile import CheckpointError
 from .preview import Colours, known
 
 log = logging.getLogger(__name__)

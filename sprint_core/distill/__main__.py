@@ -23,10 +23,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .. import checkpoint, presets
-from . import ablations, control, demo, estimate, recipes
-from .published import Published, Sources
-from .workers import Workers, launched
+from ..weights import checkpoint, presets
+from . import recipes
+from .engine.workers import Workers, launched
+from .runs import ablations, control, demo, estimate
+from .runs.published import Published, Sources
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..autoencoder_config import RES, VIT, AutoencoderConfig
-from ..gemma import GemmaConfig
-from ..transformer import TransformerConfig
+from ..models.autoencoder_config import RES, VIT, AutoencoderConfig
+from ..models.gemma import GemmaConfig
+from ..models.transformer import TransformerConfig
 
 DEMO_PX = 256
 DEMO_FLOW_SHIFT = 5.0  # scenes hold few bits, so what they show is decided at s of 0.75 to 0.98

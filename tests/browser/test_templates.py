@@ -4,8 +4,8 @@ import json
 import statistics
 from pathlib import Path
 
-from comfy_client import PACK_NAME
-from comfy_prompt import api_prompt
+from launcher.client import PACK_NAME
+from launcher.prompt import api_prompt
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 STROKES = 5

@@ -14,7 +14,7 @@ torch.set_num_threads(1)  # the models are tiny: threads would only wait for one
 @pytest.fixture(scope="session")
 def drawn() -> dict[str, list]:
     """3000 scenes of each split, with their captions."""
-    from sprint_core.captions import SPLITS
-    from sprint_core.examples import scene_and_caption
+    from sprint_core.shapes.captions import SPLITS
+    from sprint_core.shapes.examples import scene_and_caption
 
     return {split: [scene_and_caption(seed, split) for seed in range(3000)] for split in SPLITS}

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageFilter
 
-from sprint_core.scenes import COLOURS, Scene, Thing, backdrop, render
+from sprint_core.shapes.scenes import COLOURS, Scene, Thing, backdrop, render
 
 
 def blurred(image: np.ndarray, sigma: float = 2) -> np.ndarray:

@@ -6,9 +6,9 @@ import standin
 import torch
 from diffusers import SanaTransformer2DModel
 
-from sprint_core import keymaps
-from sprint_core.presets import config_from_diffusers
-from sprint_core.transformer import SanaTransformer
+from sprint_core.models.transformer import SanaTransformer
+from sprint_core.weights import keymaps
+from sprint_core.weights.presets import config_from_diffusers
 
 QK = {"qk_norm": "rms_norm_across_heads"}
 SPRINT = {**QK, "guidance_embeds": True, "guidance_embeds_scale": 0.1}

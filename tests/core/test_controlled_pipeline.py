@@ -11,23 +11,15 @@ import standin
 import torch
 from PIL import Image
 
-from sprint_core import (
-    captions,
-    checkpoint,
-    edges,
-    evaluate,
-    evaluate_control,
-    examples,
-    judge,
-    pipeline,
-    presets,
-    sampler,
-    scenes,
-    trigflow,
-)
-from sprint_core.controlnet import AUTHORS, WIRINGS
+from sprint_core import pipeline, sampler, trigflow
+from sprint_core.evaluate import __main__ as evaluate
+from sprint_core.evaluate import control as evaluate_control
+from sprint_core.images import edges
+from sprint_core.models.controlnet import AUTHORS, WIRINGS
+from sprint_core.models.transformer import SanaTransformer
 from sprint_core.pipeline import Control, Pipeline
-from sprint_core.transformer import SanaTransformer
+from sprint_core.shapes import captions, examples, judge, scenes
+from sprint_core.weights import checkpoint, presets
 
 SIZE = (96, 64)  # width, height
 PROMPT = "a red circle"

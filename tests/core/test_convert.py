@@ -13,11 +13,14 @@ import torch
 from diffusers import AutoencoderDC, DiffusionPipeline, SanaTransformer2DModel
 from transformers import Gemma2Model
 
-from sprint_core import checkpoint, companions, convert, presets, quantise, sampler, tensorfile, text
-from sprint_core.controlnet import AUTHORS, DIFFUSERS
-from sprint_core.kinds import KINDS
+from sprint_core import convert, sampler
+from sprint_core.models.controlnet import AUTHORS, DIFFUSERS
 from sprint_core.pipeline import Pipeline
-from sprint_core.presets import Preset
+from sprint_core.text import encoder as text
+from sprint_core.text import loading as companions
+from sprint_core.weights import checkpoint, presets, quantise, tensorfile
+from sprint_core.weights.kinds import KINDS
+from sprint_core.weights.presets import Preset
 
 PARTS = ("transformer", "autoencoder", "text_encoder")
 

@@ -21,8 +21,11 @@ from oracles import randn, relative_error
 from PIL import Image
 from transformers import Gemma2Model, PreTrainedTokenizerFast
 
-from sprint_core import checkpoint, companions, keymaps, pipeline, text, trigflow
+from sprint_core import pipeline, trigflow
 from sprint_core.pipeline import Pipeline
+from sprint_core.text import encoder as text
+from sprint_core.text import loading as companions
+from sprint_core.weights import checkpoint, keymaps
 
 PROMPT = "A red Circle to the left of a blue square"
 PROMPTS = [PROMPT, "a cat", "", "words " * 80]  # the last one is cut
@@ -394,5 +397,5 @@ def test_nvlabs_file_and_folder_paint_the_same_picture(folder, tmp_path, capsys,
     pictures = []
     for model in (folder, tmp_path / "Sana_Sprint.pth"):
         command(capsys, PROMPT, "--model", model, *options)
-        pictures.append((tmp_path / "x.png").read_bytes())
-    assert pictures[0] == pictures[1]
+        pictures.append(np.asarray(Image.open(tmp_path / "x.png"), np.int16))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1  # of 255: kernels round by where a file's tensors are aligned

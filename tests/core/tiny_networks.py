@@ -7,11 +7,11 @@ import safetensors.torch
 import standin
 import torch
 
-from sprint_core import keymaps
-from sprint_core.autoencoder import Autoencoder
-from sprint_core.controlnet import ControlNetConfig, SanaControlNet
-from sprint_core.gemma import Gemma, GemmaConfig
-from sprint_core.transformer import SanaTransformer, TransformerConfig
+from sprint_core.models.autoencoder import Autoencoder
+from sprint_core.models.controlnet import ControlNetConfig, SanaControlNet
+from sprint_core.models.gemma import Gemma, GemmaConfig
+from sprint_core.models.transformer import SanaTransformer, TransformerConfig
+from sprint_core.weights import keymaps
 
 SPRINT = standin.TRANSFORMER
 TEACHER = dataclasses.replace(SPRINT, guidance_embed=False)

@@ -7,10 +7,10 @@ import pytest
 import standin
 from picture_files import plain, write
 
-from sprint_core import presets
 from sprint_core.distill import recipes
 from sprint_core.distill.recipes import CAME_BETAS, Objective, Recipe, Schedule
-from sprint_core.presets import Preset
+from sprint_core.weights import presets
+from sprint_core.weights.presets import Preset
 
 SIZE_PX = 64
 SANA = dataclasses.replace(standin.TEACHER, time_scale=1000.0, qk_norm=False)  # as SANA 1.0, without stabilisers

@@ -272,7 +272,8 @@ def write_lora(host):
 @pytest.fixture(scope="session")
 def stored(host, pipeline_folder):
     """stored(kind, name, change, config): the stand-in's weights, changed, as a native file in models/checkpoints."""
-    from sprint_core import checkpoint, companions
+    from sprint_core.text import loading as companions
+    from sprint_core.weights import checkpoint
 
     def write(kind, name, change=lambda tensors: tensors, config=None):
         weights = checkpoint.load(pipeline_folder, kind)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sprint_core import checkpoint, tensorfile
+from sprint_core.weights import checkpoint, tensorfile
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from sprint_core import captions, examples, judge, presets
 from sprint_core.pipeline import Pipeline
+from sprint_core.shapes import captions, examples, judge
+from sprint_core.weights import presets
 
 
 @pytest.fixture(scope="module")

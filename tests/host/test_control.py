@@ -4,9 +4,12 @@ import pytest
 import standin
 import torch
 
-from sprint_core import checkpoint, controlnet, edges, trigflow
-from sprint_core.controlnet import AUTHORS, DIFFUSERS, WIRINGS
+from sprint_core import trigflow
+from sprint_core.images import edges
+from sprint_core.models import controlnet
+from sprint_core.models.controlnet import AUTHORS, DIFFUSERS, WIRINGS
 from sprint_core.pipeline import Control, Pipeline
+from sprint_core.weights import checkpoint
 
 APPLY = "SanaSprintControlNetApply"
 STOCK = "ControlNetApplyAdvanced"

@@ -129,7 +129,7 @@ def test_repeated_latents_get_seeds_of_their_own(node, sample, empty, close):
 
 def test_a_padded_batch_of_prompts_equals_single_runs(pipeline, node, model, host, clip, close):
     """Four prompts of different length, padded with a mask, through ComfyUI's MODEL."""
-    from sprint_core import text
+    from sprint_core.text import encoder as text
 
     prompts = ["a", "a red circle", "two birds", "a large blue square to the left of it"]
     rows = [node("CLIPTextEncode", clip=clip, text=prompt)[0][0] for prompt in prompts]

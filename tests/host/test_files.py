@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from sprint_core import checkpoint, presets, tensorfile
+from sprint_core.weights import checkpoint, presets, tensorfile
 
 
 def listed(node, id, name):

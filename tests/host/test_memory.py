@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from sprint_core import presets
+from sprint_core.weights import presets
 
 LIMIT = 1e-5
 

@@ -8,7 +8,7 @@ import pytest
 import standin
 import torch
 
-from sprint_core import checkpoint, tensorfile
+from sprint_core.weights import checkpoint, tensorfile
 
 LIMIT = 1e-4  # ComfyUI sums in another order than the test
 TABLE = "transformer_blocks.0.scale_shift_table.weight"

@@ -6,7 +6,8 @@ import pytest
 import standin
 import torch
 
-from sprint_core import checkpoint, trigflow
+from sprint_core import trigflow
+from sprint_core.weights import checkpoint
 
 STEPS, CFG = 6, 4.5
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sprint_core import text
 from sprint_core.pipeline import Pipeline
+from sprint_core.text import encoder as text
 
 LIMIT = 1e-5
 

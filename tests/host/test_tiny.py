@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sprint_core.tiny_autoencoder import HALVES, TinyAutoencoder
+from sprint_core.models.tiny_autoencoder import HALVES, TinyAutoencoder
 
 SCALE = 0.41407
 
@@ -101,7 +101,7 @@ def test_other_methods_paint_colours(model, files, method, bundled_colours):
 
 @pytest.fixture
 def bundled_colours(host, monkeypatch):
-    from sprint_core.preview import Factors
+    from sprint_core.images.preview import Factors
 
     factors = Factors([[0.1] * 3] * 32, [0] * 3)
     adapter = host.pack("nodes.adapters.preview")
@@ -148,7 +148,7 @@ def test_a_model_keeps_the_colours_of_its_own_vae(host, model, colours_of):
 
 @pytest.fixture
 def colours_of(host, monkeypatch):
-    from sprint_core.preview import Factors
+    from sprint_core.images.preview import Factors
 
     adapter = host.pack("nodes.adapters.preview")
     monkeypatch.setattr(adapter.Colours, "latest", None)

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from comfy_client import Client, Server
-from comfy_prompt import ComfyError
+from launcher.client import Client, Server
+from launcher.prompt import ComfyError
 
 PREVIEW = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
 GREY = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 32, "batch_size": 2, "color": 0x808080}}

@@ -8,8 +8,8 @@ import standin
 import torch
 from safetensors.torch import save_file
 
-from comfy_client import ComfyError
-from sprint_core import presets, tensorfile
+from launcher.client import ComfyError
+from sprint_core.weights import presets, tensorfile
 
 BUNDLED = presets.BUNDLED_NAME
 

@@ -5,15 +5,15 @@ import json
 import urllib.error
 from pathlib import Path
 
-import make_help
 import pytest
 from PIL import Image
 
-from comfy_client import PACK_NAME
+from launcher.client import PACK_NAME
+from tools import make_help
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("en", "zh", "zh-TW", "ja", "ko", "fr", "es", "ru")
-RENEW = "run `python run.py python tests/make_help.py`"
+RENEW = "run `python run.py python tools/make_help.py`"
 
 
 @pytest.fixture(scope="module")

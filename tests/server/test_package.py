@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from comfy_client import PACK_NAME, Server, prepare_base
+from launcher.client import PACK_NAME, Server, prepare_base
 
 ROOT = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 0.3

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import run
-from sprint_core import presets
+from sprint_core.weights import presets
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,0 +1,1 @@
+"""What each part of a picture costs on this machine, beside diffusers: python -m benchmarks."""

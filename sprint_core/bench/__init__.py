@@ -1,1 +1,0 @@
-"""What each part of a picture costs on this machine, beside diffusers: python -m sprint_core.bench."""

@@ -1,0 +1,1 @@
+"""What the stages learn from: scenes of shapes, and captioned images."""

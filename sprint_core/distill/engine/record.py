@@ -1,0 +1,99 @@
+"""What a training tells people while it runs: a progress bar, numbers, pictures.
+
+metrics.jsonl holds one line per LOG_EVERY steps, samples/ one picture grid per SAMPLE_EVERY; where
+tensorboard is installed, both are also written for it.
+"""
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ..recipes import Schedule
+
+
+class Record(contextlib.AbstractContextManager):
+    """The record of one stage in its folder; one of several processes writes."""
+
+    def __init__(self, folder: Path, schedule: Schedule, step: int, writes: bool):
+        self.folder, self.batch, self.writes = folder, schedule.batch, writes
+        quiet = not writes or not sys.stderr.isatty()
+        self.bar = tqdm(total=schedule.steps, initial=step, desc=folder.name, unit=" steps", disable=quiet)
+        self.board = _tensorboard(folder) if writes else None
+        self.since = (step, time.monotonic())
+        if writes:
+            self._forget_after(step)
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+        if self.board:
+            self.board.close()
+
+    def step(self) -> None:
+        self.bar.update()
+
+    def metrics(self, step: int, skipped: int, values: Mapping[str, Tensor]) -> None:
+        """One line; the speed is that since the last one."""
+        if not self.writes:
+            return
+        numbers = {name: round(float(value), 6) for name, value in values.items()}
+        numbers = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+        (before, then), now = self.since, time.monotonic()
+        numbers["images_per_sec"] = round((step - before) * self.batch / max(now - then, 1e-9), 2)
+        self.since = (step, now)
+        self.bar.set_postfix(
+            loss=next(iter(numbers.values())), images_s=f"{numbers['images_per_sec']:.1f}", skipped=skipped
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "skipped": skipped, "time": round(time.time(), 1), **numbers}) + "\n")
+        if self.board:
+            for name, number in numbers.items():
+                if number is not None:
+                    self.board.add_scalar(name, number, step)
+
+    def _forget_after(self, step: int) -> None:
+        """Drop lines of steps that an interruption undid, so that no step is there twice."""
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+        if len(whole) < len(lines):
+            path.write_text("".join(whole), encoding="utf-8")
+
+    def samples(self, step: int, images: Tensor) -> None:
+        """images: [b, h, w, 3] in [0, 1], as one picture."""
+        sheet = tile(images)
+        folder = self.folder / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(sheet.numpy()).save(folder / f"{step:06d}.png")
+        if self.board:
+            self.board.add_image("samples", sheet, step, dataformats="HWC")
+
+
+def tile(images: Tensor) -> Tensor:
+    """[b, h, w, 3] in [0, 1] -> [rows * h, columns * w, 3] in bytes, about square; missing ones are black."""
+    columns = math.ceil(len(images) ** 0.5)
+    rows = math.ceil(len(images) / columns)
+    padded = images.new_zeros(rows * columns, *images.shape[1:])
+    padded[: len(images)] = images
+    sheet = rearrange(padded, "(r c) h w rgb -> (r h) (c w) rgb", r=rows)
+    return sheet.clamp(0, 1).mul(255.0).round().to("cpu", torch.uint8)
+
+
+def _tensorboard(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))

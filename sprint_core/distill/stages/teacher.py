@@ -1,0 +1,174 @@
+"""Training a flow-matching teacher with the stabilisers that sCM needs: dense time and q/k norm.
+
+The text encoder is frozen. (The demo's has learnt to read before, reader.py: trained on with a teacher it forgets
+again which thing is left of which, as that shows late in the teacher's loss.)
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ... import sampler, trigflow
+from ...models.gemma import Gemma
+from ...models.layers import sdpa
+from ...models.transformer import SanaTransformer, TransformerConfig
+from ...text import encoder as text
+from ...trigflow import flow_add_noise, flow_predict_x0
+from ...weights import presets
+from ..engine.randomness import SampleRandom, initialise
+from ..engine.recompute import kept, recomputed
+from ..losses.jvp import plain_attention
+from ..losses.transform import per_sample
+
+CAPTION_DROPOUT = 0.1
+FRESH_SEED = 0  # of what a student has and its teacher has not
+
+
+class Data(Protocol):
+    """Scaled latents and captions: texts, or their embeddings [n, c] where they were encoded before."""
+
+    identity: str  # of what encoded them
+
+    def batch(self, random: SampleRandom) -> tuple[Tensor, list]:
+        """Latents [b, 32, h, w] and b captions."""
+
+
+class Encoding(Protocol):
+    """A transformer and what encodes captions for it; "" is the caption of unguided predictions."""
+
+    transformer: SanaTransformer
+
+    def encode(self, captions: Sequence) -> tuple[Tensor, Tensor]:
+        """Caption embeddings [b, n, c] and their mask [b, n]."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a stage shows of itself: pictures for some captions, always from the same noise."""
+
+    captions: Sequence
+    shape: tuple[int, ...]  # of a latent
+    decode: Callable[[Tensor], Tensor]  # scaled latents -> images [b, h, w, 3] in [0, 1]
+    hints: Tensor | None = None  # of a ControlNet: scaled latents of its control images
+
+    def noise(self, device: torch.device) -> Tensor:
+        """[b, *shape]."""
+        return sampler.initial_noise(range(len(self.captions)), self.shape).to(device)
+
+
+class Captioned(nn.Module):
+    """A transformer with its text encoder, so that both are saved as one."""
+
+    def __init__(self, transformer: SanaTransformer, gemma: Gemma, prompts: text.PromptTokenizer):
+        super().__init__()
+        self.transformer, self.gemma = transformer, gemma
+        self.prompts = prompts
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Caption embeddings [b, n, c] and their mask [b, n]."""
+        device = next(self.gemma.parameters()).device
+        rows = text.encode_ids(self.gemma, [self.prompts.tokens(c) for c in captions], device=device)
+        return text.pad_embeddings(rows)
+
+    def __deepcopy__(self, memo: dict) -> "Captioned":
+        """Copies the networks; the tokenizer, which cannot be copied, is shared."""
+        networks = (self.transformer, self.gemma)
+        twins = [type(m)(m.config).to(next(m.parameters())) for m in networks]
+        for twin, network in zip(twins, networks):
+            twin.load_state_dict(network.state_dict())
+        return Captioned(*twins, self.prompts)
+
+
+class TeacherStage:
+    """Flow matching: v(x_s, s) is to be z - x0, with s from a logit-normal that `flow_shift` moves towards noise."""
+
+    name = averaged = "teacher"
+
+    def __init__(
+        self,
+        model: Encoding,
+        data: Data,
+        flow_shift: float = presets.FLOW_SHIFT,
+        preview: Preview | None = None,
+        recompute: bool = False,
+    ):
+        self.modules = {self.name: model}
+        self.data, self.preview, self.around = data, preview, recomputed if recompute else kept
+        self.flow_shift = flow_shift
+        self.settings = {"latents": data.identity, "flow_shift": str(flow_shift)}
+
+    def phases(self, step: int) -> tuple[str, ...]:
+        return (self.name,)
+
+    def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
+        model = self.modules[self.name]
+        x0, captions = self.data.batch(random)
+        x0 = x0.to(next(model.parameters()).device)
+        dropped = (random.uniform() < CAPTION_DROPOUT).tolist()
+        caption, mask = model.encode(["" if drop else c for c, drop in zip(captions, dropped)])
+        z, s = random.normal(*x0.shape[1:]).to(x0), trigflow.shift(random.normal().sigmoid(), self.flow_shift).to(x0)
+        x_s = flow_add_noise(x0, z, per_sample(s, x0))
+        # torch's fused attention has a slow backward pass with a mask on the CPU: a quarter of the demo's step
+        attention = plain_attention if x0.device.type == "cpu" else sdpa
+        v = model.transformer(x_s, s, caption, mask=mask, attention=attention, around_block=self.around)
+        return F.mse_loss(v, z - x0), {}
+
+    def samples(self, average: nn.Module) -> Tensor | None:
+        """Guided samples of 20 steps for the preview's captions."""
+        if self.preview is None:
+            return None
+        noise = self.preview.noise(next(average.parameters()).device)
+        return self.preview.decode(euler(average, noise, self.preview.captions, self.flow_shift))
+
+
+def is_stable(config: TransformerConfig) -> bool:
+    """Whether a teacher has what keeps the tangent bounded: dense time embedding and q/k norm."""
+    return config.time_scale == 1.0 and config.qk_norm
+
+
+def student_of(teacher: SanaTransformer) -> SanaTransformer:
+    """A copy with a guidance embedding, at first without effect: the same function as the teacher.
+
+    Raises ValueError for a teacher without dense time embedding or q/k norm.
+    """
+    if not is_stable(teacher.config):
+        raise ValueError(
+            "this teacher lacks the dense time embedding (time scale 0..1) or the q/k norm that the distillation "
+            "needs: fine-tune it with them first (--stage teacher)"
+        )
+    return unchecked_student(teacher)
+
+
+def unchecked_student(teacher: SanaTransformer, guidance_embed: bool = True) -> SanaTransformer:
+    """`student_of` any teacher, and without a guidance embedding if so wanted: for the ablations."""
+    config = dataclasses.replace(teacher.config, guidance_embed=guidance_embed)
+    like = next(teacher.parameters())
+    student = SanaTransformer(config, dtype=like.dtype, device=like.device)
+    missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
+    assert not unexpected and all("guidance_embedder" in name for name in missing)
+    if guidance_embed:
+        initialise(student.time_embed.guidance_embedder, FRESH_SEED)
+        for parameter in student.time_embed.guidance_embedder.linear_2.parameters():
+            nn.init.zeros_(parameter)
+    return student
+
+
+@torch.no_grad()
+def euler(
+    model: Encoding, z: Tensor, captions: Sequence, flow_shift: float, steps: int = 20, cfg: float = presets.GUIDANCE
+) -> Tensor:
+    """The teacher's own multi-step samples from noise z: scaled latents."""
+    conditions = model.encode(captions), model.encode([""] * len(captions))
+
+    def denoise(x_s: Tensor, s: Tensor) -> Tensor:
+        times = s.expand(len(x_s))
+        v = sampler.guided(*(model.transformer(x_s, times, c, mask=mask) for c, mask in conditions), cfg)
+        return flow_predict_x0(v, x_s, s)
+
+    return sampler.euler(denoise, z, torch.tensor(trigflow.shifted_sigmas(steps, flow_shift), device=z.device))

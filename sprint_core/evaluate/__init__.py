@@ -1,0 +1,1 @@
+"""How good a model is: python -m sprint_core.evaluate."""

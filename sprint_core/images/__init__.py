@@ -1,0 +1,1 @@
+"""Images in and out: files, sizes, edges, colours of latents for previews."""

@@ -1,0 +1,27 @@
+"""Image sizes: the aspect ratios SANA was trained on, and rounding to what the model can make."""
+
+from ..models.autoencoder_config import DOWNSCALE
+
+MIN_PX, MAX_PX = 64, 8192
+
+# (width, height) of the 1024px models' resolution bins, wide to tall; about a megapixel each.
+BINS = (
+    (2048, 512), (1856, 512), (1792, 576), (1728, 576), (1664, 576), (1600, 640), (1536, 640), (1472, 704),
+    (1408, 704), (1344, 704), (1344, 768), (1280, 768), (1216, 832), (1152, 832), (1152, 896), (1088, 896),
+    (1088, 960), (1024, 960), (1024, 1024), (960, 1024), (960, 1088), (896, 1088), (896, 1152), (832, 1152),
+    (832, 1216), (768, 1280), (768, 1344), (704, 1408), (704, 1472), (640, 1536), (640, 1600), (576, 1728),
+    (512, 2048),
+)  # fmt: skip
+
+
+def round_size(width: int, height: int) -> tuple[int, int]:
+    """The nearest (width, height) in multiples of 32. Raises ValueError outside 64 to 8192 pixels."""
+    if not all(MIN_PX <= pixels <= MAX_PX for pixels in (width, height)):
+        raise ValueError(f"size {width}x{height}: sides must lie in {MIN_PX} to {MAX_PX} pixels")
+    width, height = (DOWNSCALE * round(pixels / DOWNSCALE) for pixels in (width, height))
+    return width, height
+
+
+def scaled(width: int, height: int, size_px: int) -> tuple[int, int]:
+    """A size of the 1024px models for a model whose own is another, in multiples of 32. Raises ValueError."""
+    return round_size(round(width * size_px / 1024), round(height * size_px / 1024))

@@ -1,0 +1,1 @@
+"""The networks, each for one part of a SANA-Sprint; every learnable operation comes from `ops`."""

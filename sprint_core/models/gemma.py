@@ -1,0 +1,291 @@
+"""Gemma 2, the text encoder: a decoder whose last hidden states are what SANA's cross-attention reads.
+
+What sets it apart from a plain transformer decoder (Gemma 2 report, arXiv 2408.00118): RMSNorm before
+and after each branch with gain 1 + w, grouped queries, and attention logits soft-capped at 50, without
+which the states are visibly wrong. Layers alternate between a 4096-token window and full attention;
+prompts never reach the window, so both are plain causal attention here and longer inputs are refused.
+
+The instruction in front of each prompt is constant. `prefill` computes its keys and values once, and
+`forward` then runs the prompt's tokens only. Weights are named as in the Hugging Face causal-LM files.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..config import check_numbers
+
+KV = tuple[Tensor, Tensor]  # keys after rotation and values, each [b, kv_heads, n, head_dim]
+
+HF_NAMES = {
+    "vocab_size": "vocab",
+    "hidden_size": "width",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "head_dim": "head_dim",
+    "intermediate_size": "ffn",
+    "rope_theta": "rope_theta",
+    "rms_norm_eps": "norm_eps",
+    "attn_logit_softcapping": "softcap",
+    "query_pre_attn_scalar": "query_scale",
+    "sliding_window": "sliding_window",
+}
+
+
+@dataclass(frozen=True)
+class GemmaConfig:
+    """Sizes and constants of a Gemma 2; the defaults are gemma-2-2b's.
+
+    query_scale: queries are divided by its square root. softcap: None switches soft-capping off.
+    sliding_window: the longest input accepted, in tokens.
+    """
+
+    vocab: int = 256000
+    width: int = 2304
+    depth: int = 26
+    heads: int = 8
+    kv_heads: int = 4
+    head_dim: int = 256
+    ffn: int = 9216
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+    softcap: float | None = 50.0
+    query_scale: int = 256
+    sliding_window: int = 4096
+
+    def __post_init__(self) -> None:
+        check_numbers(self, tuple(f.name for f in fields(self)))
+        if self.heads % self.kv_heads or self.head_dim % 2:
+            raise ValueError(f"{self.heads} heads of {self.head_dim} with {self.kv_heads} keys make no Gemma 2")
+
+
+def config_from_hf(json: Mapping[str, Any]) -> GemmaConfig:
+    """From the contents of a Hugging Face config.json. Raises ValueError if it is not a Gemma 2."""
+    kind, act = json.get("model_type"), json.get("hidden_activation", "gelu_pytorch_tanh")
+    if kind != "gemma2" or act != "gelu_pytorch_tanh" or json.get("attention_bias"):
+        raise ValueError(f"SANA's text encoder is a Gemma 2 with tanh-GELU, not a {kind!r} with {act!r}")
+    flat = {**json, **(json.get("rope_parameters") or {})}  # transformers 5 nests rope_theta there
+    return GemmaConfig(**{ours: flat[theirs] for theirs, ours in HF_NAMES.items() if theirs in flat})
+
+
+def config_to_hf(config: GemmaConfig) -> dict[str, Any]:
+    """The config.json of the Hugging Face layout; the inverse of `config_from_hf`."""
+    written = {theirs: getattr(config, ours) for theirs, ours in HF_NAMES.items()}
+    return {
+        "architectures": ["Gemma2Model"],
+        "model_type": "gemma2",
+        "hidden_activation": "gelu_pytorch_tanh",
+    } | written
+
+
+def infer_config(shapes: Mapping[str, Sequence[int]], head_dim: int = 256) -> GemmaConfig:
+    """From the shapes of a state dict with this module's names.
+
+    Shapes give heads * head_dim only, so head_dim must be known: 256 in the 2B and 9B models, whose
+    query_scale equals it. (In the 27B both differ; it is no SANA encoder.) Raises ValueError.
+    """
+    try:
+        vocab, width = shapes["model.embed_tokens.weight"]
+        layer = "model.layers.0."
+        q, k = (shapes[f"{layer}self_attn.{name}_proj.weight"][0] for name in "qk")
+        ffn = shapes[f"{layer}mlp.gate_proj.weight"][0]
+        shapes[f"{layer}post_feedforward_layernorm.weight"]  # Gemma 1 has none
+    except KeyError as missing:
+        raise ValueError(f"not a Gemma 2 in Hugging Face naming: {missing} is missing") from None
+    if q % head_dim or k % head_dim or (q // head_dim) % (k // head_dim):
+        raise ValueError(f"{q} query and {k} key channels do not divide into heads of {head_dim}")
+    depth = 1 + max(int(name.split(".")[2]) for name in shapes if name.startswith("model.layers."))
+    heads = {"heads": q // head_dim, "kv_heads": k // head_dim, "head_dim": head_dim, "query_scale": head_dim}
+    return GemmaConfig(vocab=vocab, width=width, depth=depth, ffn=ffn, **heads)
+
+
+@dataclass(frozen=True, eq=False)
+class KVPrefix:
+    """The tokens at the front of a text, computed once: what later tokens attend to.
+
+    ids: the p tokens. keys, values: per layer, [1, kv_heads, p, head_dim]. hidden: [1, p, width], the
+    states that `Gemma.forward` would return for these tokens. layer: the layer that `hidden` is from.
+    """
+
+    ids: tuple[int, ...]
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    hidden: Tensor
+    layer: int
+
+
+# --- the pieces -----------------------------------------------------------------------------------
+
+
+def gemma_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """RMSNorm with gain 1 + w, in fp32: [..., c] -> [..., c] in x's dtype.
+
+    `norm` is an `ops.RMSNorm` and multiplies by w alone; hosts cast and patch its weight inside its
+    own forward, so the 1 is added to its output instead: (1 + w) n = w n + n.
+    """
+    x32 = x.float()
+    return (norm(x32) + F.rms_norm(x32, x.shape[-1:], eps=norm.eps)).to(x.dtype)
+
+
+def rotary_angles(start: int, n: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of positions start .. start+n-1, each [n, head_dim/2] in fp32 (RoFormer, 2104.09864)."""
+    inverse = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    angles = torch.arange(start, start + n, dtype=torch.float32, device=device)[:, None] * inverse
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates channel i with channel i + d/2: [b, h, n, d] -> same, computed in fp32."""
+    cos, sin = rope
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+def softcapped_attention(q: Tensor, k: Tensor, v: Tensor, unseen: Tensor, scale: float, cap: float | None) -> Tensor:
+    """Grouped-query attention with capped logits: softmax(cap tanh(scale q k / cap)) v.
+
+    q [b, kv*g, n, d], k and v [b, kv, m, d], unseen [n, m] true where query n may not see key m.
+    Returns [b, n, kv*g*d]. The queries of a group are stacked, so that keys need no repeating.
+    """
+    groups = q.shape[1] // k.shape[1]
+    q = rearrange(q, "b (k g) n d -> b k (g n) d", g=groups)
+    logits = (q @ k.transpose(-1, -2)).float() * scale
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    logits = rearrange(logits, "b k (g n) m -> b k g n m", g=groups).masked_fill(unseen, float("-inf"))
+    weights = rearrange(logits.softmax(dim=-1).to(v.dtype), "b k g n m -> b k (g n) m")
+    return rearrange(weights @ v, "b k (g n) d -> b n (k g d)", g=groups)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GemmaConfig, ops: Any, **factory: Any):
+        super().__init__()
+        self.config = config
+        q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.q_proj = ops.Linear(config.width, q, bias=False, **factory)
+        self.k_proj = ops.Linear(config.width, kv, bias=False, **factory)
+        self.v_proj = ops.Linear(config.width, kv, bias=False, **factory)
+        self.o_proj = ops.Linear(q, config.width, bias=False, **factory)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], unseen: Tensor, past: KV | None) -> tuple[Tensor, KV]:
+        """x [b, n, width] -> the branch [b, n, width], and the keys and values of these n tokens."""
+        c = self.config
+        q, k, v = (
+            rearrange(proj(x), "b n (h d) -> b h n d", d=c.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, rope), rotate(k, rope)
+        keys, values = k, v
+        if past is not None:
+            keys, values = (torch.cat([p.expand(len(x), -1, -1, -1), new], dim=2) for p, new in zip(past, (k, v)))
+        y = softcapped_attention(q, keys, values, unseen, c.query_scale**-0.5, c.softcap)
+        return self.o_proj(y), (k, v)
+
+
+class GatedMLP(nn.Module):
+    def __init__(self, config: GemmaConfig, ops: Any, **factory: Any):
+        super().__init__()
+        self.gate_proj = ops.Linear(config.width, config.ffn, bias=False, **factory)
+        self.up_proj = ops.Linear(config.width, config.ffn, bias=False, **factory)
+        self.down_proj = ops.Linear(config.ffn, config.width, bias=False, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+
+
+def _rms_norm(config: GemmaConfig, ops: Any, device: torch.device | str | None) -> nn.Module:
+    """fp32 whatever the model's dtype: the gains are few, and bf16 cannot hold a merged LoRA's changes to them."""
+    norm = ops.RMSNorm(config.width, eps=config.norm_eps, dtype=torch.float32, device=device)
+    nn.init.zeros_(norm.weight)  # gain 1
+    return norm
+
+
+class Block(nn.Module):
+    def __init__(self, config: GemmaConfig, ops: Any, **factory: Any):
+        super().__init__()
+        self.input_layernorm = _rms_norm(config, ops, factory["device"])
+        self.self_attn = Attention(config, ops, **factory)
+        self.post_attention_layernorm = _rms_norm(config, ops, factory["device"])
+        self.pre_feedforward_layernorm = _rms_norm(config, ops, factory["device"])
+        self.mlp = GatedMLP(config, ops, **factory)
+        self.post_feedforward_layernorm = _rms_norm(config, ops, factory["device"])
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], unseen: Tensor, past: KV | None) -> tuple[Tensor, KV]:
+        y, kv = self.self_attn(gemma_norm(self.input_layernorm, x), rope, unseen, past)
+        x = x + gemma_norm(self.post_attention_layernorm, y)
+        y = self.mlp(gemma_norm(self.pre_feedforward_layernorm, x))
+        return x + gemma_norm(self.post_feedforward_layernorm, y), kv
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: GemmaConfig, ops: Any, **factory: Any):
+        super().__init__()
+        self.embed_tokens = ops.Embedding(config.vocab, config.width, **factory)
+        self.layers = nn.ModuleList(Block(config, ops, **factory) for _ in range(config.depth))
+        self.norm = _rms_norm(config, ops, factory["device"])
+
+
+# --- the encoder ----------------------------------------------------------------------------------
+
+
+class Gemma(nn.Module):
+    """Gemma 2 without its language-model head.
+
+    ops: torch.nn, or a host's namespace with Linear, Embedding and RMSNorm. Activations have the dtype
+    of the embedding, or `dtype` where a method is given one (a host whose ops cast their weights).
+    Sequences of different lengths share a batch by padding on the right with any token: attention is
+    causal, so no real token sees the padding and no mask is needed; ignore the padded rows.
+    """
+
+    def __init__(
+        self,
+        config: GemmaConfig,
+        *,
+        ops: Any = nn,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config, ops, dtype=dtype, device=device)
+
+    def forward(
+        self, ids: Tensor, *, prefix: KVPrefix | None = None, layer: int = -1, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Hidden states after the final norm: ids [b, n] -> [b, n, width].
+
+        prefix: tokens in front of `ids`, the same for the whole batch; their states are not returned.
+        layer: -1 all layers, -2 all but the last, and so on; the final norm always follows.
+        Raises ValueError if prefix and ids together exceed the window, or for a bad or differing layer.
+        """
+        if prefix is not None and prefix.layer != layer:
+            raise ValueError(f"the prefix was computed for layer {prefix.layer}, not {layer}")
+        return self._run(ids, prefix, layer, dtype)[0]
+
+    def prefill(self, ids: Tensor, *, layer: int = -1, dtype: torch.dtype | None = None) -> KVPrefix:
+        """The KVPrefix of ids [1, p], for `forward` with the same layer and dtype. Raises ValueError."""
+        hidden, kv = self._run(ids, None, layer, dtype)
+        keys, values = zip(*kv)
+        return KVPrefix(tuple(ids[0].tolist()), keys, values, hidden, layer)
+
+    def _run(self, ids: Tensor, prefix: KVPrefix | None, layer: int, dtype: torch.dtype | None) -> tuple[Tensor, list]:
+        c, n, start = self.config, ids.shape[1], 0 if prefix is None else len(prefix.ids)
+        if start + n > c.sliding_window:
+            raise ValueError(f"{start + n} tokens exceed Gemma's attention window of {c.sliding_window}")
+        if not -c.depth <= layer <= -1:
+            raise ValueError(f"layer {layer} is none of -1 (the last) to {-c.depth}")
+        x = self.model.embed_tokens(ids)
+        x = x if dtype is None else x.to(dtype)
+        x = x * torch.tensor(c.width**0.5, dtype=x.dtype)  # rounded to x's dtype, as in training; 48 in the 2B
+        rope = rotary_angles(start, n, c.head_dim, c.rope_theta, ids.device)
+        unseen = torch.ones(n, start + n, dtype=torch.bool, device=ids.device).triu(start + 1)
+        kv = []
+        for i, block in enumerate(self.model.layers[: c.depth + 1 + layer]):
+            x, new = block(x, rope, unseen, None if prefix is None else (prefix.keys[i], prefix.values[i]))
+            kv.append(new)
+        return gemma_norm(self.model.norm, x), kv

@@ -1,0 +1,42 @@
+"""What a text encoder needs besides its weights: its tokenizer, and how it wants its prompts."""
+
+from ..config import from_dict
+from ..weights.checkpoint import Weights
+from ..weights.tensorfile import CheckpointError
+from . import encoder as text
+
+
+def load_tokenizer(weights: Weights) -> text.Tokenizer:
+    """The tokenizer in an encoder's file, in its folder, or in the pipeline around it. Raises CheckpointError."""
+    folder = weights.path if weights.path.is_dir() else weights.path.parent
+    sources = [weights.extras.get("spiece_model"), weights.extras.get("tokenizer_json"), folder]
+    if weights.path.is_dir():
+        sources.append(folder.parent)
+    for source in sources:
+        if source is None:
+            continue
+        try:
+            tokenizer = text.load_tokenizer(source)
+        except FileNotFoundError:
+            continue
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{weights.path}: its tokenizer cannot be used: {error}") from None
+        if tokenizer.size > weights.config.vocab:
+            raise CheckpointError(
+                f"{weights.path}: its tokenizer has {tokenizer.size} tokens, the encoder {weights.config.vocab}; "
+                "take the tokenizer of gemma-2-2b-it"
+            )
+        return tokenizer
+    raise CheckpointError(
+        f"{weights.path}: no tokenizer in this file or in {folder}; put tokenizer.json or tokenizer.model of "
+        "gemma-2-2b-it beside the weights"
+    )
+
+
+def text_preset(weights: Weights) -> text.TextPreset:
+    """How this encoder wants its prompts: what its file says, else the authors' format."""
+    stored = weights.settings.get("text")
+    try:
+        return text.text_preset() if stored is None else from_dict(text.TextPreset, stored)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{weights.path}: its prompt settings cannot be used: {error}") from None

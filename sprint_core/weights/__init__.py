@@ -1,0 +1,1 @@
+"""Any published file to a network, and back."""

@@ -1,0 +1,1 @@
+"""One Layout per model part: how the published files name, shape and describe it."""

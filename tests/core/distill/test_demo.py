@@ -1,0 +1,106 @@
+"""The demo recipe from nothing to a loaded model, a few steps long."""
+
+import json
+
+import pytest
+import torch
+
+from sprint_core.distill import __main__ as command
+from sprint_core.distill import recipes
+from sprint_core.distill.dataset import scenes as data
+from sprint_core.distill.engine.randomness import SampleRandom, initialise
+from sprint_core.distill.runs import demo
+from sprint_core.pipeline import Pipeline
+from sprint_core.shapes import captions, examples, judge, scenes
+from sprint_core.weights import checkpoint
+
+SETTINGS = [f"{stage}.{key}=2" for stage in recipes.DEMO for key in ("steps", "batch")] + ["distill.ladd_from=1"]
+SHORT = recipes.override(recipes.RECIPES["demo"], SETTINGS)
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(data, "SHARD", 4)
+
+
+def test_from_nothing_to_an_image(tmp_path, small_shards):
+    run = demo.Demo(tmp_path, SHORT, pool=6)
+    student, teacher = run.export(tmp_path, "the command")
+    assert student.stat().st_size < 12e6
+    pipeline = Pipeline.load(student, dtype=torch.float32)
+    assert pipeline.size_px == 256
+    assert pipeline.text_encoder.prompts.preset == run.prompts.preset
+    image = pipeline.generate(["a red circle"], seeds=[0], steps=1)
+    assert image.shape == (1, 256, 256, 3)
+    assert checkpoint.load(teacher, "transformer").config.guidance_embed is False
+    again = demo.Demo(tmp_path, SHORT, pool=6).export(
+        tmp_path / "again", "the command"
+    )  # resumes: nothing is left to do
+    assert again[0].read_bytes() == student.read_bytes()
+
+
+def test_every_caption_has_its_own_tokens():
+    words = demo.tokenizer()
+    ids = words.encode(" ".join(captions.VOCABULARY))
+    assert len(set(ids)) == len(captions.VOCABULARY) + 1 and 3 not in ids  # BOS; 3 is unknown
+    assert words.encode("A red, CIRCLE!") == words.encode("a red circle")
+    longest = max((examples.scene_and_caption(seed)[1] for seed in range(500)), key=lambda text: len(text.split()))
+    assert len(words.encode(longest)) <= demo.MAX_TOKENS
+
+
+def test_latents_resume_and_follow_the_autoencoder(tmp_path, small_shards, monkeypatch):
+    model = demo.Autoencoder(demo.recipes.DEMO_AUTOENCODER).eval()
+    initialise(model, 0)
+    first = data.SceneLatents(model, tmp_path, 6)
+    assert first.latents.shape == (6, 32, 8, 8)
+    encoded = []
+    encode = data.encode_scenes
+    monkeypatch.setattr(data, "encode_scenes", lambda m, seeds, draw: encoded.append(seeds) or encode(m, seeds, draw))
+    (tmp_path / "latents_00001.safetensors").write_bytes(b"damaged")
+    second = data.SceneLatents(model, tmp_path, 6)
+    assert encoded == [range(4, 6)] and torch.equal(first.latents, second.latents)
+    model.encoder.conv_out.bias.data.add_(1.0)
+    data.SceneLatents(model, tmp_path, 6)
+    assert encoded[1:] == [range(0, 4), range(4, 6)]
+    latents, captions = second.batch(SampleRandom(0, 0, "", range(3)))
+    chosen = SampleRandom(0, 0, "", range(3)).integers(6)
+    assert torch.equal(latents, second.latents[chosen].float())
+    for seed, caption in zip(chosen, captions):
+        assert judge.judge(scenes.render(examples.scene_and_caption(seed)[0]), caption)
+    again, others = (second.batch(SampleRandom(0, step, "", range(3)))[1] for step in (0, 1))
+    assert again == captions != others
+
+
+def test_the_text_encoder_starts_with_word_order():
+    """Gemma multiplies its embeddings by sqrt(width): large ones would drown what the layers add."""
+    model = demo.fresh_gemma(0)
+    words = {word: i for i, word in enumerate(captions.VOCABULARY, len(demo.SPECIAL))}
+    near, far = (
+        torch.tensor([[words[w] for w in text.split()]]) for text in ("red and blue circle", "blue and red circle")
+    )
+    with torch.inference_mode():
+        one, other = model(near)[0, -1], model(far)[0, -1]
+    assert torch.cosine_similarity(one, other, dim=0) < 0.97
+
+
+def test_images_are_the_scenes():
+    drawn = data.images([3, 4])
+    scene, _ = examples.scene_and_caption(4)
+    expected = torch.from_numpy(scenes.render(scene)).movedim(-1, 0) / 127.5 - 1
+    torch.testing.assert_close(drawn[1], expected.float())
+
+
+def test_command_line(tmp_path, small_shards, capsys, caplog):
+    short = [f"--set={setting}" for setting in SETTINGS]
+    assert command.main(["--out", str(tmp_path), "--stage", "autoencoder", "--pool", "6", *short]) == 0
+    files = json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
+    assert files == [str(tmp_path / "autoencoder.safetensors")]
+    given = demo.Demo(tmp_path / "other", SHORT, pool=6, given=files[0]).autoencoder
+    own = demo.Demo(tmp_path, SHORT, pool=6).autoencoder
+    assert all(torch.equal(a, b.half().float()) for a, b in zip(given.state_dict().values(), own.state_dict().values()))
+    assert command.main(["--out", str(tmp_path), "--set", "teacher.stepz=3"]) == 1
+    assert "no setting stepz" in caplog.text
+    assert command.main(["--out", str(tmp_path), "--set", "steps=3"]) == 1
+    assert "STAGE.KEY=VALUE" in caplog.text
+    assert command.main(["--out", str(tmp_path), "--stage", "autoencoder", "--pool", "6"]) == 1
+    assert "another run" in caplog.text

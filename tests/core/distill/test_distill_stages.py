@@ -1,0 +1,130 @@
+"""The teacher's and the student's stages at a tiny size: what learns, what stays, what is exact."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import standin
+import torch
+
+from sprint_core import trigflow
+from sprint_core.distill.engine.randomness import SampleRandom, initialise
+from sprint_core.distill.engine.trainer import Trainer
+from sprint_core.distill.recipes import Objective, Schedule
+from sprint_core.distill.stages.student import DistillStage, continued
+from sprint_core.distill.stages.teacher import Captioned, TeacherStage, euler, student_of
+from sprint_core.models.gemma import Gemma
+from sprint_core.models.transformer import SanaTransformer, TransformerConfig
+from sprint_core.text import encoder as text
+from sprint_core.weights import checkpoint
+
+CONFIG = TransformerConfig(width=64, depth=3, cross_heads=2, caption_width=64, guidance_embed=False)
+PICTURES = {"red": torch.full((32, 2, 2), 1.0), "blue": torch.full((32, 2, 2), -1.0)}
+PRESET = text.TextPreset(instruction=None, max_tokens=16)
+
+
+class TwoPictures:
+    identity = "two flat pictures"
+
+    def batch(self, random: SampleRandom) -> tuple[torch.Tensor, list[str]]:
+        captions = [list(PICTURES)[i] for i in random.integers(2)]
+        return torch.stack([PICTURES[caption] for caption in captions]), captions
+
+
+DATA = TwoPictures()
+
+
+@pytest.fixture
+def model() -> Captioned:
+    tokenizer = text.HFTokenizer(json.dumps(standin.byte_tokenizer()).encode())
+    model = Captioned(SanaTransformer(CONFIG), Gemma(standin.TEXT), text.PromptTokenizer(tokenizer, PRESET))
+    initialise(model, 0)
+    for name, p in model.named_parameters():
+        if "scale_shift_table" in name:
+            p.data.mul_(0.1)
+    return model
+
+
+def test_student_starts_as_the_teacher_whatever_the_guidance(model):
+    student = student_of(model.transformer)
+    x, s, caption = torch.randn(2, 32, 2, 2), torch.tensor([0.3, 0.9]), torch.randn(2, 4, 64)
+    expected = model.transformer(x, s, caption)
+    for guidance in (1.0, 4.5, 20.0):
+        torch.testing.assert_close(student(x, s, caption, torch.full((2,), guidance)), expected)
+
+
+@pytest.mark.parametrize("change", [{"time_scale": 1000.0}, {"qk_norm": False}])
+def test_teacher_without_stabilisers_is_refused(change):
+    with pytest.raises(ValueError, match="fine-tune it with them first"):
+        student_of(SanaTransformer(dataclasses.replace(CONFIG, **change)))
+
+
+def test_teacher_learns_what_captions_mean(model, tmp_path):
+    """After a short training the sign of the samples follows the caption; guidance and average included."""
+    schedule = Schedule(steps=150, batch=16, lr=2e-3, warmup_steps=10, ema=0.95)
+    trained = Trainer(TeacherStage(model, DATA), schedule, tmp_path).train()
+    z = torch.randn((4, 32, 2, 2), generator=torch.Generator().manual_seed(0))
+    samples = euler(trained, z, ["red", "blue", "red", "blue"], 1.0, steps=8, cfg=2.0)
+    assert (samples.mean((1, 2, 3)) * torch.tensor([1.0, -1.0, 1.0, -1.0]) > 0.5).all()
+
+
+@pytest.mark.parametrize(("step", "phase"), [(0, "student"), (1, "critic")])
+def test_distillation_moves_only_its_own_phase(model, step, phase):
+    stage = DistillStage(model, DATA, Objective(tangent_warmup_steps=1))
+    assert stage.phases(step) == (phase,)
+    before = copy.deepcopy(model.state_dict())
+    loss, metrics = stage.loss(phase, 5, SampleRandom(0, 0, phase, range(4)))
+    loss.backward()
+    assert loss.isfinite() and all(value.isfinite() for value in metrics.values())
+    assert all(p.grad is None for p in model.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in stage.modules[phase].parameters())
+    if phase == "critic":
+        assert all(p.grad is None for p in stage.modules["student"].parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_objectives_can_be_used_alone(model):
+    only_scm = DistillStage(model, DATA, Objective(ladd_weight=0.0))
+    assert only_scm.phases(1) == ("student",)
+    _, metrics = only_scm.loss("student", 0, SampleRandom(0, 0, "", range(2)))
+    assert "adversarial" not in metrics and "scm" in metrics
+    only_ladd = DistillStage(model, DATA, Objective(scm_weight=0.0))
+    _, metrics = only_ladd.loss("student", 0, SampleRandom(0, 0, "", range(2)))
+    assert "scm" not in metrics and "adversarial" in metrics
+
+
+def test_distillation_goes_on_from_a_student(model, tmp_path):
+    """Its weights, not the teacher's; copied, since training changes them in place. Another size is refused."""
+    before = student_of(model.transformer)
+    for p in before.parameters():
+        p.data.add_(0.01)
+    path = tmp_path / "student.safetensors"
+    tensors = {name: tensor.detach() for name, tensor in before.state_dict().items()}
+    sizes = {"size_px": 64, "flow_shift": 1.0}
+    checkpoint.save(path, [checkpoint.Weights("transformer", before.config, tensors, tmp_path, sizes)], {})
+    found = DistillStage(model, DATA, Objective(), start=continued(path)).modules["student"].transformer
+    assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in tensors.items())
+    other = SanaTransformer(dataclasses.replace(CONFIG, depth=2))
+    with pytest.raises(checkpoint.CheckpointError, match="no student of this teacher"):
+        continued(path)(other)
+
+
+def test_the_adversary_may_join_later(model):
+    stage = DistillStage(model, DATA, Objective(ladd_from=2))
+    assert [stage.phases(step)[0] for step in range(5)] == ["student", "student", "student", "critic", "student"]
+    metrics = [stage.loss("student", step, SampleRandom(0, 0, "", range(2)))[1] for step in (1, 2)]
+    assert "adversarial" not in metrics[0] and "adversarial" in metrics[1]
+
+
+def test_distilled_student_paints_in_one_step(model, tmp_path):
+    """The whole chain on two flat pictures: after sCM and LADD one step gives the captioned one."""
+    schedule = Schedule(steps=150, batch=16, lr=2e-3, warmup_steps=10, ema=0.95)
+    teacher = Trainer(TeacherStage(model, DATA), schedule, tmp_path).train()
+    stage = DistillStage(teacher, DATA, Objective(tangent_warmup_steps=20, guidance=(1.5, 2.0)))
+    student = Trainer(stage, dataclasses.replace(schedule, steps=80, lr=1e-3, clip=0.5), tmp_path).train().transformer
+    z = torch.randn((4, 32, 2, 2), generator=torch.Generator().manual_seed(0))
+    caption, mask = teacher.encode(["red", "blue", "red", "blue"])
+    one = torch.ones(4)
+    x0 = trigflow.flow_predict_x0(student(z, one, caption, one * 2.0, mask), z, 1.0)
+    assert (x0.mean((1, 2, 3)) * torch.tensor([1.0, -1.0, 1.0, -1.0]) > 0.5).all()

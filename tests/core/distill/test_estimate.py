@@ -1,0 +1,181 @@
+"""What a stage is said to take, against the same stage really run."""
+
+import json
+
+import pytest
+import standin
+import torch
+from tiny_recipe import tiny  # noqa: F401
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sprint_core.distill import __main__ as command
+from sprint_core.distill import recipes
+from sprint_core.distill.engine.randomness import SampleRandom
+from sprint_core.distill.engine.trainer import Stage, Trainer
+from sprint_core.distill.engine.workers import Workers
+from sprint_core.distill.recipes import CAME_BETAS, Objective, Schedule
+from sprint_core.distill.runs import estimate
+from sprint_core.distill.runs.published import Embedded
+from sprint_core.distill.stages.student import DistillStage
+from sprint_core.distill.stages.teacher import TeacherStage
+from sprint_core.models.transformer import SanaTransformer
+
+LATENT, CAPTION = (32, 2, 2), (11, standin.TEACHER.caption_width)
+STAGES = {"teacher": ["teacher"], "distill": ["critic", "student"]}  # and their phases
+
+
+class Zeros:
+    """As estimate.MetaData, with numbers."""
+
+    identity = "zeros"
+
+    def batch(self, random: SampleRandom) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return torch.zeros(len(random), *LATENT), [torch.zeros(CAPTION)] * len(random)
+
+
+def stage(name: str, device: str, recompute: bool = False, **objective) -> tuple[Stage, list[nn.Module]]:
+    """A stage, and what is frozen in it."""
+    data = Zeros() if device == "cpu" else estimate.MetaData(LATENT, CAPTION)
+    model = Embedded(SanaTransformer(standin.TEACHER, device=device), torch.zeros(CAPTION, device=device))
+    if name == "teacher":
+        return TeacherStage(model, data, recompute=recompute), []
+    return DistillStage(model, data, Objective(**objective), recompute=recompute), [model]
+
+
+def counted(name: str, **schedule) -> estimate.Estimate:
+    schedule = Schedule(**{"steps": 2, "batch": 4, "lr": 1e-3, "portion": 2} | schedule)
+    return estimate.estimate(*stage(name, "meta", schedule.recompute), schedule)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", STAGES)
+def test_operations_are_those_of_the_stage_itself(name, recompute):
+    """Counted on the CPU, with attention in single operations, as the counter knows them."""
+    found = counted(name, recompute=recompute)
+    assert [phase.name for phase in found.phases] == STAGES[name]
+    for phase in found.phases:
+        real, _ = stage(name, "cpu", recompute)
+        math = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+        with math, FlopCounterMode(display=False) as counter:
+            real.loss(phase.name, 0, SampleRandom(0, 0, "", range(2)))[0].backward()
+        assert phase.flops == counter.get_total_flops() > 1e6
+    assert found.per_step == sum(phase.flops for phase in found.phases) / len(found.phases) * 2  # portions
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_recomputing_trades_memory_for_operations(name):
+    kept, recomputed = counted(name), counted(name, recompute=True)
+    assert kept.state_bytes == recomputed.state_bytes
+    for a, b in zip(kept.phases, recomputed.phases):
+        if a.name == "critic":  # its trunk is frozen, so that it keeps nothing anyway
+            assert (a.saved_bytes, a.flops) == (b.saved_bytes, b.flops)
+        else:
+            assert b.saved_bytes < a.saved_bytes / 4 and a.flops < b.flops < 1.34 * a.flops
+
+
+@pytest.mark.parametrize(("optimizer", "betas"), [("adamw", (0.9, 0.95)), ("came", CAME_BETAS)])
+def test_memory_is_what_a_trainer_holds(optimizer, betas, tmp_path):
+    """Weights, gradients, moments, average and the frozen teacher; CAME's second moments are small, and not counted."""
+    schedule = Schedule(steps=2, batch=2, lr=1e-3, optimizer=optimizer, betas=betas)
+    real, (teacher,) = stage("distill", "cpu")
+    found = estimate.estimate(*stage("distill", "meta"), schedule)
+    trainer = Trainer(real, schedule, tmp_path)
+    trainer.train()
+    parts = [*real.modules.values(), *real.modules.values(), trainer.average, teacher]  # twice, for their gradients
+    held = sum(p.nbytes for part in parts for p in part.parameters())
+    states = [state for optimizer in trainer.optimizers.values() for state in optimizer.state.values()]
+    held += sum(value.nbytes for state in states for value in state.values() if value.ndim)
+    assert found.state_bytes == held if optimizer == "adamw" else 0.8 * held < found.state_bytes < held
+    assert found.trained == sum(p.numel() for module in real.modules.values() for p in module.parameters())
+
+
+class Layers:
+    """A frozen layer and two that learn."""
+
+    name = averaged = "layers"
+
+    def __init__(self):
+        self.frozen = nn.Linear(8, 16, device="meta").requires_grad_(False)
+        self.modules = {self.name: nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 16)).to("meta")}
+
+    def phases(self, step: int) -> tuple[str, ...]:
+        return (self.name,)
+
+    def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[torch.Tensor, dict]:
+        x = self.frozen(random.normal(8).to("meta"))
+        _ = (x @ self.modules[self.name][0].weight.T).exp()  # a graph that nothing needs
+        return self.modules[self.name](x).matmul(self.frozen.weight).sum(), {}
+
+
+def test_kept_is_what_the_backward_pass_needs():
+    """Input and output of the ReLU's layers, once each; no weight, not even the frozen; nothing of a dropped graph."""
+    layers = Layers()
+    found = estimate.estimate(layers, [layers.frozen], Schedule(steps=1, batch=5, lr=1e-3))
+    assert found.phases[0].saved_bytes == 4 * 5 * (16 + 8)
+
+
+def test_processes_share_the_work():
+    schedule = Schedule(steps=2, batch=4, lr=1e-3)
+    alone, shared = (estimate.estimate(*stage("teacher", "meta"), schedule, Workers(world=world)) for world in (1, 2))
+    assert shared.per_step == alone.per_step / 2 and shared.state_bytes == alone.state_bytes
+    with pytest.raises(ValueError, match="does not divide"):
+        estimate.estimate(*stage("teacher", "meta"), schedule, Workers(world=3))
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("recipe", ["demo", "tiny"])
+def test_dry_run_prints_every_stage_and_writes_nothing(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(estimate, "MATMUL_SIZE", 64)
+    out = tmp_path / "out"
+    assert command.main(["--recipe", recipe, "--out", str(out), "--dry-run", "--device", "cpu"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)
+    stages = recipes.RECIPES[recipe].stages
+    assert found["device"] == "cpu" and list(found["dry_run"]) == list(stages)
+    assert [line.partition(":")[0] for line in lines] == list(stages)
+    assert all(min(numbers.values()) > 0 for numbers in found["dry_run"].values())
+    assert "M parameters trained; memory" in lines[0] and "s a step" in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_said_of_a_run():
+    phase = estimate.Phase("distill", 4, 6 * 10**12, 2**30)
+    found = estimate.Estimate("distill", 5_000_000, 2**31, (phase,), 6e12, steps=2400)
+    assert found.text(2e12) == (
+        "distill: 5.0 M parameters trained; memory 3.0 GiB (2.0 GiB without activations); "
+        "6 TFLOP and at least 3 s a step, 2400 steps; 2.0 h at that rate"
+    )
+    assert [estimate._duration(s) for s in (0.3, 59.4, 59.6, 720, 3590, 12600)] == [
+        "0.3 s",
+        "59 s",
+        "1 min",
+        "12 min",
+        "1.0 h",
+        "3.5 h",
+    ]
+
+
+def test_a_run_costs_what_its_steps_cost():
+    """A phase that joins late counts from then on."""
+    late, early = (
+        estimate.estimate(*stage("distill", "meta", False, ladd_from=n), Schedule(steps=8, batch=2, lr=1e-3))
+        for n in (4, 0)
+    )
+    flops = {phase.name: phase.flops for phase in early.phases}
+    runs = [name for step in range(8) for name in stage("distill", "meta", False, ladd_from=4)[0].phases(step)]
+    assert late.per_step == sum(flops[name] for name in runs) / 8 != early.per_step
+
+
+def test_too_little_memory_is_refused_and_little_is_said(monkeypatch, caplog):
+    found = counted("distill")
+    monkeypatch.setattr(estimate, "free_bytes", lambda device: found.state_bytes - 1)
+    with pytest.raises(ValueError, match=r"distill: cpu has 0\.0 GiB free; it needs .* choose a device with more"):
+        estimate.check_memory([found], Workers())
+    monkeypatch.setattr(estimate, "free_bytes", lambda device: found.memory_bytes - 1)
+    estimate.check_memory([found], Workers())
+    assert "fewer samples at a time help: --set distill.portion=N" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(estimate, "free_bytes", lambda device: found.memory_bytes)
+    estimate.check_memory([found], Workers())
+    assert not caplog.text

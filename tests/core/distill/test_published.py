@@ -1,0 +1,273 @@
+"""Full-size distillation from end to end at a tiny size, through its command line."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import standin
+import torch
+from picture_files import plain, write
+from tiny_recipe import SANA, tiny, write_pictures  # noqa: F401
+
+from sprint_core.distill import __main__ as command
+from sprint_core.distill.engine.trainer import Trainer
+from sprint_core.distill.engine.workers import ALONE
+from sprint_core.distill.runs import estimate
+from sprint_core.distill.runs.published import stabilised
+from sprint_core.distill.stages.teacher import is_stable
+from sprint_core.models.autoencoder import Autoencoder
+from sprint_core.models.transformer import SanaTransformer, TransformerConfig
+from sprint_core.pipeline import Pipeline
+from sprint_core.weights import checkpoint, keymaps
+
+pytestmark = pytest.mark.usefixtures("tiny")
+ESTIMATES: dict[str, list[estimate.Estimate]] = {}  # by recipe: most of a run's time, and always the same
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A teacher's pipeline folder."""
+    return standin.make(tmp_path_factory.mktemp("models") / "teacher", standin.TEACHER)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def known_estimates(recipe, workers=ALONE, of_recipe=estimate.of_recipe) -> list[estimate.Estimate]:
+    if repr(recipe) not in ESTIMATES:
+        ESTIMATES[repr(recipe)] = of_recipe(recipe, workers)
+    return ESTIMATES[repr(recipe)]
+
+
+@pytest.fixture
+def run(models, pictures, tmp_path, monkeypatch):
+    """run(**options) -> exit code. Options replace those of a run into tmp_path/out, where None leaves one out."""
+    monkeypatch.setattr(estimate, "of_recipe", known_estimates)
+
+    def run(**options) -> int:
+        given = {"recipe": "tiny", "teacher": models, "vae": models, "text_encoder": models, "data": pictures}
+        given |= {"out": tmp_path / "out", "device": "cpu"} | options
+        return command.main(
+            [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
+        )
+
+    return run
+
+
+def forbid(monkeypatch, owner: type, name: str) -> None:
+    monkeypatch.setattr(owner, name, lambda *args: pytest.fail(f"{name} was called"))
+
+
+@pytest.fixture
+def no_step(monkeypatch):
+    """For what must be said before a step."""
+    forbid(monkeypatch, Trainer, "_one_step")
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(path)
+
+
+def transformer(config: TransformerConfig) -> SanaTransformer:
+    model = SanaTransformer(config)
+    model.load_state_dict(standin.random_model(model))
+    return model
+
+
+@torch.no_grad()
+def velocity(model: SanaTransformer) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    x, caption = torch.randn(2, 32, 2, 2, generator=generator), torch.randn(2, 5, 64, generator=generator)
+    return model(x, torch.tensor([0.2, 0.9]), caption)
+
+
+# --- what a run makes -------------------------------------------------------------------------------
+
+
+def test_from_pictures_to_an_image(run, models, tmp_path, capsys):
+    assert run() == 0
+    files = json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
+    assert files == [str(tmp_path / "out" / "sana_tiny.safetensors")]
+    weights = checkpoint.load(files[0], "transformer")
+    assert weights.config == standin.TRANSFORMER and weights.settings["size_px"] == 64
+    assert {tensor.dtype for tensor in weights.tensors.values()} == {torch.bfloat16}
+    pipeline = Pipeline.load(files[0], autoencoder=models, text_encoder=models, dtype=torch.float32)
+    image = pipeline.generate(["red"], seeds=[0], steps=1)
+    assert image.shape == (1, 64, 64, 3) and image.isfinite().all()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"distill", "encoded", "sana_tiny.safetensors"}
+
+
+def test_the_same_again_trains_nothing_and_writes_the_same(run, tmp_path, monkeypatch):
+    assert run() == 0
+    path = tmp_path / "out" / "sana_tiny.safetensors"
+    before = path.read_bytes()
+    path.unlink()
+    forbid(monkeypatch, Trainer, "_one_step")
+    forbid(monkeypatch, Autoencoder, "encode")
+    assert run() == 0
+    assert path.read_bytes() == before
+
+
+def test_the_teacher_stage_alone(run, tmp_path):
+    assert run(stage="teacher") == 0
+    weights = checkpoint.load(tmp_path / "out" / "sana_tiny_teacher.safetensors", "transformer")
+    assert weights.config == standin.TEACHER
+    start = standin.random_model(SanaTransformer(standin.TEACHER, device="meta"))
+    moved = [name for name, tensor in weights.tensors.items() if not torch.equal(tensor, start[name].bfloat16())]
+    assert len(moved) > len(start) / 2
+    assert not (tmp_path / "out" / "distill").exists()
+
+
+def test_every_layout_of_a_teacher_gives_the_same(run, models, tmp_path):
+    """Its file says what it is, or, as with the authors' own, --time-scale does."""
+    weights = checkpoint.load(models, "transformer")
+    checkpoint.save(tmp_path / "native.safetensors", [weights], {})
+    torch.save(keymaps.from_native(weights.tensors, keymaps.NVLABS), tmp_path / "authors.pth")
+    layouts = {
+        "folder": {"teacher": models},
+        "native": {"teacher": tmp_path / "native.safetensors"},
+        "authors": {"teacher": tmp_path / "authors.pth", "time_scale": 1},
+    }
+    results = []
+    for name, options in layouts.items():
+        assert run(out=tmp_path / name, **options) == 0
+        results.append(tensors(tmp_path / name / "sana_tiny.safetensors"))
+    for other in results[1:]:
+        assert other.keys() == results[0].keys()
+        assert all(torch.equal(tensor, results[0][name]) for name, tensor in other.items())
+
+
+@pytest.mark.parametrize("change", [{"time_scale": 1000.0}, {"qk_norm": False}])
+def test_a_teacher_without_stabilisers_gets_them_first(run, change, tmp_path):
+    config = dataclasses.replace(standin.TEACHER, **change)
+    given = standin.make(tmp_path / "given", config)
+    assert run(teacher=given) == 0
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {"teacher", "distill", "encoded", "sana_tiny.safetensors"}
+    assert checkpoint.load(out / "sana_tiny.safetensors", "transformer").config == standin.TRANSFORMER
+    before = (out / "sana_tiny.safetensors").read_bytes()
+    assert run(teacher=given) == 0 and (out / "sana_tiny.safetensors").read_bytes() == before
+
+
+def test_damaged_pictures_are_left_out_and_named(run, tmp_path, caplog):
+    data = write_pictures(tmp_path / "data")
+    write(data, {"half.png": plain()[:40], "half.txt": "half", "blank.png": plain(), "blank.txt": ""})
+    assert run(data=data) == 0
+    assert "1 of 4 images are damaged and left out: half.png" in caplog.text
+    assert "1 of 5 images have no caption: blank.png" in caplog.text
+
+
+# --- stabilisers ------------------------------------------------------------------------------------
+
+
+def test_stabilising_a_stable_teacher_changes_nothing():
+    teacher = transformer(standin.TEACHER)
+    assert torch.equal(velocity(stabilised(teacher)), velocity(teacher))
+
+
+def test_stabilisers_keep_the_weights_and_start_fresh():
+    """What was there stays; norms without effect of their own are added, and the time is embedded as s."""
+    teacher = transformer(SANA)
+    stable = stabilised(teacher)
+    assert is_stable(stable.config) and not is_stable(teacher.config)
+    found, given = stable.state_dict(), teacher.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in given.items())
+    fresh = found.keys() - given.keys()
+    assert len(fresh) == 4 * SANA.depth and all(name.endswith(("norm_q.weight", "norm_k.weight")) for name in fresh)
+    assert all((found[name] == 1).all() for name in fresh)
+    same = SanaTransformer(dataclasses.replace(SANA, time_scale=1.0, qk_norm=True))
+    same.load_state_dict(found)
+    assert torch.equal(velocity(same), velocity(stable)) and not torch.equal(velocity(teacher), velocity(stable))
+
+
+# --- what is refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "sprint-7B"}, "no recipe sprint-7B; there are demo, sprint-0.6B, sprint-1.6B, demo-control"),
+        ({"teacher": None, "text_encoder": None, "data": None}, "tiny needs --teacher, --text-encoder, --data"),
+        ({"vae": None}, "tiny needs --vae"),
+        ({"stage": "decoder"}, "--stage decoder: tiny has the stages teacher, distill"),
+        ({"set": "distill.steps=0"}, "must be 1 or more"),
+        ({"device": "gpu"}, "--device gpu: "),
+        ({"teacher": "missing.safetensors"}, "missing.safetensors: no such file"),
+        ({"data": "missing"}, "missing: no such file or folder"),
+    ],
+)
+def test_bad_options_are_refused(run, options, message, no_step, caplog, tmp_path):
+    assert run(**options) == 1
+    assert message in caplog.text and not (tmp_path / "out").exists()
+
+
+def test_other_models_are_refused(run, models, no_step, caplog, tmp_path):
+    """Each is named, with what to do."""
+    large = standin.make(tmp_path / "large", dataclasses.replace(standin.TEACHER, depth=3))
+    sprint = standin.make(tmp_path / "sprint")
+    wide = standin.make(tmp_path / "wide", dataclasses.replace(standin.TEACHER, caption_width=96))
+    config = dataclasses.replace(standin.AUTOENCODER, latent_channels=16)
+    vae = checkpoint.Weights("autoencoder", config, standin.random_model(Autoencoder(config, device="meta")), tmp_path)
+    checkpoint.save(tmp_path / "vae.safetensors", [vae], {})
+    refused = {
+        f"{large}: width 64 and 3 blocks; tiny has 64 and 2: choose the recipe of that size": {"teacher": large},
+        f"{sprint}: a SANA-Sprint is no teacher; give the multi-step model": {"teacher": sprint},
+        f"{models}: embeddings of 64 numbers; this teacher reads 96: choose the text encoder": {"teacher": wide},
+        f"{tmp_path / 'vae.safetensors'}: a DC-AE f32c16; SANA's is f32c32": {"vae": tmp_path / "vae.safetensors"},
+        "this is a DC-AE, not a SANA transformer": {"teacher": tmp_path / "vae.safetensors"},
+    }
+    for message, options in refused.items():
+        caplog.clear()
+        assert run(**options) == 1 and message in caplog.text, message
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_that_cannot_be_used_are_refused(run, no_step, caplog, tmp_path):
+    empty, bare = tmp_path / "empty", write(tmp_path / "bare", {"a.png": plain(), "b.png": plain()})
+    empty.mkdir()
+    nonsense = write(tmp_path / "nonsense", {"a.png": b"nonsense", "a.txt": "a"})
+    refused = {
+        f"{empty}: no images": empty,
+        f"{bare}: 2 images, but not one has a caption: a caption belongs in NAME.txt": bare,
+        "none of 1 images can be used: a.png (not an image)": nonsense,
+    }
+    for message, data in refused.items():
+        assert run(data=data) == 1 and message in caplog.text, message
+
+
+def test_a_folder_of_another_run_is_refused(run, tmp_path, caplog, monkeypatch):
+    """Other settings, another teacher, other encoders; the folder stays as it was."""
+    assert run() == 0
+    out = tmp_path / "out"
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    forbid(monkeypatch, Trainer, "_one_step")
+    other = standin.make(tmp_path / "other", standin.TEACHER, seed=1)
+    refused = {
+        f"{out / 'distill'} holds another run": {"set": "distill.lr=1"},
+        "choose another --out, or delete it": {"teacher": other},
+        "made by another auto-encoder, text encoder or kind of edges": {"vae": other},
+        f"choose another --out or delete {out / 'encoded'}": {"text_encoder": other},
+    }
+    for message, options in refused.items():
+        caplog.clear()
+        assert run(**options) == 1 and message in caplog.text, message
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_too_little_memory_is_refused(run, no_step, monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(estimate, "free_bytes", lambda device: 1000)
+    assert run() == 1
+    assert "cpu has 0.0 GiB free; it needs" in caplog.text and "choose a device with more" in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_the_stages_that_run_need_memory(run, monkeypatch):
+    """Distilling takes a teacher and a critic more."""
+    taken = {one.stage: one.state_bytes for one in estimate.of_recipe(command.recipes.RECIPES["tiny"])}
+    assert taken["distill"] > taken["teacher"]
+    monkeypatch.setattr(estimate, "free_bytes", lambda device: taken["teacher"])
+    assert run(stage="teacher") == 0 and run() == 1

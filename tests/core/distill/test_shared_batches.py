@@ -1,0 +1,100 @@
+"""However a batch is computed, recomputed, in portions or by two processes: the real stages learn the same."""
+
+import dataclasses
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import standin
+import torch
+from processes import run_two
+
+from sprint_core.distill.engine.randomness import SampleRandom
+from sprint_core.distill.engine.trainer import Stage, Trainer
+from sprint_core.distill.engine.workers import ALONE, Workers, launched
+from sprint_core.distill.recipes import Objective, Schedule
+from sprint_core.distill.runs.published import Embedded
+from sprint_core.distill.stages.student import DistillStage
+from sprint_core.distill.stages.teacher import TeacherStage
+from sprint_core.models.transformer import SanaTransformer
+
+CONFIG = dataclasses.replace(standin.TEACHER, depth=3)
+SCHEDULE = Schedule(steps=4, batch=4, lr=1e-4, warmup_steps=1)
+STAGES = {"teacher": ["teacher"], "distill": ["student", "critic"]}  # and their phases
+
+
+class Noise:
+    """Latents and captions of 3 to 9 tokens, so that portions of a batch are padded differently."""
+
+    identity = "noise"
+
+    def batch(self, random: SampleRandom) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        captions = [row[: 3 + n] for row, n in zip(random.normal(9, CONFIG.caption_width), random.integers(7))]
+        return random.normal(32, 2, 3), captions
+
+
+def stage(name: str, recompute: bool = False) -> Stage:
+    transformer = SanaTransformer(CONFIG)
+    transformer.load_state_dict(standin.random_model(transformer))
+    model = Embedded(transformer, torch.zeros(1, CONFIG.caption_width))
+    if name == "teacher":
+        return TeacherStage(model, Noise(), recompute=recompute)
+    return DistillStage(model, Noise(), Objective(tangent_warmup_steps=1), recompute=recompute)
+
+
+def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def trained(name: str, out: Path, workers: Workers = ALONE, portion: int = 0) -> dict[str, torch.Tensor]:
+    """What each network became, and the running mean of its gradients, which no step size hides."""
+    trainer = Trainer(stage(name), dataclasses.replace(SCHEDULE, portion=portion), out, workers=workers)
+    trainer.train()
+    found = {"average": flat(trainer.average.parameters())}
+    for phase, optimizer in trainer.optimizers.items():
+        found[phase] = flat(trainer.stage.modules[phase].parameters())
+        found[f"{phase} gradients"] = flat(state["exp_avg"] for state in optimizer.state.values())
+    return found
+
+
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """To 1e-5 of the gradients' norm, and every weight to 1e-5."""
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        if name.endswith("gradients"):
+            assert (value - expected[name]).norm() <= 1e-5 * expected[name].norm(), name
+        else:
+            torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "phase"), [(name, phase) for name, phases in STAGES.items() for phase in phases])
+def test_recomputing_changes_no_gradient(name, phase):
+    """Nor the loss; a block is recomputed as it was, bit for bit."""
+    results = []
+    for recompute in (False, True):
+        one = stage(name, recompute)
+        loss, _ = one.loss(phase, 3, SampleRandom(0, 3, phase, range(4)))
+        loss.backward()
+        gradients = [p.grad for p in one.modules[phase].parameters() if p.grad is not None]
+        results.append(flat([loss, *gradients]))
+    assert len(gradients) > 20 and torch.equal(*results)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_portions_equal_the_whole_batch(name, tmp_path):
+    whole = trained(name, tmp_path / "whole")
+    for portion in (1, 3):
+        assert_equal(trained(name, tmp_path / f"{portion}", portion=portion), whole)
+
+
+def test_two_processes_equal_one(tmp_path):
+    run_two(__file__, tmp_path)
+    single = trained("distill", tmp_path / "single")
+    for rank in range(2):
+        assert_equal(torch.load(tmp_path / f"rank{rank}.pt"), single)
+
+
+if __name__ == "__main__":
+    workers = launched("cpu")
+    torch.save(trained("distill", Path(sys.argv[1]) / "shared", workers), f"{sys.argv[1]}/rank{workers.rank}.pt")

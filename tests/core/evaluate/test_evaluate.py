@@ -1,0 +1,219 @@
+"""The evaluation: Frechet distances against closed forms, judging on true pictures, files for the official scorers."""
+
+import dataclasses
+import json
+
+import pytest
+import standin
+import torch
+from PIL import Image
+
+from sprint_core.distill.stages import features as training
+from sprint_core.evaluate import __main__ as evaluate
+from sprint_core.evaluate import control as evaluate_control
+from sprint_core.evaluate import frechet as features
+from sprint_core.models.transformer import SanaTransformer
+from sprint_core.pipeline import Pipeline
+from sprint_core.shapes import captions
+from sprint_core.weights import checkpoint, presets
+from sprint_core.weights.tensorfile import CheckpointError
+
+
+def gaussian(n: int, mean: list[float], std: list[float], seed: int) -> torch.Tensor:
+    noise = torch.randn(n, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    noise = (noise - noise.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(noise.T.cov())).T  # exactly white
+    return noise * torch.tensor(std).double() + torch.tensor(mean).double()
+
+
+def test_frechet_is_the_closed_form_of_gaussians():
+    """|m1 - m2|^2 + sum (s1 - s2)^2 for diagonal covariances, in any rotation."""
+    a, b = gaussian(100, [1.0, 0.0, 2.0], [1.0, 2.0, 0.5], 0), gaussian(80, [0.0, 0.0, 4.0], [3.0, 2.0, 1.0], 1)
+    expected = 1 + 4 + (1 - 3) ** 2 + (0.5 - 1) ** 2
+    assert features.frechet(a, b) == pytest.approx(expected, rel=1e-9)
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(2)).double())[0]
+    assert features.frechet(a @ rotation, b @ rotation) == pytest.approx(expected, rel=1e-9)
+    assert abs(features.frechet(a, a)) < 1e-9
+
+
+def test_frechet_is_the_general_formula():
+    """tr (A B)^(1/2) by the eigenvalues of the product, for covariances that do not commute."""
+    generator = torch.Generator().manual_seed(3)
+    a, b = (
+        torch.randn(60, 4, generator=generator).double() @ torch.randn(4, 4, generator=generator).double() for _ in "ab"
+    )
+    root = torch.linalg.eigvals(a.T.cov() @ b.T.cov()).sqrt().real.sum()
+    expected = (a.mean(0) - b.mean(0)).square().sum() + a.T.cov().trace() + b.T.cov().trace() - 2 * root
+    assert features.frechet(a, b) == pytest.approx(float(expected), rel=1e-8)
+
+
+def test_frechet_refuses_too_few_pictures():
+    with pytest.raises(ValueError, match="in 4 features needs 40 pictures or more; these are 39"):
+        features.frechet(torch.zeros(39, 4), torch.zeros(100, 4))
+
+
+def test_bundled_features_tell_scenes_apart():
+    """The network answers held-out scenes, other pictures lie far, and it takes any size."""
+    images, answers = training.examples(range(60), "test")
+    network = features.FeatureNetwork(training.QUESTIONS)
+    tensors = features.tensorfile.read(features.FILE).tensors
+    network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    with torch.inference_mode():
+        right = ((network(images) > 0) == (answers > 0.5)).float().mean()
+    assert right >= 0.95
+    extractor = features.bundled()
+    # In batches of another size, which some CPUs' kernels add up in another order.
+    torch.testing.assert_close(
+        features.extract(extractor, images), network.features(images).double(), rtol=1e-4, atol=1e-4
+    )
+    assert extractor(images[:2, ::2, ::2]).shape == (2, features.WIDTH)
+    assert features.FILE.stat().st_size <= 1e6
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Let a Frechet distance be estimated from few pictures."""
+    monkeypatch.setattr(features, "SAMPLES_PER_FEATURE", 1)
+
+
+def test_true_pictures_score_full_and_near(few):
+    """Pictures of other scenes with the same kinds of prompts: judged right, and a small distance away."""
+    prompts, others = evaluate.balanced_prompts(60, 0), evaluate.balanced_prompts(60, 1)
+    truth = {prompt.text: image for prompt, image in zip(others, evaluate_control.true_images(others))}
+    paint = lambda texts, seeds: torch.stack([truth[text] for text in texts])  # noqa: E731
+    good = evaluate.score(paint, others, 0, "true")
+    noise = lambda texts, seeds: torch.rand(len(texts), 256, 256, 3)  # noqa: E731
+    bad = evaluate.score(noise, others, 0, "noise")
+    extractor = features.bundled()
+    true = features.extract(extractor, evaluate_control.true_images(prompts))
+    result = evaluate.summary({"true": good, "noise": bad}, prompts, extractor, true)
+    assert good.share == 1.0 and bad.share == 0.0
+    assert result["frechet"]["true"] < 0.2 * result["frechet"]["noise"]
+
+
+def test_prompts_are_balanced_and_held_out():
+    prompts = evaluate.balanced_prompts(20, 3)
+    assert [p.category for p in prompts[:6]] == list(captions.CATEGORIES) and len(prompts) == 20
+    assert all(captions.split_of(p.requirement) == "test" for p in prompts)
+    assert prompts == evaluate.balanced_prompts(40, 3)[:20]
+
+
+def test_command_line_judges_the_bundled_model(tmp_path, capsys, few):
+    argv = ["--steps", "1,2", "--prompts", "36", "--grid", str(tmp_path / "grid.png")]
+    assert evaluate.main(argv) == 0
+    out = capsys.readouterr().out.splitlines()
+    result = json.loads(out[-1])
+    assert set(result["judge"]) == set(result["frechet"]) == {"1", "2"}
+    assert set(result["categories"]) == set(captions.CATEGORIES)
+    mean = sum(row["1"] for row in result["categories"].values()) / len(captions.CATEGORIES)
+    assert mean == pytest.approx(result["judge"]["1"], abs=0.02)
+    assert Image.open(tmp_path / "grid.png").width == 3 * 128
+    assert any("counting" in line for line in out)
+
+
+def test_teacher_is_judged_too(tmp_path):
+    """Any multi-step model with the same latents and captions: here one with the student's own size."""
+    pipeline = Pipeline.load(presets.BUNDLED)
+    config = dataclasses.replace(pipeline.transformer.config, guidance_embed=False)
+    tensors = standin.random_model(SanaTransformer(config, device="meta"))
+    part = checkpoint.Weights("transformer", config, tensors, tmp_path, {"size_px": 256, "flow_shift": 5.0})
+    checkpoint.save(tmp_path / "teacher.safetensors", [part], {})
+    paint = evaluate.teacher(tmp_path / "teacher.safetensors", pipeline, 3, 2.0)
+    images = paint(["a red circle", "two blue crosses"], [0, 1])
+    assert images.shape == (2, 256, 256, 3)
+    assert torch.allclose(paint(["two blue crosses"], [1])[0], images[1], atol=1e-3)
+
+
+def test_files_for_geneval(tmp_path):
+    lines = [{"tag": "counting", "prompt": "two crosses"}, {"tag": "colors", "prompt": "a red circle"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    argv = ["--geneval", str(tmp_path / "metadata.jsonl"), "--out", str(tmp_path / "out"), "--steps", "1"]
+    assert evaluate.main(argv) == 0
+    for i, line in enumerate(lines):
+        folder = tmp_path / "out" / "steps1" / f"{i:05d}"
+        assert json.loads((folder / "metadata.jsonl").read_text()) == line
+        assert sorted(file.name for file in (folder / "samples").iterdir()) == [f"{j:04d}.png" for j in range(4)]
+    first = tmp_path / "out" / "steps1" / "00000" / "samples" / "0000.png"
+    bytes_before = first.read_bytes()
+    first.unlink()
+    assert evaluate.main(argv) == 0 and first.read_bytes() == bytes_before  # only what is missing, the same again
+
+
+def test_files_for_mjhq(tmp_path):
+    entries = {
+        "ab1": {"category": "people", "prompt": "a red circle"},
+        "cd2": {"category": "food", "prompt": "two crosses"},
+    }
+    (tmp_path / "meta_data.json").write_text(json.dumps(entries))
+    argv = ["--mjhq", str(tmp_path / "meta_data.json"), "--out", str(tmp_path / "out"), "--steps", "1"]
+    assert evaluate.main(argv) == 0
+    assert (tmp_path / "out" / "steps1" / "people" / "ab1.png").is_file() and (
+        tmp_path / "out" / "steps1" / "food" / "cd2.png"
+    ).is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--prompts", "40", "--steps", "1"], "needs 320 pictures or more"),
+        (["--steps", "5"], "1 to 4 steps"),
+        (["--steps", "one"], "write it as 1,2,4"),
+        (["--model", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--geneval", "x.jsonl"], "need --out"),
+        (["--inception", __file__], "not a TorchScript file"),
+        (["--prompts", "0"], "at least 1"),
+        (["--grid", "x.foo"], "name it .png"),
+        (["--device", "nope"], "--device nope"),
+        (["--teacher", str(presets.BUNDLED)], "not its teacher"),
+    ],
+)
+def test_bad_input(argv, message, caplog):
+    assert evaluate.main(argv) == 1
+    assert message in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("nonsense", "line 2: not JSON"), ('["a"]', "line 2: no prompt"), ('{"tag": "x"}', "line 2: no prompt")],
+)
+def test_bad_geneval_lines(tmp_path, text, message):
+    path = tmp_path / "m.jsonl"
+    path.write_text(f'{{"prompt": "a cat"}}\n{text}\n')
+    with pytest.raises(ValueError, match=message):
+        list(evaluate.geneval_jobs(path, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("text", "message"), [("[1]", "JSON object"), ('{"a": {"prompt": "x"}}', "a has no prompt")])
+def test_bad_mjhq_files(tmp_path, text, message):
+    path = tmp_path / "m.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        list(evaluate.mjhq_jobs(path, tmp_path / "out"))
+
+
+def test_many_prompts_return_with_other_scenes(monkeypatch):
+    monkeypatch.setattr(evaluate, "DIFFERENT", 5)
+    prompts = evaluate.balanced_prompts(100, 0)
+    assert len(prompts) == 100 and len({prompt.scene for prompt in prompts}) > 60
+    assert prompts[:30] == evaluate.balanced_prompts(30, 0)
+
+
+def test_user_inception(tmp_path):
+    """A TorchScript network that takes bytes [b, 3, h, w] and returns features."""
+
+    class Mean(torch.nn.Module):
+        def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+            return x.float().mean((2, 3))
+
+    class Plain(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    torch.jit.script(Plain()).save(str(tmp_path / "plain.pt"))
+    with pytest.raises(CheckpointError, match="does not take bytes"):
+        features.inception(tmp_path / "plain.pt")
+    torch.jit.script(Mean()).save(str(tmp_path / "net.pt"))
+    images = torch.rand(3, 8, 8, 3)
+    found = features.inception(tmp_path / "net.pt")(images)
+    assert (found - images.mean((1, 2)) * 255).abs().max() < 0.5
+    with pytest.raises(CheckpointError):
+        features.bundled(tmp_path / "none.safetensors")

@@ -1,0 +1,302 @@
+"""DC-AE against diffusers' AutoencoderDC on the same seeded weights, and exact properties of the tiling."""
+
+import dataclasses
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderDC
+from oracles import relative_error, shapes_of
+
+from sprint_core.config import from_dict
+from sprint_core.models import autoencoder
+from sprint_core.models.autoencoder import Autoencoder, channel_norm
+from sprint_core.models.autoencoder_config import SANA, SCALE, AutoencoderConfig, config_from_diffusers, infer_config
+from sprint_core.models.tiling import tile_windows
+
+RES, VIT = "ResBlock", "EfficientViTBlock"
+
+# The published layout at a tiny width: 4 stages, 8 px to a cell, the last two with attention.
+TINY = {
+    "latent_channels": 4,
+    "attention_head_dim": 8,
+    "encoder_block_types": (RES, RES, VIT, VIT),
+    "decoder_block_types": (RES, RES, VIT, VIT),
+    "encoder_block_out_channels": (8, 16, 16, 32),
+    "decoder_block_out_channels": (8, 16, 16, 32),
+    "encoder_layers_per_block": (1, 1, 2, 1),
+    "decoder_layers_per_block": (2, 1, 1, 2),
+    "encoder_qkv_multiscales": ((), (), (5,), (5,)),
+    "decoder_qkv_multiscales": ((), (), (5,), (3, 5)),
+    "upsample_block_type": "interpolate",
+    "downsample_block_type": "Conv",  # spelt as in the published file
+    "decoder_act_fns": "silu",
+    "decoder_norm_types": "rms_norm",
+    "scaling_factor": SCALE,
+}
+LITE = {
+    **TINY,
+    "decoder_block_types": RES,
+    "decoder_layers_per_block": (0, 2, 1, 2),
+    "decoder_qkv_multiscales": ((), (), (), ()),
+    "decoder_conv_act_fn": "silu",
+}
+LAYOUTS = {
+    "sana": TINY,
+    "lite": LITE,
+    "no first stage": {**TINY, "encoder_layers_per_block": (0, 1, 2, 1), "decoder_layers_per_block": (0, 1, 1, 2)},
+    "no shortcuts": {**TINY, "encoder_out_shortcut": False, "decoder_in_shortcut": False},
+    "pixel shuffle": {**TINY, "upsample_block_type": "pixel_shuffle", "downsample_block_type": "pixel_unshuffle"},
+    "pixel shuffle lite": {
+        **LITE,
+        "encoder_layers_per_block": (0, 1, 1, 1),
+        "upsample_block_type": "pixel_shuffle",
+        "downsample_block_type": "pixel_unshuffle",
+        "decoder_act_fns": ("silu", "relu", "silu", "relu"),
+    },
+}
+FULL_SANA = {
+    "encoder_block_types": (RES,) * 3 + (VIT,) * 3,
+    "decoder_block_types": (RES,) * 3 + (VIT,) * 3,
+    "upsample_block_type": "interpolate",
+    "downsample_block_type": "Conv",  # spelt as in the published file
+    "scaling_factor": SCALE,
+}
+
+
+def pair(layout: dict, seed: int = 0) -> tuple[Autoencoder, AutoencoderDC]:
+    """Our model and diffusers' with the same random weights, norms and biases included."""
+    theirs = AutoencoderDC(**layout).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            one_d = 1.0 if name.endswith("weight") else 0.0
+            p.copy_(one_d + 0.3 * noise if p.ndim == 1 else noise / p[0].numel() ** 0.5)
+    ours = Autoencoder(config_from_diffusers(dict(theirs.config)), device="meta")
+    ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
+    return ours, theirs
+
+
+def random(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+# --- the model against diffusers ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(64, 96), (24, 16)], ids=["linear", "few tokens"])
+@pytest.mark.parametrize("name", LAYOUTS)
+@torch.no_grad()
+def test_equals_diffusers(name, size):
+    ours, theirs = pair(LAYOUTS[name])
+    image = random(2, 3, *size)
+    latent = theirs.encode(image).latent
+    assert latent.shape == (2, 4, size[0] // 8, size[1] // 8)
+    assert relative_error(ours.encode(image), latent) < 1e-5
+    assert relative_error(ours.decode(latent), theirs.decode(latent).sample) < 1e-5
+
+
+def test_full_size_has_the_names_and_shapes_of_diffusers():
+    ours = Autoencoder(device="meta")
+    with torch.device("meta"):
+        theirs = AutoencoderDC(**FULL_SANA)
+    assert shapes_of(ours) == shapes_of(theirs)
+    assert sum(p.numel() for p in ours.parameters()) == 312_250_275
+    assert infer_config(shapes_of(theirs)) == config_from_diffusers(dict(theirs.config)) == SANA == ours.config
+    assert (SANA.downscale, SANA.latent_channels) == (32, 32)
+
+
+@torch.no_grad()
+def test_bf16_is_finite_and_near_fp32():
+    ours, _ = pair(TINY)
+    image = random(1, 3, 64, 64)
+    latent = ours.encode(image)
+    decoded = ours.decode(latent)
+    ours.to(torch.bfloat16)
+    for low, full in ((ours.encode(image.bfloat16()), latent), (ours.decode(latent.bfloat16()), decoded)):
+        assert low.dtype == torch.bfloat16 and low.isfinite().all()
+        assert relative_error(low.float(), full) < 0.1
+
+
+def test_norm_has_weight_and_bias_with_any_ops():
+    class HostRMSNorm(torch.nn.RMSNorm):
+        def reset_parameters(self):  # as ComfyUI's
+            torch.nn.init.ones_(self.weight)
+            self.bias = None
+
+    class host_ops:
+        RMSNorm = HostRMSNorm
+
+    x = random(2, 6, 3, 5)
+    expected = x / (x.square().mean(1, keepdim=True) + 1e-5).sqrt() * 2 + 3
+    for ops in (torch.nn, host_ops):
+        norm = channel_norm(6, ops)
+        assert isinstance(norm, ops.RMSNorm) and set(dict(norm.named_parameters())) == {"weight", "bias"}
+        torch.nn.init.constant_(norm.weight, 2.0)
+        torch.nn.init.constant_(norm.bias, 3.0)
+        torch.testing.assert_close(norm(x), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 60, 64), (1, 3, 64, 60), (1, 4, 64, 64), (3, 64, 64)])
+def test_refuses_wrong_images(shape):
+    model = Autoencoder(config_from_diffusers(TINY), device="meta")
+    for encode in (model.encode, model.encode_tiled):
+        with pytest.raises(ValueError, match="multiples of 8"):
+            encode(torch.empty(shape, device="meta"))
+
+
+def test_refuses_wrong_latents_and_tiles():
+    model = Autoencoder(config_from_diffusers(TINY), device="meta")
+    with pytest.raises(ValueError, match=r"latent must be \[b, 4, h, w\]"):
+        model.decode(torch.empty(1, 3, 8, 8, device="meta"))
+    for tile, overlap in ((60, 8), (64, 4), (64, 64), (64, -8)):
+        with pytest.raises(ValueError, match="multiples of 8"):
+            model.decode_tiled(torch.empty(1, 4, 8, 8, device="meta"), tile, overlap)
+
+
+# --- configuration --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", set(LAYOUTS) - {"no shortcuts", "pixel shuffle lite"})
+def test_infers_the_configuration_from_shapes(name):
+    layout = LAYOUTS[name]
+    with torch.device("meta"):
+        shapes = shapes_of(AutoencoderDC(**layout))
+    assert infer_config(shapes) == config_from_diffusers(layout)
+
+
+def test_inference_refuses_other_models():
+    for shapes in ({}, {"encoder.down_blocks.0.0.conv1.weight": (8, 8, 3, 3)}, {"decoder.conv_in.weight": (1,)}):
+        with pytest.raises(ValueError, match="not the tensors of a DC-AE"):
+            infer_config(shapes)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_configuration_survives_json(name):
+    config = config_from_diffusers(json.loads(json.dumps({**LAYOUTS[name], "_class_name": "AutoencoderDC"})))
+    assert from_dict(AutoencoderConfig, json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    assert hash(config) is not None
+
+
+def test_absent_settings_mean_what_diffusers_means():
+    with torch.device("meta"):
+        theirs = AutoencoderDC()
+    assert shapes_of(Autoencoder(config_from_diffusers({}), device="meta")) == shapes_of(theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scaling_factor": 0.3189}, "0.3189"),
+        ({"decoder_norm_types": "batch_norm"}, "rms_norm"),
+        ({"decoder_act_fns": "gelu"}, "'gelu'"),
+        ({"decoder_block_types": "Other"}, "'Other'"),
+        ({"upsample_block_type": "bilinear"}, "'bilinear'"),
+        ({"decoder_layers_per_block": (2, 0, 1, 1)}, "only the first stage"),
+        ({"decoder_layers_per_block": (2, 1)}, "decoder_layers describes 2 stages"),
+        ({"novelty": 1}, "novelty"),
+    ],
+)
+def test_refuses_configurations_it_cannot_build(change, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_diffusers({**TINY, **change})
+
+
+def test_from_dict_refuses_unknown_keys():
+    with pytest.raises(ValueError, match="novelty"):
+        from_dict(AutoencoderConfig, {"novelty": 1})
+
+
+# --- tiling ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1, 32])
+@pytest.mark.parametrize(("tile", "overlap"), [(8, 2), (8, 0), (8, 7), (5, 1), (2, 1)])
+def test_tile_weights_are_a_partition_of_unity(tile, overlap, scale):
+    for cells in range(1, 41):
+        windows = tile_windows(cells, tile, overlap, scale)
+        total = torch.zeros(cells * scale)
+        for start, weight in windows:
+            assert (weight > 0).all() and len(weight) == min(tile, cells) * scale
+            total[start * scale :][: len(weight)] += weight
+        torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-6)
+        assert all(a + tile - b >= overlap for (a, _), (b, _) in pairwise(windows))
+        assert (len(windows) == 1) == (cells <= tile)
+
+
+def cell_local_model() -> Autoencoder:
+    """A real model whose every latent cell depends on its own pixels only: centre taps, no attention."""
+    model, _ = pair(TINY)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 4 and p.shape[-1] > 1:
+                centre = p[:, :, p.shape[2] // 2, p.shape[3] // 2].clone()
+                p.zero_()[:, :, p.shape[2] // 2, p.shape[3] // 2] = centre
+            if name.endswith("to_out.weight"):
+                p.zero_()
+    return model
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 40), (24, 104), (64, 72)])
+@torch.no_grad()
+def test_tiles_of_a_cell_local_model_add_up_to_the_whole(height, width):
+    model = cell_local_model()
+    image = random(2, 3, height, width)
+    latent, calls, ticks = model.encode(image), [], []
+    for part in (model.encoder, model.decoder):
+        part.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[-2:]))
+    tiled = model.encode_tiled(image, tile_px=32, overlap_px=16, progress=lambda *tick: ticks.append(tick))
+    assert relative_error(tiled, latent) < 1e-5
+    assert len(calls) > 1 and all(h <= 32 and w <= 32 for h, w in calls)
+    assert ticks == [(i + 1, len(calls)) for i in range(len(calls))]
+    calls.clear()
+    tiled = model.decode_tiled(latent, tile_px=32, overlap_px=16)
+    assert len(calls) > 1 and all(h <= 4 and w <= 4 for h, w in calls)
+    assert relative_error(tiled, model.decode(latent)) < 1e-5
+
+
+@torch.no_grad()
+def test_one_tile_is_the_untiled_path():
+    model, _ = pair(TINY)
+    image = random(1, 3, 48, 64)
+    latent, ticks = model.encode(image), []
+    assert torch.equal(model.encode_tiled(image, tile_px=64, overlap_px=16), latent)
+    tiled = model.decode_tiled(latent, tile_px=64, overlap_px=16, progress=lambda *tick: ticks.append(tick))
+    assert torch.equal(tiled, model.decode(latent)) and ticks == [(1, 1)]
+
+
+@torch.no_grad()
+def test_tiling_keeps_the_dtype():
+    model, _ = pair(TINY)
+    latent = model.bfloat16().encode_tiled(random(1, 3, 64, 64).bfloat16(), tile_px=32, overlap_px=8)
+    assert latent.dtype == torch.bfloat16 and latent.shape == (1, 4, 8, 8)
+    assert model.decode_tiled(latent, tile_px=32, overlap_px=8).isfinite().all()
+
+
+# --- what saves passes over memory -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 2)])
+def test_a_convolution_of_the_enlarged_without_enlarging(size, bias):
+    """In float64: the same sums in another order."""
+    torch.manual_seed(0)
+    conv = autoencoder._enlarging_conv_class(torch.nn.Conv2d)(6, 4, 3, padding=1, bias=bias).double()
+    x = torch.randn(2, 6, *size, dtype=torch.float64)
+    expected = F.conv2d(F.interpolate(x, scale_factor=2), conv.weight, conv.bias, padding=1)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.testing.assert_close(conv(x.contiguous(memory_format=layout)), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 8, 16, 32])
+def test_shortcuts_in_one_pass(channels):
+    """Of 8 channels: as pixel (un)shuffle with averages or repeats has it, whatever the ratio of widths."""
+    torch.manual_seed(0)
+    x, small, large = (torch.randn(2, *shape) for shape in ((8, 4, 6), (channels, 2, 3), (channels, 8, 12)))
+    reduced = small + F.pixel_unshuffle(x, 2).unflatten(1, (channels, -1)).mean(2)
+    torch.testing.assert_close(autoencoder.add_reduced(small.clone(), x), reduced)
+    enlarged = large + F.pixel_shuffle(x.repeat_interleave(4 * channels // 8, dim=1), 2)
+    torch.testing.assert_close(autoencoder.add_enlarged(large.clone(), x), enlarged)

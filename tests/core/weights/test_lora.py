@@ -1,0 +1,204 @@
+"""LoRA files in every trainer's naming come out under native names, with the same change of weights."""
+
+import json
+
+import pytest
+import standin
+import torch
+
+from sprint_core.models.gemma import Gemma
+from sprint_core.models.transformer import SanaTransformer
+from sprint_core.weights import keymaps, lora
+from sprint_core.weights.checkpoint import CheckpointError
+
+MODEL = SanaTransformer(standin.TRANSFORMER, device="meta")
+SHAPES = {name: tuple(tensor.shape) for name, tensor in MODEL.state_dict().items()}
+TEXT = {name: tuple(t.shape) for name, t in Gemma(standin.TEXT, device="meta").state_dict().items()}
+WEIGHTS = standin.random_model(MODEL)
+LAYERS = (
+    "transformer_blocks.0.attn1.to_q",
+    "transformer_blocks.1.attn2.to_out.0",
+    "transformer_blocks.1.ff.conv_point",
+)
+RANK = 2
+
+
+def matrices(layer: str, shapes=SHAPES, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Up and down matrices of a layer, of its rank of shape."""
+    rows, columns, *kernel = shapes[f"{layer}.weight"]
+    generator = torch.Generator().manual_seed(len(layer) + seed)
+    tail = [1] * len(kernel)
+    return (
+        torch.randn(rows, RANK, *tail, generator=generator),
+        torch.randn(RANK, columns, *tail, generator=generator),
+    )
+
+
+def change(parts: dict) -> torch.Tensor:
+    """What an adapter adds to its weight."""
+    if "diff" in parts:
+        return parts["diff"]
+    if "hada_w1_a" in parts:
+        scale = parts["alpha"].item() / RANK if "alpha" in parts else 1.0
+        return scale * (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+    up, down = (
+        parts.get(a, parts.get(b))
+        for a, b in (("lora_B.weight", "lora_up.weight"), ("lora_A.weight", "lora_down.weight"))
+    )
+    scale = parts["alpha"].item() / down.shape[0] if "alpha" in parts else 1.0
+    return scale * (up.flatten(1) @ down.flatten(1)).reshape(*up.shape[:1], down.shape[1], *up.shape[2:])
+
+
+def file(name_of, spelling="lora_down.weight lora_up.weight", alpha=None) -> dict:
+    """A LoRA of LAYERS; name_of(layer) is the trainer's name of it."""
+    down_name, up_name = spelling.split()
+    tensors = {}
+    for layer in LAYERS:
+        up, down = matrices(layer)
+        tensors |= {f"{name_of(layer)}.{up_name}": up, f"{name_of(layer)}.{down_name}": down}
+        if alpha is not None:
+            tensors[f"{name_of(layer)}.alpha"] = torch.tensor(float(alpha))
+    return tensors
+
+
+PEFT = "lora_A.weight lora_B.weight"
+NAMINGS = {
+    "diffusers": (lambda layer: f"transformer.{layer}", PEFT),
+    "bare": (lambda layer: layer, PEFT),
+    "PEFT": (lambda layer: f"base_model.model.{layer}", PEFT),
+    "PEFT of a pipeline": (lambda layer: f"base_model.model.transformer.{layer}", PEFT),
+    "PEFT, named adapter": (lambda layer: f"base_model.model.{layer}", "lora_A.default.weight lora_B.default.weight"),
+    "ComfyUI": (lambda layer: f"diffusion_model.{layer}", "lora_down.weight lora_up.weight"),
+    "OneTrainer": (lambda layer: f"lora_transformer_{layer.replace('.', '_')}", "lora_down.weight lora_up.weight"),
+    "kohya": (lambda layer: f"lora_unet_{layer.replace('.', '_')}", "lora_down.weight lora_up.weight"),
+    "LyCORIS": (lambda layer: f"lycoris_{layer.replace('.', '_')}", "lora_down.weight lora_up.weight"),
+}
+
+
+@pytest.mark.parametrize("alpha", [None, 1.0])
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_namings(naming, alpha):
+    found = lora.read(file(*NAMINGS[naming], alpha), {}, SHAPES)
+    assert set(found.transformer) == set(LAYERS) and not found.skipped and not found.text
+    for layer in LAYERS:
+        up, down = matrices(layer)
+        want = (up.flatten(1) @ down.flatten(1)).reshape(SHAPES[f"{layer}.weight"]) * (alpha or RANK) / RANK
+        assert torch.allclose(change(found.transformer[layer]), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["dots", "underscores"])
+def test_fused_layers_of_the_authors(flat):
+    """A LoRA of qkv or kv changes each native layer as it changes its rows of the fused one."""
+    names = keymaps.foreign_names([name for name in SHAPES if name.endswith(".weight")], keymaps.NVLABS)
+    fused = {name: native for name, native in names.items() if len(native) > 1}
+    assert len(fused) == 2 * standin.TRANSFORMER.depth
+    tensors, want = {}, {}
+    for name, native in fused.items():
+        up, down = torch.randn(len(native) * 64, RANK), torch.randn(RANK, SHAPES[native[0]][1])
+        layer = name.removesuffix(".weight")
+        layer = f"lycoris_{layer.replace('.', '_')}" if flat else layer
+        tensors |= {
+            f"{layer}.lora_up.weight": up,
+            f"{layer}.lora_down.weight": down,
+            f"{layer}.alpha": torch.tensor(1.0),
+        }
+        want |= dict(zip(native, (up @ down / RANK).chunk(len(native))))
+    found = lora.read(tensors, {}, SHAPES)
+    assert not found.skipped
+    assert {f"{layer}.weight" for layer in found.transformer} == set(want)
+    for name, delta in want.items():
+        assert torch.allclose(change(found.transformer[name.removesuffix(".weight")]), delta, atol=1e-5)
+
+
+def test_fused_lokr_and_loha():
+    native = [f"transformer_blocks.0.attn1.to_{x}" for x in "qkv"]
+    w1, w2a, w2b = torch.randn(6, 4), torch.randn(32, RANK), torch.randn(RANK, 16)
+    lokr = {"w1": w1, "w2_a": w2a, "w2_b": w2b}
+    tensors = {f"lycoris_blocks_0_attn_qkv.lokr_{k}": v for k, v in lokr.items()}
+    tensors["lycoris_blocks_0_attn_qkv.alpha"] = torch.tensor(1.0)
+    found = lora.read(tensors, {}, SHAPES)
+    want = torch.kron(w1, w2a @ w2b) / RANK
+    assert torch.allclose(torch.cat([change(found.transformer[layer]) for layer in native]), want, atol=1e-5)
+    loha = [torch.randn(192, RANK), torch.randn(RANK, 64), torch.randn(192, RANK), torch.randn(RANK, 64)]
+    tensors = {f"blocks.0.attn.qkv.hada_{k}": v for k, v in zip(("w1_a", "w1_b", "w2_a", "w2_b"), loha)}
+    found = lora.read(tensors, {}, SHAPES)
+    want = (loha[0] @ loha[1]) * (loha[2] @ loha[3])
+    assert torch.allclose(torch.cat([change(found.transformer[layer]) for layer in native]), want, atol=1e-5)
+
+
+def test_lokr_of_plain_layers_stays_as_it_is():
+    tensors = {f"lycoris_transformer_blocks_0_attn1_to_q.lokr_{w}": torch.randn(8, 8) for w in ("w1", "w2")}
+    found = lora.read(tensors, {}, SHAPES)
+    assert set(found.transformer["transformer_blocks.0.attn1.to_q"]) == {"lokr_w1", "lokr_w2"}
+
+
+@pytest.mark.parametrize("prefix", ["text_encoder.", "lora_text_encoder_", "lora_te_", "lora_te1_"])
+def test_text_encoder(prefix):
+    layer = "model.layers.1.self_attn.q_proj"
+    name = prefix + (layer.replace(".", "_") if prefix.endswith("_") else layer)
+    up, down = matrices(layer, TEXT)
+    tensors = file(*NAMINGS["diffusers"]) | {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}
+    found = lora.read(tensors, {}, SHAPES, TEXT)
+    assert set(found.text) == {layer} and len(found.transformer) == len(LAYERS)
+    alone = lora.read(tensors, {}, SHAPES)
+    assert len(alone.skipped) == 2 and all(layer.split(".")[-1] in skipped for skipped in alone.skipped)
+
+
+def test_time_embedder_of_models_without_guidance():
+    layer = "time_embed.timestep_embedder.linear_1"
+    up, down = matrices(layer)
+    name = "transformer.time_embed.emb.timestep_embedder.linear_1"
+    assert set(lora.read({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, {}, SHAPES).transformer) == {
+        layer
+    }
+
+
+def test_alpha_in_the_metadata():
+    about = {"transformer.lora_alpha": 4, "transformer.r": RANK, "transformer.alpha_pattern": {"attn1.to_q": 8}}
+    found = lora.read(file(*NAMINGS["diffusers"]), {lora.METADATA_KEY: json.dumps(about)}, SHAPES)
+    alphas = {layer: parts["alpha"].item() for layer, parts in found.transformer.items()}
+    assert alphas == {LAYERS[0]: 8.0, LAYERS[1]: 4.0, LAYERS[2]: 4.0}
+    named = lora.read(file(*NAMINGS["diffusers"], alpha=1.0), {lora.METADATA_KEY: json.dumps(about)}, SHAPES)
+    assert all(parts["alpha"].item() == 1.0 for parts in named.transformer.values())
+    assert lora.read(file(*NAMINGS["diffusers"]), {lora.METADATA_KEY: "damaged"}, SHAPES).count == 3
+
+
+@pytest.mark.parametrize("spelling", ["dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.default.weight"])
+def test_dora_by_its_formula(spelling):
+    """m (W + D) / |W + D|, in a host that computes m' (W + D) / |W|."""
+    layer = LAYERS[0]
+    up, down = matrices(layer)
+    w = WEIGHTS[f"{layer}.weight"]
+    m = 1 + torch.rand(64, generator=torch.Generator().manual_seed(1))
+    tensors = {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
+    tensors[f"{layer}.{spelling}"] = m[:, None] if spelling == "dora_scale" else m
+    parts = lora.read(tensors, {}, SHAPES, weight=WEIGHTS.get).transformer[layer]
+    after = w + up @ down
+    want = m[:, None] * after / after.norm(dim=1, keepdim=True)
+    assert torch.allclose(parts["dora_scale"] * after / w.norm(dim=1, keepdim=True), want, atol=1e-5)
+
+
+def test_what_matches_nothing():
+    flux = {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": torch.zeros(2, 3)}
+    with pytest.raises(
+        CheckpointError, match=r"x\.safetensors: none of its 1 tensors.*double_blocks_0.*another family"
+    ):
+        lora.read(flux, {}, SHAPES, source="x.safetensors")
+    with pytest.raises(CheckpointError, match="none of its 0 tensors belongs to this model; its first: none"):
+        lora.read({}, {}, SHAPES)
+    wide = {f"{LAYERS[0]}.lora_A.weight": torch.zeros(2, 96), f"{LAYERS[0]}.lora_B.weight": torch.zeros(96, 2)}
+    with pytest.raises(CheckpointError, match=r"a LoRA of another width: .*to_q has .*the model's layer is \[64, 64\]"):
+        lora.read(wide, {}, SHAPES)
+
+
+def test_what_is_left_out_is_named():
+    layer = "transformer_blocks.0.attn2.to_q"
+    tensors = file(*NAMINGS["diffusers"]) | {
+        "bundle_emb.token.gemma": torch.zeros(2),
+        "transformer.unknown.lora_A.weight": torch.zeros(2, 2),
+        f"transformer.{layer}.lora_A.weight": torch.zeros(2, 96),
+    }
+    found = lora.read(tensors, {}, SHAPES)
+    assert set(found.transformer) == set(LAYERS)
+    want = {"bundle_emb.token.gemma", "transformer.unknown.lora_A.weight", f"transformer.{layer} (of another shape)"}
+    assert set(found.skipped) == want

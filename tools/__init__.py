@@ -1,0 +1,1 @@
+"""For contributors: what draws, measures and mutates this repository. Not shipped."""

@@ -1,0 +1,61 @@
+"""Open 01_text_to_image in a real ComfyUI, run it, and photograph its graph for the README: assets/graph.png.
+
+    python run.py python tools/make_graph.py
+
+Not a test: run it when that workflow, its nodes or the bundled model change, and look at the picture. Needs Chromium.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path += [str(ROOT), str(ROOT / "tests")]
+
+from editor import launch_chromium, open_editor  # noqa: E402
+from playwright.sync_api import Page, sync_playwright  # noqa: E402
+
+import run  # noqa: E402
+
+MARGIN_PX = 14
+MINIMAP = "Comfy.Minimap.Visible"  # it would lie over the graph
+# The corners of all nodes, titles included, on the page.
+CORNERS = """() => {
+    const boxes = app.graph.nodes.map(node => node.getBounding());
+    const low = [0, 1].map(i => Math.min(...boxes.map(box => box[i])));
+    const high = [0, 1].map(i => Math.max(...boxes.map(box => box[i] + box[i + 2])));
+    const canvas = document.getElementById('graph-canvas').getBoundingClientRect();
+    return [low, high].map(at => app.canvas.ds.convertOffsetToCanvas(at).map((x, i) => x + [canvas.x, canvas.y][i]));
+}"""
+SHOWN = "app.graph.nodes.some(node => node.imgs?.some(image => image.complete && image.naturalWidth > 0))"
+
+
+def photograph(page: Page, ui: dict, path: Path) -> None:
+    """The graph of a workflow after a run, as large as the page allows."""
+    page.evaluate("async ui => { await app.loadGraphData(ui) }", ui)
+    page.evaluate("() => { app.queuePrompt(0) }")
+    page.wait_for_function(SHOWN, timeout=300_000)
+    page.evaluate("() => { app.extensionManager.command.execute('Comfy.Canvas.FitView') }")
+    page.wait_for_timeout(3000)  # the view glides there, and messages fade
+    (left, top), (right, bottom) = page.evaluate(CORNERS)
+    box = {"x": left - MARGIN_PX, "y": top - 2 * MARGIN_PX}
+    box |= {"width": right - left + 2 * MARGIN_PX, "height": bottom - top + 3 * MARGIN_PX}
+    page.screenshot(path=path, clip=box)
+
+
+def main() -> None:
+    ui = json.loads((ROOT / "workflows" / "01_text_to_image.json").read_text(encoding="utf-8"))
+    chromium = run.chromium() or sys.exit("no Chromium or Chrome found")
+    with run.comfyui_server() as server, sync_playwright() as playwright:
+        before = server.json("/settings").get(MINIMAP, True)
+        server.request("/settings", {MINIMAP: False})
+        browser = launch_chromium(playwright, chromium)
+        page = browser.new_page(viewport={"width": 1600, "height": 900})
+        open_editor(page, server)
+        photograph(page, ui, ROOT / "assets" / "graph.png")
+        browser.close()
+        server.request("/settings", {MINIMAP: before})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Run every workflow in a real ComfyUI and write its thumbnail, workflows/<name>.jpg.
+
+Those of models that are not at hand show their graph instead.
+
+    python run.py python tools/make_thumbnails.py
+
+Not a test: run it when a workflow or the bundled model changes, and look at the pictures.
+"""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path += [str(ROOT), str(ROOT / "tests")]
+
+import run  # noqa: E402
+from tools.make_help import COLOURS, ENGLISH  # noqa: E402
+
+SIDE_PX = 512
+NAMES = {name: node["display_name"] for name, node in json.loads(ENGLISH.read_text(encoding="utf-8")).items()}
+DRAWING = "sana-sprint-drawing.png"  # what stands for a user's strokes in Painter
+
+
+def thumbnail(pictures: list[bytes]) -> Image.Image:
+    """The pictures side by side."""
+    images = [Image.open(io.BytesIO(data)).convert("RGB").resize((SIDE_PX, SIDE_PX)) for data in pictures]
+    sheet = Image.new("RGB", (SIDE_PX * len(images), SIDE_PX))
+    for i, image in enumerate(images):
+        sheet.paste(image, (i * SIDE_PX, 0))
+    return sheet
+
+
+def draw(path: Path) -> None:
+    """A square and a circle by hand, as Painter stores strokes: white on nothing."""
+    sheet = Image.new("RGBA", (512, 512))
+    pen = ImageDraw.Draw(sheet)
+    pen.line([(70, 230), (210, 222), (216, 372), (66, 368), (70, 228)], fill="white", width=20, joint="curve")
+    pen.ellipse((290, 130, 452, 296), outline="white", width=20)
+    sheet.save(path)
+
+
+def diagram(ui: dict) -> Image.Image:
+    """The graph: nodes as titled boxes, links as lines between them."""
+    nodes = {node["id"]: node for node in ui["nodes"]}
+    left, top = (min(node["pos"][i] for node in nodes.values()) for i in (0, 1))
+    right, bottom = (max(node["pos"][i] + node["size"][i] for node in nodes.values()) for i in (0, 1))
+    scale = min((2 * SIDE_PX - 40) / (right - left), (SIDE_PX - 60) / (bottom - top + 30))
+    sheet = Image.new("RGB", (2 * SIDE_PX, SIDE_PX), "#1e1f22")
+    pen = ImageDraw.Draw(sheet)
+    margin = (2 * SIDE_PX - (right - left) * scale) / 2
+    at = lambda x, y: (margin + (x - left) * scale, 40 + (y - top) * scale)  # noqa: E731
+    for node in nodes.values():
+        (x, y), (width, height) = node["pos"], node["size"]
+        note = node["type"] == "MarkdownNote"
+        pen.rounded_rectangle(
+            (at(x, y - 30), at(x + width, y + height)), 6, "#4a4426" if note else "#353639", "#6a6c72"
+        )
+        title, font = node.get("title") or NAMES.get(node["type"], node["type"]), ImageFont.load_default(13)
+        while pen.textlength(title, font) > (width - 24) * scale:
+            title = title.removesuffix("...")[:-1] + "..."
+        pen.text(at(x + 12, y - 20), title, "#e8e8e8", font)
+    for _, source, slot, target, socket, kind in ui["links"]:
+        a, b = nodes[source], nodes[target]
+        start = at(a["pos"][0] + a["size"][0], a["pos"][1] + 20 * (1 + slot))
+        end = at(b["pos"][0], b["pos"][1] + 20 * (1 + socket))
+        pen.line((start, end), fill=COLOURS.get(kind, "#888888"), width=2)
+    return sheet
+
+
+def main() -> None:
+    draw_into = run.HOME / "base" / "input"
+    with run.comfyui_server() as server:
+        draw(draw_into / DRAWING)
+        for workflow in sorted((ROOT / "workflows").glob("*.json")):
+            ui = json.loads(workflow.read_text(encoding="utf-8"))
+            if any(node["properties"].get("models") for node in ui["nodes"]):
+                diagram(ui).save(workflow.with_suffix(".jpg"), quality=85)
+                continue
+            prompt = server.prompt_of(workflow)
+            for node in prompt.values():
+                if node["class_type"] == "Painter":
+                    node["inputs"]["mask"] = DRAWING
+            history = server.run(prompt)
+            images = server.images(history)
+            saved = [image for image in images if image["type"] == "output"] or images
+            thumbnail([server.view(image) for image in saved]).save(workflow.with_suffix(".jpg"), quality=85)
+
+
+if __name__ == "__main__":
+    main()
