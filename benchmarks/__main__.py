@@ -23,11 +23,10 @@ from benchmarks.measure import NETWORK_OF, Sides, Taken, difference, errors, exa
 from benchmarks.networks import BATCH, LONG, MODELS, SHORT, Ours
 from benchmarks.theirs import Theirs, version
 from sprint_core import cli as command
-from sprint_core.config import usable_device
+from sprint_core.devices import DTYPES, usable_device
 from sprint_core.images.files import check_picture_name
 from sprint_core.images.sizes import MAX_PX, MIN_PX
-from sprint_core.models.autoencoder_config import DOWNSCALE
-from sprint_core.pipeline import DTYPES
+from sprint_core.latent import DOWNSCALE
 
 PARTS = {
     "text": f"a new prompt of {SHORT} tokens",

@@ -22,9 +22,12 @@ from benchmarks.measure import Taken, resident_mib
 from benchmarks.networks import SHORT, Ours, Words, prompt_of
 from benchmarks.theirs import instruction, sana_sprint
 from sprint_core import convert
-from sprint_core.pipeline import DTYPES, Pipeline
-from sprint_core.text import encoder as text
-from sprint_core.text import loading as companions
+from sprint_core.devices import DTYPES
+from sprint_core.pipeline import Pipeline
+from sprint_core.text.encoder import TextEncoder
+from sprint_core.text.formats import text_preset
+from sprint_core.text.loading import find_tokenizer
+from sprint_core.text.tokenizers import tokenizer_state
 from sprint_core.weights import checkpoint, presets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,8 +41,8 @@ def write(ours: Ours, folder: Path) -> None:
         "text_encoder": ours.text_encoder.gemma,
     }
     parts = [checkpoint.Weights(kind, net.config, net.state_dict(), folder) for kind, net in networks.items()]
-    bundled = companions.load_tokenizer(checkpoint.load(presets.BUNDLED, "text_encoder"))
-    parts[-1].extras = text.tokenizer_state(bundled)  # as every encoder has one; nobody uses it
+    bundled = find_tokenizer(checkpoint.load(presets.BUNDLED, "text_encoder"))
+    parts[-1].extras = tokenizer_state(bundled)  # as every encoder has one; nobody uses it
     for out in convert.outputs(parts, "diffusers", {}):
         (folder / out.name).parent.mkdir(parents=True, exist_ok=True)
         out.write(folder / out.name)
@@ -76,7 +79,7 @@ def load_ours(folder: Path, dtype: torch.dtype) -> Callable[[int], Tensor]:
     parts = {kind: checkpoint.load(folder, kind) for kind in ("transformer", "autoencoder", "text_encoder")}
     networks = {kind: checkpoint.build(part, dtype=dtype) for kind, part in parts.items()}
     gemma = networks.pop("text_encoder")
-    encoder = text.TextEncoder(gemma, Words(gemma.config.vocab), text.text_preset("diffusers"))
+    encoder = TextEncoder(gemma, Words(gemma.config.vocab), text_preset("diffusers"))
     pipeline = Pipeline(networks["transformer"], networks["autoencoder"], encoder)
     del parts, networks, gemma, encoder  # so that the pipeline alone decides what lives
 

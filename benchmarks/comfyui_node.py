@@ -9,9 +9,8 @@ import comfy.model_management as mm
 import torch
 
 from sprint_core import sampler, trigflow
-from sprint_core.models.autoencoder_config import DOWNSCALE, SCALE
-from sprint_core.models.transformer import LATENT_CHANNELS
-from sprint_core.text import encoder as text
+from sprint_core.latent import DOWNSCALE, LATENT_CHANNELS, SCALE
+from sprint_core.text.encoder import TextEncoder
 from sprint_core.weights import presets
 
 CATEGORY = "bench"
@@ -37,7 +36,7 @@ class CoreTextToImage:
         if clip not in _encoders:
             prompts = clip.tokenizer
             gemma = clip.cond_stage_model.encoder.transformer
-            _encoders[clip] = text.TextEncoder(gemma, prompts.tokenizer, prompts.preset)
+            _encoders[clip] = TextEncoder(gemma, prompts.tokenizer, prompts.preset)
         caption = _encoders[clip].encode([prompt])[0][None].to(device, dtype)
         shape = (LATENT_CHANNELS, size_px // DOWNSCALE, size_px // DOWNSCALE)
         x_s, one = sampler.initial_noise([seed], shape).to(device), torch.ones(1, device=device)

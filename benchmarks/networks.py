@@ -10,15 +10,18 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from sprint_core.latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from sprint_core.models import controlnet
 from sprint_core.models.autoencoder import Autoencoder
-from sprint_core.models.autoencoder_config import DOWNSCALE, SANA, SCALE
+from sprint_core.models.autoencoder_config import SANA
 from sprint_core.models.gemma import Gemma, GemmaConfig
-from sprint_core.models.transformer import LATENT_CHANNELS, SanaTransformer
+from sprint_core.models.transformer import SanaTransformer
 from sprint_core.pipeline import Pipeline
 from sprint_core.shapes import captions
-from sprint_core.text import encoder as text
-from sprint_core.text import loading as companions
+from sprint_core.text.encoder import TextEncoder
+from sprint_core.text.formats import text_preset
+from sprint_core.text.loading import find_tokenizer, prompt_format
+from sprint_core.text.tokenizers import BOS, PAD
 from sprint_core.weights import checkpoint, presets
 
 MODELS = {"demo": "", "0.6B": "sprint-0.6B", "1.6B": "sprint-1.6B"}
@@ -40,11 +43,11 @@ class Words:
 
     def encode(self, prompt: str) -> list[int]:
         words = re.findall(r"\w+|[^\w\s]", prompt)
-        return [text.BOS, *(8 + zlib.crc32(word.encode()) % (self.size - 8) for word in words)]
+        return [BOS, *(8 + zlib.crc32(word.encode()) % (self.size - 8) for word in words)]
 
     def __call__(self, prompts: Sequence[str], *, max_length: int, **_) -> SimpleNamespace:
         rows = [torch.tensor(self.encode(prompt)[:max_length]) for prompt in prompts]
-        ids = torch.full((len(rows), max_length), text.PAD)
+        ids = torch.full((len(rows), max_length), PAD)
         mask = torch.zeros_like(ids)
         for i, row in enumerate(rows):
             ids[i, : len(row)], mask[i, : len(row)] = row, 1
@@ -125,15 +128,15 @@ class Ours(Parts):
         return branch.eval().requires_grad_(False)
 
     @functools.cached_property
-    def text_encoder(self) -> text.TextEncoder:
+    def text_encoder(self) -> TextEncoder:
         if self.preset is None:
             weights = checkpoint.load(presets.BUNDLED, "text_encoder")
             gemma = checkpoint.build(weights, dtype=self.dtype, device=self.device)
-            return text.TextEncoder(gemma, companions.load_tokenizer(weights), companions.text_preset(weights))
+            return TextEncoder(gemma, find_tokenizer(weights), prompt_format(weights))
         gemma = self._made("text_encoder", lambda **how: Gemma(GemmaConfig(), **how))
         gemma.model.embed_tokens.weight.mul_(gemma.config.width**-0.5)  # else the other weights would not matter
-        return text.TextEncoder(
-            gemma, Words(gemma.config.vocab), text.text_preset("diffusers")
+        return TextEncoder(
+            gemma, Words(gemma.config.vocab), text_preset("diffusers")
         )  # the format that both sides know
 
     @functools.cached_property

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.measure import Sides, Taken, measure
 from benchmarks.networks import Ours
-from sprint_core.models.autoencoder_config import SCALE
+from sprint_core.latent import SCALE
 
 SIZES_PX = (256, 512, 1024, 2048, 4096)
 PAIRED_PX = 1024  # up to here both sides several times; beyond, ours once

@@ -5,8 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..sprint_core.images import sizes
-from ..sprint_core.models.autoencoder_config import DOWNSCALE
-from ..sprint_core.models.transformer import LATENT_CHANNELS
+from ..sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from .adapters import model as adapter
 from .adapters import screen
 

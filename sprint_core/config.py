@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-import torch
-
 Config = TypeVar("Config")
 
 LARGEST = 1_000_000  # of any integer: vocabularies are a quarter of it
@@ -40,14 +38,6 @@ def check_numbers(config: Any, positive: tuple[str, ...] = ()) -> None:
             good = f.type is not bool or isinstance(value, bool)
         if not good:
             raise ValueError(f"{f.name} is {value!r}")
-
-
-def usable_device(name: str) -> torch.device:
-    """The device of this name. Raises ValueError."""
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # the second from a torch without CUDA
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
 
 
 def _freeze(value: Any) -> Any:

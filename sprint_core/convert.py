@@ -30,12 +30,15 @@ from torch import Tensor
 
 from . import cli as command
 from .images import preview
-from .models import autoencoder_config, gemma
-from .text import encoder as text
-from .text import loading as companions
-from .weights import checkpoint, keymaps, presets, quantise, tensorfile
+from .text.loading import find_tokenizer
+from .text.tokenizers import tokenizer_state
+from .weights import checkpoint, keymaps, quantise, tensorfile
 from .weights.checkpoint import CheckpointError, Weights
 from .weights.kinds import KINDS, foreign_family, kinds_in
+from .weights.layouts import autoencoder as autoencoder_layout
+from .weights.layouts import controlnet as controlnet_layout
+from .weights.layouts import text_encoder as text_encoder_layout
+from .weights.layouts import transformer as transformer_layout
 
 LAYOUTS = ("native", "diffusers", "nvlabs", "comfy")
 CAPTION_TOKENS = 300  # of the authors' empty caption
@@ -88,7 +91,7 @@ def outputs(parts: Sequence[Weights], to: str, provenance: Mapping[str, str]) ->
 def _one_file(parts: Sequence[Weights], to: str, provenance: Mapping[str, str]) -> Output:
     for part in parts:
         if part.kind == "text_encoder":  # a file by itself needs its tokenizer
-            part.extras |= text.tokenizer_state(companions.load_tokenizer(part))
+            part.extras |= tokenizer_state(find_tokenizer(part))
     tensors, about = checkpoint.packed(parts, provenance, prefixed=to == "comfy" or len(parts) > 1)
     return Output("", tensors, lambda path: tensorfile.write(path, tensors, about))
 
@@ -97,18 +100,21 @@ def _diffusers(part: Weights, folder: str) -> list[Output]:
     if any(name.endswith(checkpoint.QUANT_SUFFIXES) for name in part.tensors):
         raise CheckpointError(f"{part.path}: diffusers cannot read quantised layers; choose --to native")
     if part.kind == "transformer":
-        config = presets.config_to_diffusers(part.config)
-        tensors = keymaps.to_diffusers(part.tensors, part.config.guidance_embed)
+        config = transformer_layout.config_to_diffusers(part.config)
+        tensors = transformer_layout.to_diffusers(part.tensors, part.config.guidance_embed)
     elif part.kind == "controlnet":
         try:
-            config = presets.control_config_to_diffusers(part.config)
+            config = controlnet_layout.control_config_to_diffusers(part.config)
         except ValueError as error:
             raise CheckpointError(f"{part.path}: {error}") from None
-        tensors = keymaps.from_native(part.tensors, keymaps.DIFFUSERS)
+        tensors = keymaps.from_native(part.tensors, transformer_layout.DIFFUSERS)
     elif part.kind == "autoencoder":
-        config, tensors = autoencoder_config.config_to_diffusers(part.config), part.tensors
+        config, tensors = autoencoder_layout.config_to_diffusers(part.config), part.tensors
     else:
-        config, tensors = gemma.config_to_hf(part.config), keymaps.from_native(part.tensors, keymaps.GEMMA_BARE)
+        config, tensors = (
+            text_encoder_layout.config_to_hf(part.config),
+            keymaps.from_native(part.tensors, text_encoder_layout.GEMMA_BARE),
+        )
     stem = "model" if part.kind == "text_encoder" else "diffusion_pytorch_model"
     name = Path(folder) / f"{stem}.safetensors"
     about = checkpoint.header({part.kind: {"settings": part.settings}})  # no config.json holds size and prompt format
@@ -142,7 +148,7 @@ def _pipeline(parts: Sequence[Weights]) -> list[Output]:
 
 def _tokenizer(part: Weights, folder: str) -> list[Output]:
     """The encoder's tokenizer, in a folder of its own beside the encoder's, or with an encoder alone."""
-    tokenizer = companions.load_tokenizer(part)
+    tokenizer = find_tokenizer(part)
     name = "tokenizer.json" if tokenizer.state_key == "tokenizer_json" else "tokenizer.model"
     place = Path(folder).parent / "tokenizer" if folder else Path()
     return [Output(str(place / name), {}, lambda path: _write_bytes(path, tokenizer.data))]
@@ -150,12 +156,12 @@ def _tokenizer(part: Weights, folder: str) -> list[Output]:
 
 def _nvlabs(part: Weights) -> Output:
     if part.kind == "autoencoder":
-        return _named(keymaps.from_native(part.tensors, keymaps.DCAE))
+        return _named(keymaps.from_native(part.tensors, autoencoder_layout.DCAE))
     if part.kind != "transformer" or any(name.endswith(checkpoint.QUANT_SUFFIXES) for name in part.tensors):
         what = "quantised" if part.kind == "transformer" else KINDS[part.kind].words[2:]
         raise CheckpointError(f"{part.path}: the authors have no layout for this ({what}); choose --to native")
     config, like = part.config, next(iter(part.tensors.values()))
-    tensors = keymaps.from_native(part.tensors, keymaps.NVLABS)
+    tensors = keymaps.from_native(part.tensors, transformer_layout.NVLABS)
     tensors["y_embedder.y_embedding"] = torch.zeros(CAPTION_TOKENS, config.caption_width, dtype=like.dtype)
     if config.guidance_embed:  # their Sprint learns its loss's weight beside the network
         tensors["logvar_linear.weight"] = torch.zeros(1, config.width, dtype=like.dtype)

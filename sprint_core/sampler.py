@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .models.layers import to_device
+from .devices import to_device
 from .trigflow import flow_add_noise
 
 SEEDS = 2**64  # what a torch generator accepts

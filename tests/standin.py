@@ -12,15 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sprint_core.models import autoencoder_config, tiny_autoencoder
+from sprint_core.models import tiny_autoencoder
 from sprint_core.models.autoencoder import Autoencoder
 from sprint_core.models.autoencoder_config import AutoencoderConfig
 from sprint_core.models.controlnet import ControlNetConfig, SanaControlNet
-from sprint_core.models.gemma import Gemma, GemmaConfig, config_to_hf
+from sprint_core.models.gemma import Gemma, GemmaConfig
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
-from sprint_core.text import encoder as text
-from sprint_core.text import loading as companions
-from sprint_core.weights import checkpoint, keymaps, presets, quantise, tensorfile
+from sprint_core.text.loading import find_tokenizer
+from sprint_core.text.tokenizers import tokenizer_state
+from sprint_core.weights import checkpoint, keymaps, quantise, tensorfile
+from sprint_core.weights.layouts import autoencoder as autoencoder_layout
+from sprint_core.weights.layouts import text_encoder as text_encoder_layout
+from sprint_core.weights.layouts import transformer as transformer_layout
+from sprint_core.weights.layouts.text_encoder import config_to_hf
 
 NAME = "SANA-Sprint-standin"
 SEED = 0
@@ -82,16 +86,16 @@ def make(folder: Path, transformer: TransformerConfig = TRANSFORMER, seed: int =
     tensors = random_model(SanaTransformer(transformer, device="meta"), seed)
     parts = {
         "transformer": (
-            presets.config_to_diffusers(transformer),
-            keymaps.to_diffusers(tensors, transformer.guidance_embed),
+            transformer_layout.config_to_diffusers(transformer),
+            transformer_layout.to_diffusers(tensors, transformer.guidance_embed),
         ),
         "vae": (
-            autoencoder_config.config_to_diffusers(AUTOENCODER),
+            autoencoder_layout.config_to_diffusers(AUTOENCODER),
             random_model(Autoencoder(AUTOENCODER, device="meta"), seed),
         ),
         "text_encoder": (
             config_to_hf(TEXT),
-            keymaps.from_native(text_tensors, keymaps.GEMMA_BARE),
+            keymaps.from_native(text_tensors, text_encoder_layout.GEMMA_BARE),
         ),
     }
     for name, (config, weights) in parts.items():
@@ -114,7 +118,7 @@ def fill(models: Path) -> None:
     folder = make(models / "diffusers" / NAME)
     parts = {kind: checkpoint.load(folder, kind) for kind in ("transformer", "autoencoder", "text_encoder")}
     encoder = parts["text_encoder"]
-    encoder.extras = text.tokenizer_state(companions.load_tokenizer(encoder))
+    encoder.extras = tokenizer_state(find_tokenizer(encoder))
     for name in ("gemma_2_2b_it_elm_bf16", "gemma_2_2b_it_elm_fp8_scaled"):
         checkpoint.save(models / "text_encoders" / f"{name}.safetensors", [encoder], {})
     checkpoint.save(models / "vae" / "diffusion_pytorch_model.safetensors", [parts["autoencoder"]], {})

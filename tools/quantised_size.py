@@ -27,7 +27,7 @@ from launcher.client import Server  # noqa: E402
 from sprint_core import convert  # noqa: E402
 from sprint_core.models.gemma import Gemma, GemmaConfig  # noqa: E402
 from sprint_core.models.transformer import SanaTransformer  # noqa: E402
-from sprint_core.text import encoder as text  # noqa: E402
+from sprint_core.text.tokenizers import HFTokenizer, tokenizer_state  # noqa: E402
 from sprint_core.weights import checkpoint, presets, tensorfile  # noqa: E402
 
 MODELS, FORMS = ("sprint-0.6B", "sprint-1.6B"), ("bf16", "fp8_e4m3fn", "int8")
@@ -37,9 +37,9 @@ MIB = 2**20
 
 def encoder(path: Path) -> None:
     """A shallow text encoder as wide as Gemma-2-2B, which the transformers read."""
-    tokenizer = text.HFTokenizer(json.dumps(standin.byte_tokenizer()).encode())
+    tokenizer = HFTokenizer(json.dumps(standin.byte_tokenizer()).encode())
     tensors = standin.random_model(Gemma(WIDE, device="meta"))
-    part = checkpoint.Weights("text_encoder", WIDE, tensors, path, extras=text.tokenizer_state(tokenizer))
+    part = checkpoint.Weights("text_encoder", WIDE, tensors, path, extras=tokenizer_state(tokenizer))
     checkpoint.save(path, [part], {})
 
 

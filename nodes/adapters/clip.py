@@ -20,8 +20,11 @@ import torch
 from torch import nn
 
 from ...sprint_core.models.gemma import Gemma
-from ...sprint_core.text import encoder as text
-from ...sprint_core.text import loading as companions
+from ...sprint_core.text.encoder import EncoderCache, encode_ids
+from ...sprint_core.text.formats import TextPreset, text_preset
+from ...sprint_core.text.loading import find_tokenizer, prompt_format
+from ...sprint_core.text.prompts import PromptTokenizer, Tokens
+from ...sprint_core.text.tokenizers import BOS, PAD, Tokenizer, tokenizer_state
 from ...sprint_core.weights import checkpoint
 from . import quantised
 
@@ -36,7 +39,7 @@ BYTES_PER_TOKEN = 4 * 2**20  # activations of one layer, generously
 class SanaTokenizer:
     """ComfyUI's tokenizer protocol around text.PromptTokenizer."""
 
-    def __init__(self, tokenizer: text.Tokenizer, preset: text.TextPreset, about: torch.Tensor):
+    def __init__(self, tokenizer: Tokenizer, preset: TextPreset, about: torch.Tensor):
         self.tokenizer, self.preset, self.about = tokenizer, preset, about
 
     def tokenize_with_weights(self, string, return_word_ids=False, sana_preset=None, **kwargs):
@@ -44,7 +47,7 @@ class SanaTokenizer:
 
         sana_preset: the TextPreset of SANA-Sprint Text Encode, instead of the loader's.
         """
-        prompts = text.PromptTokenizer(self.tokenizer, sana_preset or self.preset)
+        prompts = PromptTokenizer(self.tokenizer, sana_preset or self.preset)
         string, weights = split_weights(string)
         tokens, spans = prompts.tokens_and_spans(string)
         pairs = [(i, _weight_of(span, weights)) for i, span in zip(tokens.ids, spans)]
@@ -60,7 +63,7 @@ class SanaTokenizer:
 
     def state_dict(self):
         """Saved beside the weights, under names that our loader finds again in any of ComfyUI's files."""
-        entries = text.tokenizer_state(self.tokenizer) | {checkpoint.TENSOR_KEY: self.about}
+        entries = tokenizer_state(self.tokenizer) | {checkpoint.TENSOR_KEY: self.about}
         return {f"{NAME}.transformer.{name}": tensor for name, tensor in entries.items()}
 
 
@@ -78,13 +81,13 @@ def _weight_of(span: tuple[int, int] | None, weights: list[float]) -> float:
     return next((w for w in weights[span[0] : span[1]] if w != 1.0), 1.0)
 
 
-def preset_of(clip, instruction: str, prompt_format: str, custom: str) -> text.TextPreset:
+def preset_of(clip, instruction: str, prompt_format: str, custom: str) -> TextPreset:
     """The preset that SANA-Sprint Text Encode asks for, on top of the loaded encoder's own. Raises ValueError."""
     if not isinstance(clip.tokenizer, SanaTokenizer):
         raise ValueError("this CLIP was not loaded by this pack; use CLIP Text Encode for it")
     preset = clip.tokenizer.preset
     if prompt_format != "authors" and preset.instruction is not None:
-        published = text.text_preset(FORMATS[prompt_format])
+        published = text_preset(FORMATS[prompt_format])
         preset = dataclasses.replace(preset, instruction=published.instruction, lower=published.lower)
     if instruction == "model default":
         return preset
@@ -102,7 +105,7 @@ class SanaTextModel(nn.Module):
         self.compute_dtype = compute_dtype
         setattr(self, NAME, nn.Module())
         self.encoder.transformer = Gemma(weights.config, ops=ops, dtype=dtype, device=device)
-        self.cache = text.EncoderCache()
+        self.cache = EncoderCache()
         self.hooked_weights = {}  # the patcher's, not empty while LoRA hooks change weights in place
         self.reset_clip_options()
 
@@ -129,14 +132,14 @@ class SanaTextModel(nn.Module):
         pairs = token_weight_pairs[NAME][0]
         ids = [pair[0] for pair in pairs]
         keep, instruction = token_weight_pairs.get(SELECTION, (range(len(ids)), []))
-        batch = [text.Tokens(ids, list(keep))]
+        batch = [Tokens(ids, list(keep))]
         weights = torch.tensor([pairs[i][1] for i in keep])
         if not torch.isfinite(weights).all():
             raise ValueError("a weight in this prompt is no finite number; write it as (word:1.2)")
         weighted = bool((weights != 1.0).any())
         if weighted:  # towards what an empty prompt says at the same positions, as in ComfyUI
-            empty = (instruction or [text.BOS])[: len(ids)]
-            batch.append(text.Tokens(empty + [text.PAD] * (len(ids) - len(empty)), list(keep)))
+            empty = (instruction or [BOS])[: len(ids)]
+            batch.append(Tokens(empty + [PAD] * (len(ids) - len(empty)), list(keep)))
         rows = [row.float() for row in self._encode(batch, instruction[:-1])]
         cond = rows[0]
         if weighted:
@@ -148,7 +151,7 @@ class SanaTextModel(nn.Module):
         key = getattr(self, "current_weight_patches_uuid", None)
         cache = None if self.hooked_weights else self.cache
         device = self.device if self.device is not None else mm.text_encoder_device()
-        return text.encode_ids(
+        return encode_ids(
             self.encoder.transformer,
             batch,
             device=device,
@@ -171,8 +174,8 @@ def load_clip(path, options=None, disable_dynamic=False):
     """CLIP of a file or folder. options: {'dtype', 'device'}, both optional. Raises CheckpointError."""
     options = options or {}
     weights = checkpoint.load(path, "text_encoder")
-    tokenizer = companions.load_tokenizer(weights)
-    preset = companions.text_preset(weights)
+    tokenizer = find_tokenizer(weights)
+    preset = prompt_format(weights)
     quant = quantised.prepare(weights)
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())
     log.info("%s", checkpoint.summary(weights))

@@ -15,9 +15,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...sprint_core.models.autoencoder_config import DOWNSCALE
+from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from ...sprint_core.models.controlnet import ControlNetConfig, SanaControlNet, check_use
-from ...sprint_core.models.transformer import LATENT_CHANNELS
 from ...sprint_core.weights import checkpoint
 from ...sprint_core.weights.presets import GUIDANCE
 from .model import SanaLatent, SanaModel, attend

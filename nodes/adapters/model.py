@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ...sprint_core import trigflow
-from ...sprint_core.models.autoencoder_config import DOWNSCALE, SCALE
-from ...sprint_core.models.transformer import LATENT_CHANNELS, SanaTransformer, TransformerConfig
+from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS, SCALE
+from ...sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from ...sprint_core.weights import checkpoint
 from ...sprint_core.weights.presets import GUIDANCE
 from . import quantised

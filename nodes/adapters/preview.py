@@ -20,9 +20,10 @@ from torch import Tensor
 
 from ...sprint_core.images import preview
 from ...sprint_core.images.preview import Factors, RGBFit
+from ...sprint_core.latent import SCALE
 from ...sprint_core.models import tiny_autoencoder
-from ...sprint_core.models.autoencoder_config import SCALE
 from ...sprint_core.weights.checkpoint import Weights
+from ...sprint_core.weights.layouts import tiny_autoencoder as tiny_autoencoder_layout
 from ...sprint_core.weights.tensorfile import CheckpointError
 from .folders import APPROXIMATE, TINY_DECODER
 
@@ -124,7 +125,7 @@ def _file() -> str | None:
 def _loaded(path: str, changed: int) -> tiny_autoencoder.TinyAutoencoder | None:
     """changed: when the file was, so that a repaired one is read."""
     try:
-        weights = tiny_autoencoder.load(path)
+        weights = tiny_autoencoder_layout.load(path)
     except CheckpointError as error:
         log.warning("previews in colours of the latent instead: %s", error)
         return None

@@ -10,11 +10,11 @@ import comfy.sd
 import comfy.utils
 import torch
 
+from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from ...sprint_core.models import compiled, tiny_autoencoder
 from ...sprint_core.models.autoencoder import Autoencoder
-from ...sprint_core.models.autoencoder_config import DOWNSCALE
-from ...sprint_core.models.transformer import LATENT_CHANNELS
 from ...sprint_core.weights import checkpoint
+from ...sprint_core.weights.layouts import tiny_autoencoder as tiny_autoencoder_layout
 from ...sprint_core.weights.tensorfile import CheckpointError
 from .preview import Colours, known
 
@@ -56,13 +56,13 @@ class SanaVAE(comfy.sd.VAE):
 
     def __init__(
         self,
-        weights: checkpoint.Weights | tiny_autoencoder.TinyWeights,
+        weights: checkpoint.Weights | tiny_autoencoder_layout.TinyWeights,
         dtype: torch.dtype | None = None,
         plain: bool = False,
     ):
         with without_log_line("No VAE weights detected"):
             super().__init__(sd={})  # sets every field of this ComfyUI's version, then stops for want of weights
-        tiny = isinstance(weights, tiny_autoencoder.TinyWeights)
+        tiny = isinstance(weights, tiny_autoencoder_layout.TinyWeights)
         encode, decode = (TINY_ENCODE_FACTOR, TINY_DECODE_FACTOR) if tiny else (ENCODE_FACTOR, DECODE_FACTOR)
         self.downscale_ratio = self.upscale_ratio = DOWNSCALE
         self.latent_channels = LATENT_CHANNELS if tiny else weights.config.latent_channels
@@ -187,11 +187,11 @@ def load_vae(path, options=None, disable_dynamic=False):
     return vae
 
 
-def _weights(path) -> checkpoint.Weights | tiny_autoencoder.TinyWeights:
+def _weights(path) -> checkpoint.Weights | tiny_autoencoder_layout.TinyWeights:
     try:
         weights = checkpoint.load(path, "autoencoder")
     except CheckpointError:
-        tiny = tiny_autoencoder.load(path)
+        tiny = tiny_autoencoder_layout.load(path)
         if tiny is None:
             raise
         log.info("TAESANA: %s", " and ".join(tiny.halves))

@@ -3,29 +3,25 @@
 held-out scene -> edges, soft or scribbled -> picture, with control and without -> judge
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from ..images import edges
 from ..models.controlnet import SanaControlNet
 from ..pipeline import Control, Pipeline
-from ..shapes import examples, judge, scenes
+from ..shapes import examples, judge
+from .sheet import sheet, true_images
 
 BATCH = 25
-GRID_ROWS, LABEL_PX = 8, 16
+GRID_ROWS = 8
 KINDS = ("soft", "scribble")
 FREE = "without"  # control
 
 Painted = dict[tuple[str, int], Tensor]  # (soft, scribble or without; steps) -> images [n, h, w, 3] uint8
-
-
-def true_images(prompts: Sequence[examples.Prompt]) -> Tensor:
-    """A true picture of each prompt: [n, h, w, 3] in [0, 1]."""
-    return torch.from_numpy(scenes.render_batch([prompt.scene for prompt in prompts])).float() / 255.0
 
 
 def paint(
@@ -88,21 +84,3 @@ def grid(painted: Painted, prompts: Sequence[examples.Prompt]) -> Image.Image:
         right = [judge.outlined(i.numpy(), p.scene) for i, p in zip(images, shown)]
         columns[f"{kind}, {n} step{'s' * (n > 1)}"] = (images, right)
     return sheet(columns, [prompt.text for prompt in shown])
-
-
-def sheet(columns: Mapping[str, tuple[Tensor, Sequence[bool]]], captions: Sequence[str]) -> Image.Image:
-    """Pictures [n, h, w, 3], in [0, 1] or uint8, in named columns over their captions; red frames where not right."""
-    px = next(iter(columns.values()))[0].shape[1] // 2
-    paper = Image.new("RGB", (len(columns) * px, len(captions) * (px + LABEL_PX) + LABEL_PX), "white")
-    draw = ImageDraw.Draw(paper)
-    for x, (label, (images, right)) in enumerate(columns.items()):
-        draw.text((x * px + 4, 2), label, fill="black")
-        for y in range(len(captions)):
-            image = images[y] if images.dtype == torch.uint8 else images[y].mul(255).round().byte()
-            place = (x * px, LABEL_PX + y * (px + LABEL_PX))
-            paper.paste(Image.fromarray(image.numpy()).resize((px, px), Image.Resampling.LANCZOS), place)
-            if not right[y]:
-                draw.rectangle((*place, place[0] + px - 1, place[1] + px - 1), outline="red", width=3)
-    for y, caption in enumerate(captions):
-        draw.text((4, (y + 1) * (px + LABEL_PX) + 2), caption, fill="black")
-    return paper

@@ -14,8 +14,9 @@ import os
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..models.hed import HED
 from ..weights import tensorfile
 from ..weights.tensorfile import CheckpointError
 
@@ -23,7 +24,6 @@ RESOLUTION = 512  # px of the shorter side at which edges are looked for, as the
 SCALES = (1.0, 2.0, 4.0)  # px of blur at that resolution
 CONTRAST = 0.15  # the step that becomes an edge of 1 - 1/e
 RIDGE_BLUR, RIDGE_LEVEL, LINE_LEVEL = 3.0, 127 / 255, 4 / 255  # the authors' scribble
-VGG = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and layers of HED's blocks
 
 
 def detect(image: Tensor, hed: "HED | None" = None, scribble: bool = False, resolution: int = RESOLUTION) -> Tensor:
@@ -106,40 +106,6 @@ def _is_ridge(x: Tensor) -> Tensor:
 
 
 # --- HED ----------------------------------------------------------------------------------------------
-
-
-class _Block(nn.Module):
-    """Convolutions of one scale, and its own map of edges."""
-
-    def __init__(self, before: int, channels: int, layers: int):
-        super().__init__()
-        widths = [before, *[channels] * layers]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:]))
-        self.projection = nn.Conv2d(channels, 1, 1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        for conv in self.convs:
-            x = F.relu(conv(x))
-        return x, self.projection(x)
-
-
-class HED(nn.Module):
-    """Holistically-nested edge detection: [b, 3, h, w] in [0, 1] -> [b, h, w]; tensors as in ControlNetHED.pth."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.Parameter(torch.zeros(1, 3, 1, 1))
-        before = 3
-        for i, (channels, layers) in enumerate(VGG, 1):
-            setattr(self, f"block{i}", _Block(before, channels, layers))
-            before = channels
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        x, maps = 255.0 * pixels - self.norm, []
-        for i in range(1, len(VGG) + 1):
-            x, edges = getattr(self, f"block{i}")(x if i == 1 or min(x.shape[-2:]) < 2 else F.max_pool2d(x, 2))
-            maps.append(F.interpolate(edges, pixels.shape[-2:], mode="bilinear"))
-        return torch.cat(maps, dim=1).mean(1).sigmoid()
 
 
 def load_hed(path: str | os.PathLike) -> HED:

@@ -21,9 +21,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ..latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from ..models.autoencoder import Autoencoder
-from ..models.autoencoder_config import DOWNSCALE, SCALE
-from ..models.transformer import LATENT_CHANNELS
 from ..weights import checkpoint, tensorfile
 from ..weights.tensorfile import CheckpointError
 from . import files as images

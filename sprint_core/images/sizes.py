@@ -1,6 +1,6 @@
 """Image sizes: the aspect ratios SANA was trained on, and rounding to what the model can make."""
 
-from ..models.autoencoder_config import DOWNSCALE
+from ..latent import DOWNSCALE
 
 MIN_PX, MAX_PX = 64, 8192
 

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..devices import fp32
 from .autoencoder_config import SANA, VIT, AutoencoderConfig
-from .layers import GLUMBConv, by_rows, cached_rows, fp32, relu_linear_attention
+from .layers import GLUMBConv, by_rows, cached_rows, relu_linear_attention
 from .tiling import TiledCodec
 
 NORM_EPS = 1e-5

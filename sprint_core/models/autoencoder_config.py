@@ -1,15 +1,9 @@
 """What tells one DC-AE from another, and how to read that off a config.json or off tensor shapes."""
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
-from ..config import check_numbers, from_dict
+from ..config import check_numbers
 
-# latent = raw * SCALE. The pipeline or ComfyUI's latent format applies it, once; no network does.
-SCALE = 0.41407
-DOWNSCALE = 32  # pixels along one side of a latent cell, in every model of SANA
 RES, VIT = "ResBlock", "EfficientViTBlock"
 ACTIVATIONS = ("relu", "silu")
 
@@ -70,116 +64,3 @@ class AutoencoderConfig:
 
 
 SANA = AutoencoderConfig()
-
-
-# Names in the config.json of a diffusers AutoencoderDC, and what it means by leaving one out.
-_DIFFUSERS_KEYS = {
-    "in_channels": ("in_channels", 3),
-    "latent_channels": ("latent_channels", 32),
-    "attention_head_dim": ("head_dim", 32),
-    "encoder_block_out_channels": ("encoder_channels", SANA.encoder_channels),
-    "decoder_block_out_channels": ("decoder_channels", SANA.decoder_channels),
-    "encoder_layers_per_block": ("encoder_layers", SANA.encoder_layers),
-    "decoder_layers_per_block": ("decoder_layers", SANA.decoder_layers),
-    "encoder_block_types": ("encoder_blocks", RES),
-    "decoder_block_types": ("decoder_blocks", RES),
-    "encoder_qkv_multiscales": ("encoder_multiscales", SANA.encoder_multiscales),
-    "decoder_qkv_multiscales": ("decoder_multiscales", SANA.decoder_multiscales),
-    "decoder_act_fns": ("decoder_acts", "silu"),
-    "decoder_conv_act_fn": ("decoder_conv_act", "relu"),
-    "encoder_out_shortcut": ("encoder_out_shortcut", True),
-    "decoder_in_shortcut": ("decoder_in_shortcut", True),
-    "downsample_block_type": ("downsample", "pixel_unshuffle"),
-    "upsample_block_type": ("upsample", "pixel_shuffle"),
-}
-_PER_STAGE = ("encoder_blocks", "decoder_blocks", "decoder_acts")  # one word there means all stages
-
-
-def config_from_diffusers(data: Mapping[str, Any]) -> AutoencoderConfig:
-    """The configuration that a diffusers AutoencoderDC config.json describes.
-
-    Raises ValueError on settings that are unknown, and on the norms and latent scales of other
-    DC-AE families, which this decoder would turn into plausible but wrong images.
-    """
-    data = {key: value for key, value in data.items() if not key.startswith("_")}
-    scale, norms = data.pop("scaling_factor", SCALE), data.pop("decoder_norm_types", "rms_norm")
-    if abs(scale - SCALE) > 1e-5 and scale != 1.0:  # diffusers writes 1 where nobody set a scale
-        raise ValueError(f"this DC-AE scales its latents by {scale:g}; SANA's scale is {SCALE}")
-    if set([norms] if isinstance(norms, str) else norms) != {"rms_norm"}:
-        raise ValueError(f"this DC-AE has norms {norms!r}; only 'rms_norm' is supported")
-    unknown = set(data) - set(_DIFFUSERS_KEYS)
-    if unknown:
-        raise ValueError(f"unknown settings in an AutoencoderDC config: {', '.join(sorted(unknown))}")
-    ours = {name: data.get(key, default) for key, (name, default) in _DIFFUSERS_KEYS.items()}
-    for name in _PER_STAGE:
-        if isinstance(ours[name], str):
-            ours[name] = (ours[name],) * len(ours["encoder_channels"])
-    for name in ("downsample", "upsample"):
-        ours[name] = str(ours[name]).lower()  # published files have "Conv"
-    for side in ("encoder", "decoder"):  # residual stages have no attention, whatever the file says
-        pairs = zip(ours[f"{side}_blocks"], ours[f"{side}_multiscales"])
-        ours[f"{side}_multiscales"] = tuple(scales if kind == VIT else () for kind, scales in pairs)
-    return from_dict(AutoencoderConfig, ours)
-
-
-def config_to_diffusers(config: AutoencoderConfig) -> dict[str, Any]:
-    """The config.json that diffusers writes for it; the inverse of `config_from_diffusers`."""
-    written = {key: getattr(config, name) for key, (name, _) in _DIFFUSERS_KEYS.items()}
-    return {"_class_name": "AutoencoderDC", "scaling_factor": SCALE} | written
-
-
-def _infer_stage(shapes: Mapping[str, tuple], stage: str) -> tuple[str, int, int, tuple[int, ...]]:
-    """Block type, channels, layers and attention kernels of the stage with this key prefix."""
-
-    def found(suffix: str) -> list[tuple]:
-        pattern = re.compile(re.escape(stage) + r"\d+\." + suffix)
-        return [tuple(shapes[key]) for key in sorted(shapes) if pattern.fullmatch(key)]
-
-    if to_q := found(r"attn\.to_q\.weight"):
-        kernels = found(r"attn\.to_qkv_multiscale\.\d+\.proj_in\.weight")
-        return VIT, to_q[0][1], len(to_q), tuple(kernel[-1] for kernel in kernels[: len(kernels) // len(to_q)])
-    convs = found(r"conv1\.weight")
-    return RES, convs[0][0] if convs else 0, len(convs), ()
-
-
-def _infer_side(shapes: Mapping[str, tuple], side: str, root: str) -> dict[str, Any]:
-    """Per-stage settings of the encoder or decoder, whose stages have keys beginning with `root`."""
-    count = 1 + max(int(key[len(root) :].split(".")[0]) for key in shapes if key.startswith(root))
-    blocks, channels, layers, scales = zip(*(_infer_stage(shapes, f"{root}{i}.") for i in range(count)))
-    if not layers[0]:  # nothing reads its width; published files write half the next one
-        channels = (channels[1] // 2, *channels[1:])
-    values = {"blocks": blocks, "channels": channels, "layers": layers, "multiscales": scales}
-    return {f"{side}_{name}": value for name, value in values.items()}
-
-
-def _infer_fields(shapes: Mapping[str, tuple]) -> dict[str, Any]:
-    down, up = "encoder.down_blocks.", "decoder.up_blocks."
-    found = {**_infer_side(shapes, "encoder", down), **_infer_side(shapes, "decoder", up)}
-    stages = len(found["encoder_channels"])
-    lite = found["decoder_layers"][0] == 0 and VIT not in found["decoder_blocks"]
-    heads = [shape[1] for key, shape in shapes.items() if key.endswith("to_qkv_multiscale.0.proj_out.weight")]
-    last_down = shapes[f"{down}{stages - 2}.{found['encoder_layers'][-2]}.conv.weight"][0]
-    last_up = shapes[f"{up}{stages - 2}.0.conv.weight"][0]
-    return found | {
-        "in_channels": (shapes.get("encoder.conv_in.weight") or shapes["encoder.conv_in.conv.weight"])[1],
-        "latent_channels": shapes["encoder.conv_out.weight"][0],
-        "head_dim": heads[0] if heads else SANA.head_dim,
-        "decoder_acts": ("silu",) * stages,
-        "decoder_conv_act": "silu" if lite else "relu",
-        "downsample": "conv" if last_down == found["encoder_channels"][-1] else "pixel_unshuffle",
-        "upsample": "interpolate" if last_up == found["decoder_channels"][-2] else "pixel_shuffle",
-    }
-
-
-def infer_config(shapes: Mapping[str, tuple]) -> AutoencoderConfig:
-    """The configuration behind a state dict in diffusers naming, from {key: shape}.
-
-    Three things leave no trace in shapes. Both latent shortcuts are taken to be there, as in every
-    published model. Activations are SiLU, but ReLU before the last convolution; a decoder of
-    residual blocks only, with an empty first stage, is taken to be dc-ae-lite, which has SiLU there
-    too. Raises ValueError where `shapes` are not those of a DC-AE.
-    """
-    try:
-        return AutoencoderConfig(**_infer_fields(shapes))
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError("these are not the tensors of a DC-AE in diffusers naming") from error

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..devices import fp32, to_device
+
 LINEAR_ATTENTION_EPS = 1e-8  # the authors' value; diffusers has 1e-15
 CACHED_NUMBERS = 2**19  # of a tensor, that a CPU's cache holds
 MASKED = -10000.0  # additive mask of padded text tokens, as in training
@@ -37,21 +39,6 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None
     """Softmax attention. q [b, n, h*d], k and v [b, m, h*d], additive mask [b, 1, 1, m] -> [b, n, h*d]."""
     q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
     return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h n d -> b n (h d)")
-
-
-def fp32(x: Tensor) -> Tensor:
-    """fp32, for the few places that need it; float64 stays, so that derivatives can be checked in it."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def to_device(x: Tensor, device: torch.device | str) -> Tensor:
-    """x from the CPU to a device. A GPU fetches it from pinned memory by itself, so that nobody waits for the GPU.
-
-    (Compiled code cannot pin; there the copy is part of it.)
-    """
-    if torch.device(device).type != "cuda" or torch.compiler.is_compiling():
-        return x.to(device)
-    return x.pin_memory().to(device, non_blocking=True)
 
 
 def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = LINEAR_ATTENTION_EPS) -> Tensor:

@@ -16,12 +16,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import check_numbers
+from ..devices import fp32
+from ..latent import LATENT_CHANNELS
 from .layers import (
     MASKED,
     MLP,
     GLUMBConv,
     by_rows,
-    fp32,
     relu_linear_attention,
     sdpa,
     sincos_2d,
@@ -29,7 +30,6 @@ from .layers import (
     timestep_embedding,
 )
 
-LATENT_CHANNELS = 32
 SELF_HEAD_DIM = 32  # of the linear attention, in every variant
 BLOCK_EPS = 1e-6  # of the layer norms without weights
 QK_EPS, CROSS_QK_EPS = 1e-5, 1e-6  # the authors' values; diffusers has 1e-5 for both

@@ -3,10 +3,11 @@
 from ..config import from_dict
 from ..weights.checkpoint import Weights
 from ..weights.tensorfile import CheckpointError
-from . import encoder as text
+from .formats import TextPreset, text_preset
+from .tokenizers import Tokenizer, load_tokenizer
 
 
-def load_tokenizer(weights: Weights) -> text.Tokenizer:
+def find_tokenizer(weights: Weights) -> Tokenizer:
     """The tokenizer in an encoder's file, in its folder, or in the pipeline around it. Raises CheckpointError."""
     folder = weights.path if weights.path.is_dir() else weights.path.parent
     sources = [weights.extras.get("spiece_model"), weights.extras.get("tokenizer_json"), folder]
@@ -16,7 +17,7 @@ def load_tokenizer(weights: Weights) -> text.Tokenizer:
         if source is None:
             continue
         try:
-            tokenizer = text.load_tokenizer(source)
+            tokenizer = load_tokenizer(source)
         except FileNotFoundError:
             continue
         except (ValueError, RuntimeError) as error:
@@ -33,10 +34,10 @@ def load_tokenizer(weights: Weights) -> text.Tokenizer:
     )
 
 
-def text_preset(weights: Weights) -> text.TextPreset:
+def prompt_format(weights: Weights) -> TextPreset:
     """How this encoder wants its prompts: what its file says, else the authors' format."""
     stored = weights.settings.get("text")
     try:
-        return text.text_preset() if stored is None else from_dict(text.TextPreset, stored)
+        return text_preset() if stored is None else from_dict(TextPreset, stored)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{weights.path}: its prompt settings cannot be used: {error}") from None

@@ -18,10 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from ..config import from_dict
-from ..models import autoencoder_config, controlnet, gemma
+from ..models import controlnet
 from ..models.layers import Unset
 from . import keymaps, presets, tensorfile
 from .kinds import KINDS, foreign_family, kinds_in, prefix_of
+from .layouts import autoencoder as autoencoder_layout
+from .layouts import controlnet as controlnet_layout
+from .layouts import text_encoder as text_encoder_layout
+from .layouts import transformer as transformer_layout
 from .tensorfile import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -183,40 +187,40 @@ def _config(kind: str, path: Path, stored: dict | None, given: dict | None, read
 
 
 def _read_autoencoder(path: Path, tensors: dict, stored: dict | None, given: dict | None) -> Weights:
-    tensors = keymaps.to_native(tensors, keymaps.DCAE)
-    infer = lambda: autoencoder_config.infer_config(_shapes(tensors))  # noqa: E731
-    config = _config("autoencoder", path, stored, given, autoencoder_config.config_from_diffusers, infer)
+    tensors = keymaps.to_native(tensors, autoencoder_layout.DCAE)
+    infer = lambda: autoencoder_layout.infer_config(_shapes(tensors))  # noqa: E731
+    config = _config("autoencoder", path, stored, given, autoencoder_layout.config_from_diffusers, infer)
     return Weights("autoencoder", config, tensors, path, (stored or {}).get("settings", {}))
 
 
 def _read_text_encoder(path: Path, tensors: dict, stored: dict | None, given: dict | None) -> Weights:
     extras = {k: tensors.pop(k) for k in ("spiece_model", "tokenizer_json") if k in tensors}
-    tensors = keymaps.to_native(tensors, keymaps.GEMMA_BARE, keymaps.GEMMA_DROPPED)
-    infer = lambda: gemma.infer_config(_shapes(tensors))  # noqa: E731
-    config = _config("text_encoder", path, stored, given, gemma.config_from_hf, infer)
+    tensors = keymaps.to_native(tensors, text_encoder_layout.GEMMA_BARE, text_encoder_layout.GEMMA_DROPPED)
+    infer = lambda: text_encoder_layout.infer_config(_shapes(tensors))  # noqa: E731
+    config = _config("text_encoder", path, stored, given, text_encoder_layout.config_from_hf, infer)
     return Weights("text_encoder", config, tensors, path, (stored or {}).get("settings", {}), extras)
 
 
 def _read_transformer(path: Path, tensors: dict, stored: dict | None, given: dict | None) -> Weights:
     positions = tensors["pos_embed"].shape[-2] if "pos_embed" in tensors else 0
     if "x_embedder.proj.weight" in tensors:
-        tensors = keymaps.to_native(tensors, keymaps.NVLABS, keymaps.NVLABS_DROPPED)
+        tensors = keymaps.to_native(tensors, transformer_layout.NVLABS, transformer_layout.NVLABS_DROPPED)
     else:
-        tensors = keymaps.to_native(tensors, keymaps.DIFFUSERS)
-    infer = lambda: presets.infer_config(_shapes(tensors), positions)  # noqa: E731
-    config = _config("transformer", path, stored, given, presets.config_from_diffusers, infer)
+        tensors = keymaps.to_native(tensors, transformer_layout.DIFFUSERS)
+    infer = lambda: transformer_layout.infer_config(_shapes(tensors), positions)  # noqa: E731
+    config = _config("transformer", path, stored, given, transformer_layout.config_from_diffusers, infer)
     return Weights("transformer", config, tensors, path, (stored or {}).get("settings", {}))
 
 
 def _read_controlnet(path: Path, tensors: dict, stored: dict | None, given: dict | None) -> Weights:
     positions = tensors["pos_embed"].shape[-2] if "pos_embed" in tensors else 0
     if "x_embedder.proj.weight" in tensors:
-        tensors = {name: tensor for name, tensor in tensors.items() if not keymaps.NVLABS_TRUNK.match(name)}
-        tensors = keymaps.to_native(tensors, keymaps.NVLABS_CONTROL, keymaps.NVLABS_DROPPED)
+        tensors = {name: tensor for name, tensor in tensors.items() if not controlnet_layout.NVLABS_TRUNK.match(name)}
+        tensors = keymaps.to_native(tensors, controlnet_layout.NVLABS_CONTROL, transformer_layout.NVLABS_DROPPED)
     else:
-        tensors = keymaps.to_native(tensors, keymaps.DIFFUSERS)
-    infer = lambda: presets.infer_control_config(_shapes(tensors), positions)  # noqa: E731
-    config = _config("controlnet", path, stored, given, presets.control_config_from_diffusers, infer)
+        tensors = keymaps.to_native(tensors, transformer_layout.DIFFUSERS)
+    infer = lambda: controlnet_layout.infer_control_config(_shapes(tensors), positions)  # noqa: E731
+    config = _config("controlnet", path, stored, given, controlnet_layout.control_config_from_diffusers, infer)
     return Weights("controlnet", config, tensors, path, (stored or {}).get("settings", {}))
 
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from . import keymaps
+from .layouts import text_encoder as text_encoder_layout
+from .layouts import transformer as transformer_layout
 from .tensorfile import CheckpointError
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "module.")
@@ -90,10 +92,10 @@ def read(
     matches, or if none has a fitting shape.
     """
     found, wrong = Lora(), []
-    tables = (keymaps.NVLABS, keymaps.DIFFUSERS)
+    tables = (transformer_layout.NVLABS, transformer_layout.DIFFUSERS)
     networks = [(found.transformer, Layers(transformer, tables, PREFIXES, FLAT_PREFIXES), transformer)]
     if text:
-        layers = Layers(text, (keymaps.GEMMA_BARE,), TEXT_PREFIXES, TEXT_FLAT_PREFIXES)
+        layers = Layers(text, (text_encoder_layout.GEMMA_BARE,), TEXT_PREFIXES, TEXT_FLAT_PREFIXES)
         networks.append((found.text, layers, text))
     by_layer = _by_layer(tensors, metadata, found.skipped)
     for name, parts in by_layer.items():

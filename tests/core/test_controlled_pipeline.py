@@ -11,9 +11,10 @@ import standin
 import torch
 from PIL import Image
 
-from sprint_core import pipeline, sampler, trigflow
+from sprint_core import __main__, pipeline, sampler, trigflow
 from sprint_core.evaluate import __main__ as evaluate
 from sprint_core.evaluate import control as evaluate_control
+from sprint_core.evaluate import scoring, sheet
 from sprint_core.images import edges
 from sprint_core.models.controlnet import AUTHORS, WIRINGS
 from sprint_core.models.transformer import SanaTransformer
@@ -166,7 +167,7 @@ def test_another_width(paint):
 
 
 def command(capsys, *words) -> dict:
-    assert pipeline.main([str(word) for word in words]) == 0
+    assert __main__.main([str(word) for word in words]) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -227,7 +228,7 @@ def test_command_line_with_another_model(folder, drawing, tmp_path, capsys, capl
         ([*options, "--control-model", folder], "this pipeline folder has no 'controlnet' folder"),
         ([*options[:2], "--control", "gone.png", *given[-2:]], "--control gone.png: no such file"),
     ):
-        assert pipeline.main([PROMPT, *map(str, words)]) == 1
+        assert __main__.main([PROMPT, *map(str, words)]) == 1
         assert message in caplog.records[-1].getMessage()
 
 
@@ -259,7 +260,7 @@ def test_broken_pictures_are_named(tmp_path, caplog, monkeypatch):
         ("cut.png", "--image"),
     ):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000 if name == "bomb.png" else 10**8)
-        assert pipeline.main([PROMPT, option, str(tmp_path / name)]) == 1
+        assert __main__.main([PROMPT, option, str(tmp_path / name)]) == 1
         assert f"{option} {tmp_path / name}: not a picture that can be read" in caplog.records[-1].getMessage()
 
 
@@ -267,8 +268,8 @@ def test_broken_pictures_are_named(tmp_path, caplog, monkeypatch):
 
 
 def test_true_pictures_keep_to_edges_and_colours():
-    prompts = evaluate.balanced_prompts(60, 5, free=True)
-    true = evaluate_control.true_images(prompts)
+    prompts = scoring.balanced_prompts(60, 5, free=True)
+    true = sheet.true_images(prompts)
     verdicts = evaluate_control.summary({("soft", 1): true}, prompts)
     assert (verdicts["edges"], verdicts["colours"], verdicts["judge"]) == ({"soft 1": 1.0},) * 3
     others = evaluate_control.summary({("soft", 1): true.roll(1, 0)}, prompts)
@@ -277,11 +278,9 @@ def test_true_pictures_keep_to_edges_and_colours():
 
 def test_what_no_caption_says_is_not_judged():
     prompts = [
-        p
-        for p in evaluate.balanced_prompts(60, 5, free=True)
-        if not any(thing.colour for thing in p.requirement.things)
+        p for p in scoring.balanced_prompts(60, 5, free=True) if not any(thing.colour for thing in p.requirement.things)
     ]
-    result = evaluate_control.summary({("soft", 1): evaluate_control.true_images(prompts)}, prompts)
+    result = evaluate_control.summary({("soft", 1): sheet.true_images(prompts)}, prompts)
     assert prompts and result["colours"] == {"soft 1": None} and "None" in evaluate_control.table(result)
 
 

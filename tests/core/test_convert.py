@@ -16,8 +16,10 @@ from transformers import Gemma2Model
 from sprint_core import convert, sampler
 from sprint_core.models.controlnet import AUTHORS, DIFFUSERS
 from sprint_core.pipeline import Pipeline
-from sprint_core.text import encoder as text
-from sprint_core.text import loading as companions
+from sprint_core.text.encoder import TextEncoder
+from sprint_core.text.formats import text_preset
+from sprint_core.text.loading import find_tokenizer, prompt_format
+from sprint_core.text.tokenizers import HFTokenizer
 from sprint_core.weights import checkpoint, presets, quantise, tensorfile
 from sprint_core.weights.kinds import KINDS
 from sprint_core.weights.presets import Preset
@@ -55,10 +57,7 @@ def test_a_whole_pipeline(folder, tmp_path, capsys, to):
         source = out / KINDS[kind].folder if to == "diffusers" else out
         same(checkpoint.load(source, kind), checkpoint.load(folder, kind))
     encoder = checkpoint.load(out / "text_encoder" if to == "diffusers" else out, "text_encoder")
-    assert (
-        companions.load_tokenizer(encoder).data
-        == companions.load_tokenizer(checkpoint.load(folder, "text_encoder")).data
-    )
+    assert find_tokenizer(encoder).data == find_tokenizer(checkpoint.load(folder, "text_encoder")).data
 
 
 @pytest.mark.parametrize(
@@ -108,7 +107,7 @@ def test_a_pipeline_of_diffusers(tmp_path, capsys, changes):
         assert theirs.scheduler.config.prediction_type == "trigflow"
         ours = Pipeline.load(source)
         gemma, tokenizer = ours.text_encoder.gemma, ours.text_encoder.prompts.tokenizer
-        ours.text_encoder = text.TextEncoder(gemma, tokenizer, text.text_preset("diffusers"))
+        ours.text_encoder = TextEncoder(gemma, tokenizer, text_preset("diffusers"))
         noise = sampler.initial_noise([3], (32, 2, 2))
         options = {"num_inference_steps": 1, "intermediate_timesteps": None, "use_resolution_binning": False}
         picture = theirs("a cat", height=64, width=64, latents=noise, output_type="np", **options).images[0]
@@ -306,5 +305,5 @@ def test_the_bundled_model_goes_through(tmp_path, capsys):
     for kind in PARTS:
         same(checkpoint.load(tmp_path / "x.safetensors", kind), checkpoint.load(presets.BUNDLED, kind))
     encoder = checkpoint.load(tmp_path / "x.safetensors", "text_encoder")
-    assert companions.text_preset(encoder) == companions.text_preset(checkpoint.load(presets.BUNDLED, "text_encoder"))
-    assert isinstance(companions.load_tokenizer(encoder), text.HFTokenizer)
+    assert prompt_format(encoder) == prompt_format(checkpoint.load(presets.BUNDLED, "text_encoder"))
+    assert isinstance(find_tokenizer(encoder), HFTokenizer)

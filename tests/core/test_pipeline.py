@@ -21,11 +21,14 @@ from oracles import randn, relative_error
 from PIL import Image
 from transformers import Gemma2Model, PreTrainedTokenizerFast
 
-from sprint_core import pipeline, trigflow
+from sprint_core import __main__, pipeline, trigflow
 from sprint_core.pipeline import Pipeline
-from sprint_core.text import encoder as text
-from sprint_core.text import loading as companions
+from sprint_core.text.encoder import TextEncoder
+from sprint_core.text.formats import TextPreset, text_preset
+from sprint_core.text.loading import find_tokenizer
+from sprint_core.text.tokenizers import tokenizer_state
 from sprint_core.weights import checkpoint, keymaps
+from sprint_core.weights.layouts import transformer as transformer_layout
 
 PROMPT = "A red Circle to the left of a blue square"
 PROMPTS = [PROMPT, "a cat", "", "words " * 80]  # the last one is cut
@@ -43,7 +46,7 @@ def ours(folder) -> Pipeline:
     """With diffusers' prompt format, so that both read the same text."""
     loaded = Pipeline.load(folder)
     encoder = loaded.text_encoder
-    loaded.text_encoder = text.TextEncoder(encoder.gemma, encoder.prompts.tokenizer, text.text_preset("diffusers"))
+    loaded.text_encoder = TextEncoder(encoder.gemma, encoder.prompts.tokenizer, text_preset("diffusers"))
     return loaded
 
 
@@ -222,7 +225,7 @@ def test_parts_from_several_places(folder, tmp_path, ours):
     """One native file with everything, and each part from its own file, give the folder's image."""
     weights = {kind: checkpoint.load(folder, kind) for kind in ("transformer", "autoencoder", "text_encoder")}
     encoder = weights["text_encoder"]
-    encoder.extras |= text.tokenizer_state(companions.load_tokenizer(encoder))
+    encoder.extras |= tokenizer_state(find_tokenizer(encoder))
     encoder.settings["text"] = {"instruction": None}
     checkpoint.save(tmp_path / "all.safetensors", weights.values(), {})
     for kind in ("transformer", "autoencoder", "text_encoder"):
@@ -233,9 +236,7 @@ def test_parts_from_several_places(folder, tmp_path, ours):
         Pipeline.load(tmp_path / "transformer.safetensors", **separate).generate([PROMPT], seeds=[1], size=SIZE),
     ]
     plain = Pipeline.load(folder)
-    plain.text_encoder = text.TextEncoder(
-        plain.text_encoder.gemma, plain.text_encoder.prompts.tokenizer, text.TextPreset(None)
-    )
+    plain.text_encoder = TextEncoder(plain.text_encoder.gemma, plain.text_encoder.prompts.tokenizer, TextPreset(None))
     want = plain.generate([PROMPT], seeds=[1], size=SIZE)
     assert all(relative_error(image, want) < 1e-5 for image in images)
 
@@ -264,7 +265,7 @@ def test_multi_step_models_are_refused(tmp_path):
 def command(capsys, *words) -> dict:
     """Run it; the last line of its output, read as JSON."""
     capsys.readouterr()
-    assert pipeline.main([str(word) for word in words]) == 0
+    assert __main__.main([str(word) for word in words]) == 0
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
@@ -297,18 +298,18 @@ def test_command_line_without_out_overwrites_nothing(tmp_path, capsys, monkeypat
 
 def test_a_model_without_its_other_parts_says_how_to_name_them(folder, tmp_path, capsys, caplog):
     checkpoint.save(tmp_path / "t.safetensors", [checkpoint.load(folder, "transformer")], {})
-    assert pipeline.main(["a cat", "--model", str(tmp_path / "t.safetensors")]) == 1
+    assert __main__.main(["a cat", "--model", str(tmp_path / "t.safetensors")]) == 1
     assert "not a DC-AE" in caplog.text and "or name that part's file as autoencoder (--vae)" in caplog.text
     vae = ["--vae", str(folder)]
-    assert pipeline.main(["a cat", "--model", str(tmp_path / "t.safetensors"), *vae]) == 1
+    assert __main__.main(["a cat", "--model", str(tmp_path / "t.safetensors"), *vae]) == 1
     assert "or name that part's file as text_encoder (--text-encoder)" in caplog.records[-1].getMessage()
     (tmp_path / "two").mkdir()
     for part in ("transformer", "vae"):
         (tmp_path / "two" / part).symlink_to(folder / part)
-    assert pipeline.main(["a cat", "--model", str(tmp_path / "two")]) == 1
+    assert __main__.main(["a cat", "--model", str(tmp_path / "two")]) == 1
     said = caplog.records[-1].getMessage()
     assert "it holds transformer and vae, not a Gemma-2 text encoder" in said and "(--text-encoder)" in said
-    assert pipeline.main(["a cat", "--model", str(folder), "--vae", str(tmp_path / "t.safetensors")]) == 1
+    assert __main__.main(["a cat", "--model", str(folder), "--vae", str(tmp_path / "t.safetensors")]) == 1
     assert "or name" not in caplog.records[-1].getMessage()
 
 
@@ -367,7 +368,7 @@ def test_command_line_without_a_model_uses_the_bundled_one(tmp_path, capsys):
 def test_command_line_errors(folder, tmp_path, capsys, caplog, monkeypatch, words, message):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert pipeline.main([PROMPT, "--model", str(folder), *words]) == 1
+    assert __main__.main([PROMPT, "--model", str(folder), *words]) == 1
     record = caplog.records[-1]
     assert record.levelno == logging.ERROR and message in record.getMessage()
     assert "{" not in capsys.readouterr().out and not list(tmp_path.glob("*.png"))
@@ -379,12 +380,12 @@ def test_command_line_refuses_bad_images_and_strengths(folder, tmp_path, caplog)
     text_file.write_text("no image")
     options = [PROMPT, "--model", str(folder), "--out", str(tmp_path / "x.png")]
     for strength in ("0", "1.5", "nan"):
-        assert pipeline.main([*options, "--image", str(source), "--strength", strength]) == 1
+        assert __main__.main([*options, "--image", str(source), "--strength", strength]) == 1
         assert f"strength (denoise) is {strength}" in caplog.records[-1].getMessage()
-    assert pipeline.main([*options, "--image", str(text_file)]) == 1
+    assert __main__.main([*options, "--image", str(text_file)]) == 1
     assert "text.png" in caplog.records[-1].getMessage()
     with pytest.raises(SystemExit) as stop:
-        pipeline.main([*options, "--seed", "one"])
+        __main__.main([*options, "--seed", "one"])
     assert stop.value.code == 2  # argparse's own, with its usage line
 
 
@@ -392,7 +393,7 @@ def test_nvlabs_file_and_folder_paint_the_same_picture(folder, tmp_path, capsys,
     tiny = pipeline.presets.Preset("tiny", "", standin.TRANSFORMER, 64)
     monkeypatch.setitem(pipeline.presets.PRESETS, "tiny", tiny)
     native = checkpoint.load(folder, "transformer").tensors
-    torch.save({"state_dict": keymaps.from_native(native, keymaps.NVLABS)}, tmp_path / "Sana_Sprint.pth")
+    torch.save({"state_dict": keymaps.from_native(native, transformer_layout.NVLABS)}, tmp_path / "Sana_Sprint.pth")
     options = ("--vae", folder, "--text-encoder", folder, "--size", "96x64", "--out", tmp_path / "x.png")
     pictures = []
     for model in (folder, tmp_path / "Sana_Sprint.pth"):

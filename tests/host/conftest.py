@@ -272,7 +272,7 @@ def write_lora(host):
 @pytest.fixture(scope="session")
 def stored(host, pipeline_folder):
     """stored(kind, name, change, config): the stand-in's weights, changed, as a native file in models/checkpoints."""
-    from sprint_core.text import loading as companions
+    from sprint_core.text.loading import find_tokenizer
     from sprint_core.weights import checkpoint
 
     def write(kind, name, change=lambda tensors: tensors, config=None):
@@ -280,7 +280,7 @@ def stored(host, pipeline_folder):
         weights.tensors = change(dict(weights.tensors))
         weights.config = config or weights.config
         if kind == "text_encoder":
-            tokenizer = companions.load_tokenizer(weights)
+            tokenizer = find_tokenizer(weights)
             weights.extras = {tokenizer.state_key: torch.tensor(list(tokenizer.data), dtype=torch.uint8)}
         checkpoint.save(host.base / "models" / "checkpoints" / name, [weights], {})
         return name

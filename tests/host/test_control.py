@@ -6,7 +6,7 @@ import torch
 
 from sprint_core import trigflow
 from sprint_core.images import edges
-from sprint_core.models import controlnet
+from sprint_core.models import controlnet, hed
 from sprint_core.models.controlnet import AUTHORS, DIFFUSERS, WIRINGS
 from sprint_core.pipeline import Control, Pipeline
 from sprint_core.weights import checkpoint
@@ -424,7 +424,7 @@ def hed_file(host):
     folder = host.base / "models" / "annotators"
     folder.mkdir()
     with torch.device("meta"):
-        shapes = {name: tuple(t.shape) for name, t in edges.HED().state_dict().items()}
+        shapes = {name: tuple(t.shape) for name, t in hed.HED().state_dict().items()}
     tensors = standin.random_tensors(shapes)
     path = folder / "ControlNetHED.pth"
     torch.save(tensors, path)

@@ -129,11 +129,11 @@ def test_repeated_latents_get_seeds_of_their_own(node, sample, empty, close):
 
 def test_a_padded_batch_of_prompts_equals_single_runs(pipeline, node, model, host, clip, close):
     """Four prompts of different length, padded with a mask, through ComfyUI's MODEL."""
-    from sprint_core.text import encoder as text
+    from sprint_core.text.encoder import pad_embeddings
 
     prompts = ["a", "a red circle", "two birds", "a large blue square to the left of it"]
     rows = [node("CLIPTextEncode", clip=clip, text=prompt)[0][0] for prompt in prompts]
-    padded, mask = text.pad_embeddings([row[0] for row in rows])
+    padded, mask = pad_embeddings([row[0] for row in rows])
     assert not mask.all()
     x, s = torch.randn(4, 32, 3, 4, generator=torch.Generator().manual_seed(0)), torch.full((4,), 0.7)
     net = model.model.diffusion_model

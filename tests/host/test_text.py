@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from sprint_core.pipeline import Pipeline
-from sprint_core.text import encoder as text
+from sprint_core.text.encoder import encode_ids
+from sprint_core.text.prompts import Tokens
+from sprint_core.text.tokenizers import PAD
 
 LIMIT = 1e-5
 
@@ -92,8 +94,8 @@ def test_a_weight_moves_only_its_words_and_linearly(encode):
 def test_weight_zero_is_what_an_empty_prompt_says_there(encode, core, clip):
     prompts = core.prompts
     tokens = prompts.tokens("red")
-    empty = list(prompts.instruction_ids) + [text.PAD] * (len(tokens.ids) - len(prompts.instruction_ids))
-    expected = text.encode_ids(core.gemma, [text.Tokens(empty, tokens.keep)], device="cpu")[0]
+    empty = list(prompts.instruction_ids) + [PAD] * (len(tokens.ids) - len(prompts.instruction_ids))
+    expected = encode_ids(core.gemma, [Tokens(empty, tokens.keep)], device="cpu")[0]
     assert torch.allclose(encode("(red:0)")[0, 2:], expected[2:], atol=1e-5)
 
 

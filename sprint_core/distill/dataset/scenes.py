@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...images import edges
+from ...latent import SCALE
+from ...models import hed
 from ...models.autoencoder import Autoencoder
-from ...models.autoencoder_config import SCALE
 from ...shapes import examples, scenes
 from ...weights import tensorfile
 from ..engine.randomness import SampleRandom
@@ -59,7 +60,7 @@ def scenes_hash(draw: Callable[..., Tensor] = images) -> str:
     return hashlib.blake2b(pixels.contiguous().numpy().tobytes(), digest_size=16).hexdigest()
 
 
-def control_images(pictures: Tensor, hed: edges.HED | None = None) -> Tensor:
+def control_images(pictures: Tensor, hed: hed.HED | None = None) -> Tensor:
     """Soft edges of the even ones, scribbles of the odd: [b, 3, h, w] in [-1, 1], as users will give either."""
     images = (pictures.movedim(1, -1) + 1) / 2
     drawn = torch.empty_like(images)

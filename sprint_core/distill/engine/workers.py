@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...config import usable_device
+from ...devices import usable_device
 
 CPU = torch.device("cpu")
 

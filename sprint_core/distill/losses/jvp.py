@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ...models.layers import fp32
+from ...devices import fp32
 from .transform import Network
 
 

@@ -24,13 +24,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ... import sampler, trigflow
-from ...evaluate import __main__ as evaluate
-from ...evaluate import control as evaluate_control
 from ...evaluate import frechet as features
+from ...evaluate import scoring, sheet
 from ...models.transformer import SanaTransformer
 from ...pipeline import Pipeline
 from ...shapes import examples
-from ...text import encoder as text
+from ...text.encoder import TextEncoder
 from ...weights import presets, tensorfile
 from .. import recipes
 from ..dataset import scenes as data
@@ -38,8 +37,9 @@ from ..engine.trainer import Trainer
 from ..engine.workers import Workers
 from ..losses.transform import trigflow_network
 from ..recipes import Objective, Recipe, Schedule
+from ..stages.base import Captioned, Encoding
 from ..stages.student import DistillStage
-from ..stages.teacher import Captioned, Encoding, TeacherStage, euler, unchecked_student
+from ..stages.teacher import TeacherStage, euler, unchecked_student
 from . import ablation_tables as tables
 from . import demo
 
@@ -47,7 +47,7 @@ STEPS, BATCH, WARMUP_STEPS, LADD_FROM = 120, 16, 20, 60
 SEEDS = (0, 1)
 PROMPTS = 360  # held-out, for each seed others
 STUDENT_STEPS = (2, 1)  # the tables and the chart show the first in full
-TEACHER_STEPS = evaluate.TEACHER_STEPS
+TEACHER_STEPS = scoring.TEACHER_STEPS
 TANGENT_WARMUP = 3  # a run's steps over those in which its tangent warms up, at least
 FINE_TUNE = 2  # the steps of a teacher without stabilisers over a run's
 
@@ -175,7 +175,7 @@ class Ablations:
         if known := _read(folder / "result.json", key):
             return known
         pipeline = self._pipeline(trainer.train().transformer.eval(), teacher)
-        painters = {steps: evaluate.student(pipeline, steps, presets.GUIDANCE) for steps in STUDENT_STEPS}
+        painters = {steps: scoring.student(pipeline, steps, presets.GUIDANCE) for steps in STUDENT_STEPS}
         scores = {n: self._score(paint, seed, f"{run.name}, {n}") for n, paint in painters.items()}
         result = self._result(scores, seed) | trainer.summary()
         _write(folder / "result.json", {"key": key} | result)
@@ -207,10 +207,10 @@ class Ablations:
         return trainer.train().eval().requires_grad_(False)
 
     def _pipeline(self, transformer: SanaTransformer, teacher: Captioned) -> Pipeline:
-        encoder = text.TextEncoder(teacher.gemma, self.demo.prompts.tokenizer, self.demo.prompts.preset)
+        encoder = TextEncoder(teacher.gemma, self.demo.prompts.tokenizer, self.demo.prompts.preset)
         return Pipeline(transformer, self.demo.autoencoder, encoder, recipes.DEMO_PX)
 
-    def _teacher_painter(self, sample: Callable[..., Tensor]) -> evaluate.Painter:
+    def _teacher_painter(self, sample: Callable[..., Tensor]) -> scoring.Painter:
         pipeline, shape = self._pipeline(self.teacher.transformer, self.teacher), self.demo.latents.latents.shape[1:]
 
         @torch.inference_mode()
@@ -221,11 +221,11 @@ class Ablations:
 
         return paint
 
-    def _score(self, paint: evaluate.Painter, seed: int, label: str) -> evaluate.Score:
+    def _score(self, paint: scoring.Painter, seed: int, label: str) -> scoring.Score:
         prompts, _ = held_out(self.prompts, seed)
-        return evaluate.score(paint, prompts, seed * len(prompts), label)
+        return scoring.score(paint, prompts, seed * len(prompts), label)
 
-    def _result(self, scores: Mapping[int, evaluate.Score], seed: int) -> dict:
+    def _result(self, scores: Mapping[int, scoring.Score], seed: int) -> dict:
         """Judge shares by step count, and the Frechet distance at the first of these."""
         _, true = held_out(self.prompts, seed)
         first = next(iter(scores.values()))
@@ -236,8 +236,8 @@ class Ablations:
 @functools.cache
 def held_out(count: int, seed: int) -> tuple[list[examples.Prompt], Tensor]:
     """Prompts, and the features [count, d] of a true picture of each."""
-    prompts = evaluate.balanced_prompts(count, seed)
-    return prompts, features.extract(features.bundled(), evaluate_control.true_images(prompts))
+    prompts = scoring.balanced_prompts(count, seed)
+    return prompts, features.extract(features.bundled(), sheet.true_images(prompts))
 
 
 # --- all of it ----------------------------------------------------------------------------------------

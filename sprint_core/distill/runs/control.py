@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...images import edges
+from ...latent import SCALE
 from ...models import controlnet
 from ...models.autoencoder import Autoencoder
-from ...models.autoencoder_config import SCALE
-from ...models.layers import sdpa
 from ...models.transformer import SanaTransformer
 from ...shapes import captions, examples, scenes
-from ...text import encoder as text
-from ...text import loading as companions
-from ...trigflow import SIGMA_DATA
+from ...text.loading import find_tokenizer, prompt_format
+from ...text.prompts import PromptTokenizer
 from ...weights import checkpoint, presets, tensorfile
 from ...weights.checkpoint import CheckpointError
 from ..dataset import scenes as data
@@ -32,70 +30,15 @@ from ..dataset.captioned import captioned
 from ..dataset.encoded import EncodedPictures
 from ..engine.trainer import Trainer
 from ..engine.workers import ALONE, Workers
-from ..losses.transform import per_sample
-from ..recipes import Objective, Recipe
+from ..recipes import Recipe
 from ..stages.autoencoder import displayed
-from ..stages.student import DistillStage, Given, LogVariance
-from ..stages.teacher import Captioned, Encoding, Preview
+from ..stages.base import Captioned, Encoding, Preview
+from ..stages.control import ControlStage
 from .published import Embedded, encode_pictures
 
 SEED = 42
 POOL = 8000  # scenes of the demo's
 EDGES_VERSION = 1  # of how control images are made: encoded ones of another are made anew
-
-
-class Controlled(nn.Module):
-    """What is trained: the branch, without what it shares with its trunk, and sCM's weight."""
-
-    def __init__(self, branch: controlnet.SanaControlNet):
-        super().__init__()
-        self.branch, self.log_variance = branch, LogVariance()
-        for name, parameter in branch.named_parameters():
-            parameter.requires_grad_(not name.startswith(controlnet.SHARED))
-
-
-def block_count(depth: int) -> int:
-    """Copied blocks for a trunk of that depth: the published seven, or the first half of a small trunk."""
-    return min(controlnet.PUBLISHED_BLOCKS, depth // 2)
-
-
-class ControlStage(DistillStage):
-    """Branch and critic in turn; `data` has hints. The trunk is a SANA-Sprint; branch: one to train on from."""
-
-    name = "control"
-
-    def __init__(
-        self,
-        trunk: Encoding,
-        data: data.ControlledScenes | EncodedPictures,
-        objective: Objective,
-        preview: Preview | None = None,
-        recompute: bool = False,
-        branch: controlnet.SanaControlNet | None = None,
-    ):
-        self.teacher = trunk.requires_grad_(False).eval()
-        if branch is None:
-            branch = controlnet.copy_of(trunk.transformer, block_count(trunk.transformer.config.depth))
-        self._prepare(Controlled(branch), data, objective, preview, recompute)
-
-    def _batch(self, random):
-        latents, texts, hints = self.data.batch(random)
-        w = random.choice(self.objective.guidance).to(self._device)
-        x0 = SIGMA_DATA * latents.to(self._device)
-        return x0, Given(w, self._text(texts), hints.to(self._device))
-
-    def _trajectory(self, x0: Tensor, z: Tensor, x_t: Tensor, t: Tensor, given: Given) -> Tensor:
-        angle = per_sample(t, x_t)
-        return angle.cos() * z - angle.sin() * x0
-
-    def _velocity(self, student: nn.Module, given: Given, x: Tensor, s: Tensor, attention=sdpa, around=None) -> Tensor:
-        told = {"guidance": given.w, "attention": attention, "around_block": around, **given.text}
-        residuals = student.branch(x, s, hint=given.hint, **told)
-        return self.teacher.transformer(x, s, control=residuals, **told)
-
-    def _judge(self, x_t: Tensor, t: Tensor, given: Given) -> Tensor:
-        told = {"guidance": given.w, **given.text}
-        return self.modules["critic"](self.teacher.transformer, x_t, t, around=self.around, **told)
 
 
 @dataclass(frozen=True)
@@ -159,7 +102,7 @@ class ControlRun:
 
     def _of_scenes(self, transformer: SanaTransformer) -> tuple[Encoding, data.ControlledScenes, Preview]:
         gemma = checkpoint.build(self.encoder, dtype=torch.float32, device=self.workers.device)
-        prompts = text.PromptTokenizer(companions.load_tokenizer(self.encoder), companions.text_preset(self.encoder))
+        prompts = PromptTokenizer(find_tokenizer(self.encoder), prompt_format(self.encoder))
         with self.workers.first():
             pictures = data.ControlledScenes(self.autoencoder, self.out, self.pool)
         shown = [prompt for name in captions.CATEGORIES for prompt in examples.prompts(name, 2, free=True)]

@@ -14,12 +14,14 @@ import torch
 
 from ...evaluate.frechet import FeatureNetwork
 from ...images import preview
+from ...latent import SCALE
 from ...models.autoencoder import Autoencoder
-from ...models.autoencoder_config import SCALE
 from ...models.gemma import Gemma
 from ...models.transformer import SanaTransformer
 from ...shapes import captions, examples
-from ...text import encoder as text
+from ...text.formats import TextPreset
+from ...text.prompts import PromptTokenizer
+from ...text.tokenizers import HFTokenizer, tokenizer_state
 from ...weights import checkpoint, tensorfile
 from .. import recipes
 from ..dataset import scenes as data
@@ -28,9 +30,10 @@ from ..engine.trainer import Stage, Trainer
 from ..engine.workers import ALONE, Workers
 from ..recipes import Recipe
 from ..stages import autoencoder, features
+from ..stages.base import Captioned, Preview
 from ..stages.captioning import Reader, ReaderStage
 from ..stages.student import DistillStage, continued
-from ..stages.teacher import Captioned, Preview, TeacherStage, student_of
+from ..stages.teacher import TeacherStage, student_of
 
 SEED = 0
 POOL = 20_000  # training scenes
@@ -38,7 +41,7 @@ MAX_TOKENS = 24
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 
 
-def tokenizer() -> text.HFTokenizer:
+def tokenizer() -> HFTokenizer:
     """One token per word of the scenes' vocabulary, with Gemma's special tokens."""
     vocab = {piece: i for i, piece in enumerate((*SPECIAL, *captions.VOCABULARY))}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -50,12 +53,12 @@ def tokenizer() -> text.HFTokenizer:
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
     }
-    return text.HFTokenizer(json.dumps(description).encode())
+    return HFTokenizer(json.dumps(description).encode())
 
 
-def prompts() -> text.PromptTokenizer:
+def prompts() -> PromptTokenizer:
     """Captions to tokens, without an instruction."""
-    return text.PromptTokenizer(tokenizer(), text.TextPreset(instruction=None, max_tokens=MAX_TOKENS))
+    return PromptTokenizer(tokenizer(), TextPreset(instruction=None, max_tokens=MAX_TOKENS))
 
 
 def fresh_gemma(seed: int) -> Gemma:
@@ -181,7 +184,7 @@ class Demo:
             return []
         described = {"instruction": None, "max_tokens": MAX_TOKENS, "lower": False}
         encoder = self._part(
-            "text_encoder", teacher.gemma, {"text": described}, text.tokenizer_state(self.prompts.tokenizer)
+            "text_encoder", teacher.gemma, {"text": described}, tokenizer_state(self.prompts.tokenizer)
         )
         sizes = {"size_px": recipes.DEMO_PX, "flow_shift": recipes.DEMO_FLOW_SHIFT}
         seen = preview.fit(vae, (data.images(range(start, start + 50)) for start in range(0, min(500, self.pool), 50)))

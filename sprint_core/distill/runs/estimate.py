@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...evaluate.frechet import FeatureNetwork
+from ...latent import DOWNSCALE, LATENT_CHANNELS
 from ...models.autoencoder import Autoencoder
-from ...models.autoencoder_config import DOWNSCALE
 from ...models.gemma import Gemma
-from ...models.transformer import LATENT_CHANNELS, SanaTransformer
+from ...models.transformer import SanaTransformer
 from ...weights import checkpoint, presets
 from .. import recipes
 from ..engine.randomness import SampleRandom
@@ -30,10 +30,10 @@ from ..engine.workers import ALONE, Workers
 from ..recipes import Recipe, Schedule
 from ..stages import autoencoder, features
 from ..stages.captioning import Reader, ReaderStage
+from ..stages.control import ControlStage
 from ..stages.student import DistillStage
 from ..stages.teacher import TeacherStage
 from . import demo
-from .control import ControlStage
 from .published import Embedded
 
 log = logging.getLogger(__name__)

@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ...models.autoencoder_config import DOWNSCALE, SCALE, AutoencoderConfig
+from ...latent import DOWNSCALE, LATENT_CHANNELS, SCALE
+from ...models.autoencoder_config import AutoencoderConfig
 from ...models.gemma import GemmaConfig
-from ...models.transformer import LATENT_CHANNELS, SanaTransformer
-from ...text import encoder as text
-from ...text import loading as companions
+from ...models.transformer import SanaTransformer
+from ...text.encoder import TextEncoder, pad_embeddings
+from ...text.loading import find_tokenizer, prompt_format
 from ...weights import checkpoint, presets
 from ...weights.checkpoint import CheckpointError, Weights
 from ..dataset import scenes as data
@@ -58,7 +59,7 @@ class Embedded(nn.Module):
         """Caption embeddings [b, n, c] and their mask [b, n]; "" is the empty caption."""
         first = next(self.transformer.parameters())
         rows = [self.null if isinstance(caption, str) else caption for caption in captions]
-        return text.pad_embeddings([row.to(first.device, torch.float32) for row in rows])
+        return pad_embeddings([row.to(first.device, torch.float32) for row in rows])
 
 
 def stabilised(teacher: SanaTransformer) -> SanaTransformer:
@@ -90,7 +91,7 @@ def encode_pictures(
     """
     device, dtype = workers.device, _inference_dtype(workers.device)
     vae, gemma = (checkpoint.build(weights, dtype=dtype, device=device) for weights in (autoencoder, text_encoder))
-    encoder = text.TextEncoder(gemma, companions.load_tokenizer(text_encoder), companions.text_preset(text_encoder))
+    encoder = TextEncoder(gemma, find_tokenizer(text_encoder), prompt_format(text_encoder))
 
     @torch.inference_mode()
     def encode_image(images: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...latent import SCALE
 from ...models.autoencoder import Autoencoder
-from ...models.autoencoder_config import SCALE
 from ..engine.randomness import SampleRandom
 
 CROP_PX, CROP_SHARE = 128, 0.5  # the first half of the steps sees crops: a quarter of the cost

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ...models.gemma import Gemma
 from ...shapes import captions, scenes
-from ...text import encoder as text
+from ...text.encoder import encode_ids, pad_embeddings
+from ...text.prompts import PromptTokenizer
 from ..dataset import scenes as data
 from ..engine.randomness import SampleRandom
 
@@ -49,7 +50,7 @@ class ReaderStage:
 
     name = averaged = "reader"
 
-    def __init__(self, model: Reader, prompts: text.PromptTokenizer, pool: int):
+    def __init__(self, model: Reader, prompts: PromptTokenizer, pool: int):
         self.modules = {self.name: model}
         self.prompts, self.pool, self.settings = prompts, pool, {"pool": str(pool)}
 
@@ -61,8 +62,8 @@ class ReaderStage:
         device = next(model.parameters()).device
         texts = data.captions(random.integers(self.pool), random)
         meanings = torch.tensor([meaning(caption) for caption in texts], device=device)
-        rows = text.encode_ids(model.gemma, [self.prompts.tokens(caption) for caption in texts], device=device)
-        states, read = text.pad_embeddings(rows)
+        rows = encode_ids(model.gemma, [self.prompts.tokens(caption) for caption in texts], device=device)
+        states, read = pad_embeddings(rows)
         shares = read / read.sum(1, keepdim=True) / len(read)  # each caption counts once, each of its tokens as much
         last = (read.sum(1) - 1)[:, None, None]
         total, right = states.new_zeros(()), []

@@ -19,7 +19,8 @@ from ..losses import ladd, scm
 from ..losses.jvp import plain_attention
 from ..losses.transform import Network, per_sample, trigflow_network
 from ..recipes import Objective
-from .teacher import FRESH_SEED, Data, Encoding, Preview, student_of
+from .base import FRESH_SEED, Data, Encoding, Preview
+from .teacher import student_of
 
 
 class LogVariance(nn.Module):

@@ -17,17 +17,19 @@ from sprint_core.distill.engine.randomness import SampleRandom, initialise
 from sprint_core.distill.engine.trainer import Trainer
 from sprint_core.distill.recipes import Objective, Recipe, Schedule
 from sprint_core.distill.runs import control
-from sprint_core.distill.runs.control import ControlStage, block_count
+from sprint_core.distill.stages.base import Captioned
+from sprint_core.distill.stages.control import ControlStage, block_count
 from sprint_core.distill.stages.student import Given
-from sprint_core.distill.stages.teacher import Captioned
 from sprint_core.images import edges
-from sprint_core.models import controlnet
+from sprint_core.models import controlnet, hed
 from sprint_core.models.gemma import Gemma
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from sprint_core.pipeline import Control, Pipeline
 from sprint_core.shapes import examples, scenes
-from sprint_core.text import encoder as text
-from sprint_core.text import loading as companions
+from sprint_core.text.formats import TextPreset
+from sprint_core.text.loading import find_tokenizer
+from sprint_core.text.prompts import PromptTokenizer
+from sprint_core.text.tokenizers import HFTokenizer, tokenizer_state
 from sprint_core.trigflow import SIGMA_DATA, add_noise, flow_predict_x0
 from sprint_core.weights import checkpoint, presets
 
@@ -47,8 +49,8 @@ class TwoHints:
 
 @pytest.fixture
 def trunk() -> Captioned:
-    tokenizer = text.HFTokenizer(json.dumps(standin.byte_tokenizer()).encode())
-    prompts = text.PromptTokenizer(tokenizer, text.TextPreset(instruction=None, max_tokens=16))
+    tokenizer = HFTokenizer(json.dumps(standin.byte_tokenizer()).encode())
+    prompts = PromptTokenizer(tokenizer, TextPreset(instruction=None, max_tokens=16))
     model = Captioned(SanaTransformer(CONFIG), Gemma(standin.TEXT), prompts)
     initialise(model, 0)
     for name, p in model.named_parameters():
@@ -199,7 +201,7 @@ def test_control_of_pictures(short, tmp_path, capsys):
 
 def test_hed_makes_the_hints(short, tmp_path, monkeypatch):
     with torch.device("meta"):
-        shapes = {name: tuple(t.shape) for name, t in edges.HED().state_dict().items()}
+        shapes = {name: tuple(t.shape) for name, t in hed.HED().state_dict().items()}
     torch.save(standin.random_tensors(shapes), tmp_path / "hed.pth")
     seen = []
     monkeypatch.setattr(data, "control_images", lambda images, hed=None: seen.append(hed) or images)
@@ -207,7 +209,7 @@ def test_hed_makes_the_hints(short, tmp_path, monkeypatch):
     pictures = write_pictures(tmp_path / "pictures")
     given = {"recipe": "control", "student": model, "vae": model, "text_encoder": model, "data": pictures}
     assert run(tmp_path / "out", **given, hed=tmp_path / "hed.pth") == 0
-    assert seen and all(isinstance(hed, edges.HED) for hed in seen)
+    assert seen and all(isinstance(hed, hed.HED) for hed in seen)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,7 @@ def test_training_on_from_a_control_net(short, tmp_path, caplog):
 
 def test_another_text_encoder_is_another_run(short, tmp_path, caplog):
     weights = checkpoint.load(presets.BUNDLED, "text_encoder")
-    weights.extras |= text.tokenizer_state(companions.load_tokenizer(weights))
+    weights.extras |= tokenizer_state(find_tokenizer(weights))
     weights.tensors = {k: v + 0.01 for k, v in weights.tensors.items()}
     checkpoint.save(tmp_path / "other.safetensors", [weights], {})
     assert run(tmp_path / "out", pool=4) == 0

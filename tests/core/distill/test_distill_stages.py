@@ -12,16 +12,19 @@ from sprint_core import trigflow
 from sprint_core.distill.engine.randomness import SampleRandom, initialise
 from sprint_core.distill.engine.trainer import Trainer
 from sprint_core.distill.recipes import Objective, Schedule
+from sprint_core.distill.stages.base import Captioned
 from sprint_core.distill.stages.student import DistillStage, continued
-from sprint_core.distill.stages.teacher import Captioned, TeacherStage, euler, student_of
+from sprint_core.distill.stages.teacher import TeacherStage, euler, student_of
 from sprint_core.models.gemma import Gemma
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
-from sprint_core.text import encoder as text
+from sprint_core.text.formats import TextPreset
+from sprint_core.text.prompts import PromptTokenizer
+from sprint_core.text.tokenizers import HFTokenizer
 from sprint_core.weights import checkpoint
 
 CONFIG = TransformerConfig(width=64, depth=3, cross_heads=2, caption_width=64, guidance_embed=False)
 PICTURES = {"red": torch.full((32, 2, 2), 1.0), "blue": torch.full((32, 2, 2), -1.0)}
-PRESET = text.TextPreset(instruction=None, max_tokens=16)
+PRESET = TextPreset(instruction=None, max_tokens=16)
 
 
 class TwoPictures:
@@ -37,8 +40,8 @@ DATA = TwoPictures()
 
 @pytest.fixture
 def model() -> Captioned:
-    tokenizer = text.HFTokenizer(json.dumps(standin.byte_tokenizer()).encode())
-    model = Captioned(SanaTransformer(CONFIG), Gemma(standin.TEXT), text.PromptTokenizer(tokenizer, PRESET))
+    tokenizer = HFTokenizer(json.dumps(standin.byte_tokenizer()).encode())
+    model = Captioned(SanaTransformer(CONFIG), Gemma(standin.TEXT), PromptTokenizer(tokenizer, PRESET))
     initialise(model, 0)
     for name, p in model.named_parameters():
         if "scale_shift_table" in name:

@@ -21,6 +21,7 @@ from sprint_core.models.autoencoder import Autoencoder
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from sprint_core.pipeline import Pipeline
 from sprint_core.weights import checkpoint, keymaps
+from sprint_core.weights.layouts import transformer as transformer_layout
 
 pytestmark = pytest.mark.usefixtures("tiny")
 ESTIMATES: dict[str, list[estimate.Estimate]] = {}  # by recipe: most of a run's time, and always the same
@@ -126,7 +127,7 @@ def test_every_layout_of_a_teacher_gives_the_same(run, models, tmp_path):
     """Its file says what it is, or, as with the authors' own, --time-scale does."""
     weights = checkpoint.load(models, "transformer")
     checkpoint.save(tmp_path / "native.safetensors", [weights], {})
-    torch.save(keymaps.from_native(weights.tensors, keymaps.NVLABS), tmp_path / "authors.pth")
+    torch.save(keymaps.from_native(weights.tensors, transformer_layout.NVLABS), tmp_path / "authors.pth")
     layouts = {
         "folder": {"teacher": models},
         "native": {"teacher": tmp_path / "native.safetensors"},

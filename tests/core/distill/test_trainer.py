@@ -17,8 +17,8 @@ from sprint_core.distill.engine.trainer import Trainer
 from sprint_core.distill.engine.workers import Workers, launched
 from sprint_core.distill.recipes import DEMO_AUTOENCODER, RECIPES, Schedule, override
 from sprint_core.distill.stages import autoencoder as stages
+from sprint_core.latent import SCALE
 from sprint_core.models.autoencoder import Autoencoder
-from sprint_core.models.autoencoder_config import SCALE
 
 SCHEDULE = Schedule(steps=12, batch=4, lr=0.05, warmup_steps=3, ema=0.9)
 

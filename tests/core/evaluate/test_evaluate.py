@@ -10,8 +10,8 @@ from PIL import Image
 
 from sprint_core.distill.stages import features as training
 from sprint_core.evaluate import __main__ as evaluate
-from sprint_core.evaluate import control as evaluate_control
 from sprint_core.evaluate import frechet as features
+from sprint_core.evaluate import official, scoring, sheet
 from sprint_core.models.transformer import SanaTransformer
 from sprint_core.pipeline import Pipeline
 from sprint_core.shapes import captions
@@ -77,24 +77,24 @@ def few(monkeypatch):
 
 def test_true_pictures_score_full_and_near(few):
     """Pictures of other scenes with the same kinds of prompts: judged right, and a small distance away."""
-    prompts, others = evaluate.balanced_prompts(60, 0), evaluate.balanced_prompts(60, 1)
-    truth = {prompt.text: image for prompt, image in zip(others, evaluate_control.true_images(others))}
+    prompts, others = scoring.balanced_prompts(60, 0), scoring.balanced_prompts(60, 1)
+    truth = {prompt.text: image for prompt, image in zip(others, sheet.true_images(others))}
     paint = lambda texts, seeds: torch.stack([truth[text] for text in texts])  # noqa: E731
-    good = evaluate.score(paint, others, 0, "true")
+    good = scoring.score(paint, others, 0, "true")
     noise = lambda texts, seeds: torch.rand(len(texts), 256, 256, 3)  # noqa: E731
-    bad = evaluate.score(noise, others, 0, "noise")
+    bad = scoring.score(noise, others, 0, "noise")
     extractor = features.bundled()
-    true = features.extract(extractor, evaluate_control.true_images(prompts))
-    result = evaluate.summary({"true": good, "noise": bad}, prompts, extractor, true)
+    true = features.extract(extractor, sheet.true_images(prompts))
+    result = scoring.summary({"true": good, "noise": bad}, prompts, extractor, true)
     assert good.share == 1.0 and bad.share == 0.0
     assert result["frechet"]["true"] < 0.2 * result["frechet"]["noise"]
 
 
 def test_prompts_are_balanced_and_held_out():
-    prompts = evaluate.balanced_prompts(20, 3)
+    prompts = scoring.balanced_prompts(20, 3)
     assert [p.category for p in prompts[:6]] == list(captions.CATEGORIES) and len(prompts) == 20
     assert all(captions.split_of(p.requirement) == "test" for p in prompts)
-    assert prompts == evaluate.balanced_prompts(40, 3)[:20]
+    assert prompts == scoring.balanced_prompts(40, 3)[:20]
 
 
 def test_command_line_judges_the_bundled_model(tmp_path, capsys, few):
@@ -117,7 +117,7 @@ def test_teacher_is_judged_too(tmp_path):
     tensors = standin.random_model(SanaTransformer(config, device="meta"))
     part = checkpoint.Weights("transformer", config, tensors, tmp_path, {"size_px": 256, "flow_shift": 5.0})
     checkpoint.save(tmp_path / "teacher.safetensors", [part], {})
-    paint = evaluate.teacher(tmp_path / "teacher.safetensors", pipeline, 3, 2.0)
+    paint = scoring.teacher(tmp_path / "teacher.safetensors", pipeline, 3, 2.0)
     images = paint(["a red circle", "two blue crosses"], [0, 1])
     assert images.shape == (2, 256, 256, 3)
     assert torch.allclose(paint(["two blue crosses"], [1])[0], images[1], atol=1e-3)
@@ -179,7 +179,7 @@ def test_bad_geneval_lines(tmp_path, text, message):
     path = tmp_path / "m.jsonl"
     path.write_text(f'{{"prompt": "a cat"}}\n{text}\n')
     with pytest.raises(ValueError, match=message):
-        list(evaluate.geneval_jobs(path, tmp_path / "out"))
+        list(official.geneval_jobs(path, tmp_path / "out"))
 
 
 @pytest.mark.parametrize(("text", "message"), [("[1]", "JSON object"), ('{"a": {"prompt": "x"}}', "a has no prompt")])
@@ -187,14 +187,14 @@ def test_bad_mjhq_files(tmp_path, text, message):
     path = tmp_path / "m.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        list(evaluate.mjhq_jobs(path, tmp_path / "out"))
+        list(official.mjhq_jobs(path, tmp_path / "out"))
 
 
 def test_many_prompts_return_with_other_scenes(monkeypatch):
-    monkeypatch.setattr(evaluate, "DIFFERENT", 5)
-    prompts = evaluate.balanced_prompts(100, 0)
+    monkeypatch.setattr(scoring, "DIFFERENT", 5)
+    prompts = scoring.balanced_prompts(100, 0)
     assert len(prompts) == 100 and len({prompt.scene for prompt in prompts}) > 60
-    assert prompts[:30] == evaluate.balanced_prompts(30, 0)
+    assert prompts[:30] == scoring.balanced_prompts(30, 0)
 
 
 def test_user_inception(tmp_path):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from oracles import randn
 
 from sprint_core.images import edges
+from sprint_core.models import hed
 from sprint_core.weights.checkpoint import CheckpointError
 
 
@@ -119,7 +120,7 @@ def test_a_scribble_is_a_line_of_even_width():
 @pytest.fixture(scope="module")
 def hed_tensors():
     with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in edges.HED().state_dict().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in hed.HED().state_dict().items()}
     return standin.random_tensors(shapes)
 
 

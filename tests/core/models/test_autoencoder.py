@@ -11,10 +11,12 @@ from diffusers import AutoencoderDC
 from oracles import relative_error, shapes_of
 
 from sprint_core.config import from_dict
+from sprint_core.latent import SCALE
 from sprint_core.models import autoencoder
 from sprint_core.models.autoencoder import Autoencoder, channel_norm
-from sprint_core.models.autoencoder_config import SANA, SCALE, AutoencoderConfig, config_from_diffusers, infer_config
+from sprint_core.models.autoencoder_config import SANA, AutoencoderConfig
 from sprint_core.models.tiling import tile_windows
+from sprint_core.weights.layouts.autoencoder import config_from_diffusers, infer_config
 
 RES, VIT = "ResBlock", "EfficientViTBlock"
 

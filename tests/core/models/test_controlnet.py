@@ -18,7 +18,10 @@ from sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from sprint_core.weights import checkpoint, keymaps, presets, tensorfile
 from sprint_core.weights.checkpoint import CheckpointError, load
 from sprint_core.weights.kinds import kinds_in
-from sprint_core.weights.presets import PRESETS, control_config_from_diffusers
+from sprint_core.weights.layouts import controlnet as controlnet_layout
+from sprint_core.weights.layouts import transformer as transformer_layout
+from sprint_core.weights.layouts.controlnet import control_config_from_diffusers
+from sprint_core.weights.presets import PRESETS
 
 SIZE = (4, 6)
 S = torch.tensor([0.7, 0.2])
@@ -44,7 +47,7 @@ def theirs(blocks: int = 2) -> SanaControlNetModel:
 
 def ours(model: nn.Module) -> SanaControlNet:
     branch = SanaControlNet(control_config_from_diffusers(dict(model.config)), device="meta")
-    branch.load_state_dict(keymaps.to_native(model.state_dict(), keymaps.DIFFUSERS), assign=True)
+    branch.load_state_dict(keymaps.to_native(model.state_dict(), transformer_layout.DIFFUSERS), assign=True)
     return branch.requires_grad_(False)
 
 
@@ -176,8 +179,8 @@ def authors_pth(branch: SanaControlNet, depth: int = 4) -> dict[str, torch.Tenso
     """The authors' file of a branch: a whole trunk around it."""
     config = dataclasses.replace(TRUNK, guidance_embed=False, depth=depth, qk_norm=branch.config.qk_norm)
     base = SanaTransformer(config, device="meta")
-    whole = keymaps.from_native(standin.random_model(base, seed=9), keymaps.NVLABS)
-    return whole | keymaps.from_native(branch.state_dict(), keymaps.NVLABS_CONTROL)
+    whole = keymaps.from_native(standin.random_model(base, seed=9), transformer_layout.NVLABS)
+    return whole | keymaps.from_native(branch.state_dict(), controlnet_layout.NVLABS_CONTROL)
 
 
 @pytest.fixture
@@ -260,7 +263,7 @@ def test_full_size(size):
     config = control_config_from_diffusers(their | {"num_layers": 7, "num_cross_attention_heads": heads})
     assert sum(p.numel() for p in SanaControlNet(config, device="meta").parameters()) == parameters
     shapes = {k: tuple(v.shape) for k, v in SanaControlNet(config, device="meta").state_dict().items()}
-    assert presets.infer_control_config(shapes) == config
+    assert controlnet_layout.infer_control_config(shapes) == config
     assert next(p for p in PRESETS.values() if p.transformer.width == width).transformer.cross_heads == heads
 
 

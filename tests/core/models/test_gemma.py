@@ -9,7 +9,8 @@ from torch import nn
 from transformers import Gemma2Config, Gemma2Model
 
 from sprint_core.config import from_dict
-from sprint_core.models.gemma import HF_NAMES, Gemma, GemmaConfig, config_from_hf, infer_config
+from sprint_core.models.gemma import Gemma, GemmaConfig
+from sprint_core.weights.layouts.text_encoder import HF_NAMES, config_from_hf, infer_config
 
 # query_scale is below head_dim and q and k are drawn wide, so that logits reach the cap of 50.
 TINY = GemmaConfig(vocab=97, width=48, depth=3, heads=4, kv_heads=2, head_dim=16, ffn=80, query_scale=1)

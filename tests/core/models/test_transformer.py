@@ -12,7 +12,9 @@ from torch import nn
 from sprint_core.config import from_dict
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from sprint_core.weights import keymaps, presets
-from sprint_core.weights.presets import PRESETS, config_from_diffusers, infer_config
+from sprint_core.weights.layouts import transformer as transformer_layout
+from sprint_core.weights.layouts.transformer import config_from_diffusers, infer_config
+from sprint_core.weights.presets import PRESETS
 
 # Parameters and tensors at full size.
 FULL = {
@@ -220,7 +222,7 @@ def test_full_size_has_the_names_and_shapes_of_diffusers(name):
     settings |= {"num_cross_attention_heads": config.cross_heads, "cross_attention_dim": config.width}
     with torch.device("meta"):
         theirs = SanaTransformer2DModel(**settings, cross_attention_head_dim=config.width // config.cross_heads)
-    native = keymaps.to_native(theirs.state_dict(), keymaps.DIFFUSERS)
+    native = keymaps.to_native(theirs.state_dict(), transformer_layout.DIFFUSERS)
     assert {k: tuple(v.shape) for k, v in native.items()} == shapes_of(SanaTransformer(config, device="meta"))
 
 

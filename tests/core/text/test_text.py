@@ -16,24 +16,13 @@ from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
-from sprint_core.models.gemma import Gemma, GemmaConfig, config_from_hf
-from sprint_core.text.encoder import (
-    EncoderCache,
-    HFTokenizer,
-    PromptTokenizer,
-    Recent,
-    SentencePieceTokenizer,
-    TextEncoder,
-    TextPreset,
-    encode_ids,
-    load_instruction,
-    load_tokenizer,
-    pad_embeddings,
-    select_tokens,
-    text_preset,
-    tokenizer_state,
-)
+from sprint_core.models.gemma import Gemma, GemmaConfig
+from sprint_core.text.encoder import EncoderCache, Recent, TextEncoder, encode_ids, pad_embeddings
+from sprint_core.text.formats import TextPreset, load_instruction, text_preset
+from sprint_core.text.prompts import PromptTokenizer, select_tokens
+from sprint_core.text.tokenizers import HFTokenizer, SentencePieceTokenizer, load_tokenizer, tokenizer_state
 from sprint_core.weights import checkpoint
+from sprint_core.weights.layouts.text_encoder import config_from_hf
 
 SHORT = "A Cat with a blue hat"
 LONG = "a small cat sleeping on a sunny windowsill, " * 60

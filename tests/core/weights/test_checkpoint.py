@@ -16,11 +16,15 @@ from tiny_networks import GEMMA, NATIVE, SANA10, SANA15, SPRINT, TEACHER, native
 
 from sprint_core.models.gemma import GemmaConfig
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
-from sprint_core.text import encoder as text
-from sprint_core.text import loading as companions
+from sprint_core.text.formats import text_preset
+from sprint_core.text.loading import find_tokenizer, prompt_format
+from sprint_core.text.tokenizers import load_tokenizer, tokenizer_state
 from sprint_core.weights import checkpoint, keymaps, presets, tensorfile
 from sprint_core.weights.checkpoint import CheckpointError, build, load
 from sprint_core.weights.kinds import KINDS, kinds_in
+from sprint_core.weights.layouts import autoencoder as autoencoder_layout
+from sprint_core.weights.layouts import text_encoder as text_encoder_layout
+from sprint_core.weights.layouts import transformer as transformer_layout
 from sprint_core.weights.presets import Preset
 
 PIPELINE = ("transformer", "autoencoder", "text_encoder")  # the parts of a folder
@@ -60,7 +64,7 @@ def assert_same(weights: checkpoint.Weights, tensors: dict[str, torch.Tensor]) -
 def transformer_layouts(folder: Path) -> dict[str, Path]:
     """The same tiny transformer in every container."""
     folder.mkdir(exist_ok=True)
-    tensors = keymaps.to_diffusers(NATIVE["transformer"], SPRINT.guidance_embed)
+    tensors = transformer_layout.to_diffusers(NATIVE["transformer"], SPRINT.guidance_embed)
     layouts = {"pipeline folder": standin.make(folder / "pipeline")}
     layouts["component folder"] = folder / "pipeline" / "transformer"
     layouts["nvlabs .pth"] = save_pickle(folder / "Sana_Sprint.pth", nvlabs())
@@ -80,7 +84,7 @@ def transformer_layouts(folder: Path) -> dict[str, Path]:
         save(shards / f"{stem}.safetensors", {name: tensors[name] for name in held})
     index = {"weight_map": {name: f"{stem}.safetensors" for stem, held in parts.items() for name in held}}
     (shards / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    (shards / "config.json").write_text(json.dumps(presets.config_to_diffusers(SPRINT)))
+    (shards / "config.json").write_text(json.dumps(transformer_layout.config_to_diffusers(SPRINT)))
     layouts["shards"] = shards
     variant = folder / "variant"
     variant.mkdir()
@@ -168,7 +172,7 @@ def test_settings_of_a_transformer(tmp_path):
 
 
 def test_unpublished_sizes_need_a_configuration(tmp_path):
-    tensors = keymaps.from_native(native(dataclasses.replace(SPRINT, depth=1)), keymaps.NVLABS)
+    tensors = keymaps.from_native(native(dataclasses.replace(SPRINT, depth=1)), transformer_layout.NVLABS)
     with pytest.raises(CheckpointError, match=r"x.pth: cannot tell .* a config\.json is needed"):
         load(save_pickle(tmp_path / "x.pth", tensors), "transformer")
 
@@ -178,7 +182,7 @@ def test_unpublished_sizes_need_a_configuration(tmp_path):
 
 def test_every_layout_of_an_autoencoder(tmp_path, folder):
     tensors = NATIVE["autoencoder"]
-    original = keymaps.from_native(tensors, keymaps.DCAE)
+    original = keymaps.from_native(tensors, autoencoder_layout.DCAE)
     paths = [folder, folder / "vae", save_pickle(tmp_path / "dc-ae.pt", original)]
     for i, prefix in enumerate(KINDS["autoencoder"].prefixes):
         paths.append(save(tmp_path / f"native{i}.safetensors", prefixed(prefix, tensors)))
@@ -204,7 +208,7 @@ def gemma_folder(path: Path, tensors: dict, config: GemmaConfig = GEMMA) -> Path
 
 def test_every_layout_of_a_text_encoder(tmp_path):
     tensors = NATIVE["text_encoder"]
-    bare = keymaps.from_native(tensors, keymaps.GEMMA_BARE)
+    bare = keymaps.from_native(tensors, text_encoder_layout.GEMMA_BARE)
     causal = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
     assert "embed_tokens.weight" in bare
     paths = [gemma_folder(tmp_path / "bare", bare), gemma_folder(tmp_path / "causal", causal)]
@@ -226,23 +230,23 @@ def test_a_tokenizer_in_the_same_file(tmp_path, key):
 
 
 def test_tokenizers_are_found(tmp_path, folder):
-    tokens = text.load_tokenizer(folder).encode("a cat")
-    assert companions.load_tokenizer(load(folder, "text_encoder")).encode("a cat") == tokens
+    tokens = load_tokenizer(folder).encode("a cat")
+    assert find_tokenizer(load(folder, "text_encoder")).encode("a cat") == tokens
 
     file = save(tmp_path / "gemma.safetensors", NATIVE["text_encoder"])
     with pytest.raises(CheckpointError, match=r"gemma\.safetensors: no tokenizer .* put tokenizer\.json or"):
-        companions.load_tokenizer(load(file, "text_encoder"))
+        find_tokenizer(load(file, "text_encoder"))
     elsewhere = folder / "tokenizer"
     (tmp_path / "tokenizer.json").write_bytes((elsewhere / "tokenizer.json").read_bytes())
-    assert companions.load_tokenizer(load(file, "text_encoder")).encode("a cat") == tokens
+    assert find_tokenizer(load(file, "text_encoder")).encode("a cat") == tokens
 
     json_tensor = torch.frombuffer(bytearray((elsewhere / "tokenizer.json").read_bytes()), dtype=torch.uint8)
     embedded = save(tmp_path / "with.safetensors", NATIVE["text_encoder"] | {"tokenizer_json": json_tensor})
     (tmp_path / "tokenizer.json").unlink()
-    assert companions.load_tokenizer(load(embedded, "text_encoder")).encode("a cat") == tokens
+    assert find_tokenizer(load(embedded, "text_encoder")).encode("a cat") == tokens
     damaged = save(tmp_path / "damaged.safetensors", NATIVE["text_encoder"] | {"spiece_model": SPIECE})
     with pytest.raises(CheckpointError, match=r"damaged\.safetensors: its tokenizer cannot be used"):
-        companions.load_tokenizer(load(damaged, "text_encoder"))
+        find_tokenizer(load(damaged, "text_encoder"))
 
 
 # --- native files ---------------------------------------------------------------------------------
@@ -263,9 +267,9 @@ def test_native_file_of_one_part(tmp_path):
 def test_native_file_of_all_parts(tmp_path, folder):
     parts = [load(folder, kind) for kind in PIPELINE]
     encoder = parts[-1]
-    preset = dataclasses.replace(text.text_preset("diffusers"), max_tokens=77)
+    preset = dataclasses.replace(text_preset("diffusers"), max_tokens=77)
     encoder.settings["text"] = dataclasses.asdict(preset)
-    encoder.extras |= text.tokenizer_state(companions.load_tokenizer(encoder))
+    encoder.extras |= tokenizer_state(find_tokenizer(encoder))
     path = tmp_path / "all.safetensors"
     checkpoint.save(path, parts, {})
     assert kinds_in(tensorfile.read(path).tensors) == list(PIPELINE)
@@ -273,9 +277,9 @@ def test_native_file_of_all_parts(tmp_path, folder):
         again = load(path, part.kind)
         assert (again.config, again.settings) == (part.config, part.settings)
         assert_same(again, part.tensors)
-    assert companions.text_preset(again) == preset
-    assert companions.text_preset(load(folder, "text_encoder")) == text.text_preset("nvlabs")
-    assert companions.load_tokenizer(again).encode("hi") == companions.load_tokenizer(encoder).encode("hi")
+    assert prompt_format(again) == preset
+    assert prompt_format(load(folder, "text_encoder")) == text_preset("nvlabs")
+    assert find_tokenizer(again).encode("hi") == find_tokenizer(encoder).encode("hi")
 
 
 def test_description_as_a_tensor(tmp_path):
@@ -358,7 +362,7 @@ def test_loading_takes_little_more_memory_than_the_file(tmp_path):
     shapes = shapes_of(SanaTransformer(config, device="meta"))
     tensors = {name: torch.full(shape, 0.5) for name, shape in shapes.items()}
     paths = [save(tmp_path / "tiny.safetensors", NATIVE["transformer"]), save(tmp_path / "x.safetensors", tensors)]
-    paths.append(save_pickle(tmp_path / "x.pth", keymaps.from_native(tensors, keymaps.NVLABS)))
+    paths.append(save_pickle(tmp_path / "x.pth", keymaps.from_native(tensors, transformer_layout.NVLABS)))
     size = paths[1].stat().st_size
     assert size > 180e6
     command = [sys.executable, "-c", MEMORY, Path(checkpoint.__file__).parents[2], *paths]

@@ -16,7 +16,11 @@ from sprint_core.models.autoencoder_config import SANA
 from sprint_core.models.gemma import Gemma, GemmaConfig
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from sprint_core.weights import keymaps
-from sprint_core.weights.presets import PRESETS, config_from_diffusers
+from sprint_core.weights.layouts import autoencoder as autoencoder_layout
+from sprint_core.weights.layouts import text_encoder as text_encoder_layout
+from sprint_core.weights.layouts import transformer as transformer_layout
+from sprint_core.weights.layouts.transformer import config_from_diffusers
+from sprint_core.weights.presets import PRESETS
 
 COUNTS = {"sprint-0.6B": 664, "sprint-1.6B": 480, "sprint-1.6B-teacher": 476, "sana-0.6B": 548, "sana-1.6B": 396}
 COUNTS |= {"sana-1.5-1.6B": 476, "sana-1.5-4.8B": 1396}
@@ -89,19 +93,21 @@ def shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("name", COUNTS)
 def test_nvlabs_names_at_full_size(name):
     config = PRESETS[name].transformer
-    native = keymaps.to_native(meta(nvlabs_shapes(config)), keymaps.NVLABS, keymaps.NVLABS_DROPPED)
+    native = keymaps.to_native(
+        meta(nvlabs_shapes(config)), transformer_layout.NVLABS, transformer_layout.NVLABS_DROPPED
+    )
     assert len(native) == COUNTS[name]
     assert shapes(native) == shapes_of(SanaTransformer(config, device="meta"))
-    assert shapes(keymaps.from_native(native, keymaps.NVLABS)) == nvlabs_shapes(config)
+    assert shapes(keymaps.from_native(native, transformer_layout.NVLABS)) == nvlabs_shapes(config)
 
 
 @pytest.mark.parametrize("settings", [{}, {"qk_norm": "rms"}, {"qk_norm": "rms", "guidance_embeds": True}])
 def test_nvlabs_names_are_invertible(settings):
     config = config_from_diffusers(TINY | settings)
     published = standin.random_tensors(nvlabs_shapes(config))
-    extras = {name: torch.zeros(2, 2) for name in keymaps.NVLABS_DROPPED}
-    native = keymaps.to_native(published | extras, keymaps.NVLABS, keymaps.NVLABS_DROPPED)
-    assert_same_tensors(keymaps.from_native(native, keymaps.NVLABS), published)
+    extras = {name: torch.zeros(2, 2) for name in transformer_layout.NVLABS_DROPPED}
+    native = keymaps.to_native(published | extras, transformer_layout.NVLABS, transformer_layout.NVLABS_DROPPED)
+    assert_same_tensors(keymaps.from_native(native, transformer_layout.NVLABS), published)
     q, k, v = (native[f"transformer_blocks.1.attn1.to_{x}.weight"] for x in "qkv")
     assert torch.equal(torch.cat([q, k, v]), published["blocks.1.attn.qkv.weight"])
 
@@ -110,8 +116,8 @@ def test_nvlabs_names_as_diffusers_converts_them():
     """Its converter knows SANA 1.0 only; ours goes through native names to diffusers'."""
     config = config_from_diffusers(TINY)
     published = standin.random_tensors(nvlabs_shapes(config))
-    native = keymaps.to_native(published, keymaps.NVLABS)
-    ours = keymaps.to_diffusers(native, config.guidance_embed)
+    native = keymaps.to_native(published, transformer_layout.NVLABS)
+    ours = transformer_layout.to_diffusers(native, config.guidance_embed)
     extras = {"pos_embed": torch.zeros(1), "y_embedder.y_embedding": torch.zeros(1)}
     assert_same_tensors(ours, convert_sana_transformer_to_diffusers(published | extras))
 
@@ -120,14 +126,14 @@ def test_nvlabs_names_as_diffusers_converts_them():
 def test_diffusers_names_are_invertible(guidance):
     config = config_from_diffusers(TINY | {"guidance_embeds": guidance})
     native = standin.random_model(SanaTransformer(config, device="meta"))
-    published = keymaps.to_diffusers(native, config.guidance_embed)
+    published = transformer_layout.to_diffusers(native, config.guidance_embed)
     nested = "time_embed.timestep_embedder" if guidance else "time_embed.emb.timestep_embedder"
     assert {"scale_shift_table", "transformer_blocks.0.scale_shift_table", f"{nested}.linear_1.bias"} <= set(published)
-    assert_same_tensors(keymaps.to_native(published, keymaps.DIFFUSERS), native)
+    assert_same_tensors(keymaps.to_native(published, transformer_layout.DIFFUSERS), native)
 
 
 def test_unknown_names_stay():
-    kept = keymaps.to_native({"blocks.0.attn.qkv.bias": torch.zeros(3)}, keymaps.NVLABS)
+    kept = keymaps.to_native({"blocks.0.attn.qkv.bias": torch.zeros(3)}, transformer_layout.NVLABS)
     assert set(kept) == {"blocks.0.attn.qkv.bias"}
 
 
@@ -162,20 +168,20 @@ DCAE_NAMES = {
 
 def test_autoencoder_names_at_full_size():
     native = meta(shapes_of(Autoencoder(SANA, device="meta")))
-    published = keymaps.from_native(native, keymaps.DCAE)
+    published = keymaps.from_native(native, autoencoder_layout.DCAE)
     assert not set(native) & set(published)
-    assert shapes(keymaps.to_native(published, keymaps.DCAE)) == shapes(native)
+    assert shapes(keymaps.to_native(published, autoencoder_layout.DCAE)) == shapes(native)
     assert shapes(convert_autoencoder_dc_checkpoint_to_diffusers(published)) == shapes(native)
     for name, holds in DCAE_NAMES.items():
-        assert set(keymaps.to_native({name: torch.zeros(3, 1, 1, 1)}, keymaps.DCAE)) == set(holds), name
+        assert set(keymaps.to_native({name: torch.zeros(3, 1, 1, 1)}, autoencoder_layout.DCAE)) == set(holds), name
         assert set(holds) <= set(native)
 
 
 @pytest.mark.parametrize("config", [standin.AUTOENCODER, WITHOUT_FIRST_STAGE], ids=["sana", "no first stage"])
 def test_autoencoder_names_are_invertible(config):
     native = standin.random_model(Autoencoder(config, device="meta"))
-    published = keymaps.from_native(native, keymaps.DCAE)
-    assert_same_tensors(keymaps.to_native(published, keymaps.DCAE), native)
+    published = keymaps.from_native(native, autoencoder_layout.DCAE)
+    assert_same_tensors(keymaps.to_native(published, autoencoder_layout.DCAE), native)
     assert_same_tensors(convert_autoencoder_dc_checkpoint_to_diffusers(dict(published)), native)
 
 
@@ -187,8 +193,15 @@ def test_gemma_names(config):
     model = Gemma(config, device="meta")
     native = shapes_of(model)
     bare = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
-    renamed = keymaps.to_native(bare, keymaps.GEMMA_BARE, keymaps.GEMMA_DROPPED)
+    renamed = keymaps.to_native(bare, text_encoder_layout.GEMMA_BARE, text_encoder_layout.GEMMA_DROPPED)
     assert shapes(renamed) == native
-    assert set(keymaps.from_native(renamed, keymaps.GEMMA_BARE)) == set(bare)
+    assert set(keymaps.from_native(renamed, text_encoder_layout.GEMMA_BARE)) == set(bare)
     head = {"lm_head.weight": torch.empty(1)}
-    assert shapes(keymaps.to_native(model.state_dict() | head, keymaps.GEMMA_BARE, keymaps.GEMMA_DROPPED)) == native
+    assert (
+        shapes(
+            keymaps.to_native(
+                model.state_dict() | head, text_encoder_layout.GEMMA_BARE, text_encoder_layout.GEMMA_DROPPED
+            )
+        )
+        == native
+    )

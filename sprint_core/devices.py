@@ -1,0 +1,29 @@
+"""Devices and dtypes: what people may name, and tensors on their way between devices."""
+
+import torch
+from torch import Tensor
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of this name. Raises ValueError."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the second from a torch without CUDA
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
+def fp32(x: Tensor) -> Tensor:
+    """fp32, for the few places that need it; float64 stays, so that derivatives can be checked in it."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """x from the CPU to a device. A GPU fetches it from pinned memory by itself, so that nobody waits for the GPU.
+
+    (Compiled code cannot pin; there the copy is part of it.)
+    """
+    if torch.device(device).type != "cuda" or torch.compiler.is_compiling():
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,54 @@
+"""Images for the official benchmarks, GenEval and MJHQ-30K, whose own tools then judge them."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from ..weights import tensorfile
+from .scoring import Painter
+
+
+def geneval_jobs(path: Path, out: Path, samples: int = 4) -> Iterator[tuple[str, int, Path]]:
+    """(prompt, seed, file) for GenEval: 00000/samples/0000.png and so on, beside each prompt's metadata.jsonl."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    for i, (number, line) in enumerate(rows):
+        text = _prompt_of(line, f"{path}, line {number}")
+        folder = out / f"{i:05d}"
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        (folder / "metadata.jsonl").write_text(line, encoding="utf-8")
+        for j in range(samples):
+            yield text, j, folder / "samples" / f"{j:04d}.png"
+
+
+def _prompt_of(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise ValueError(f"{where}: no prompt, as GenEval's evaluation_metadata.jsonl has on every line")
+    return row["prompt"]
+
+
+def mjhq_jobs(path: Path, out: Path) -> Iterator[tuple[str, int, Path]]:
+    """(prompt, seed, file) for MJHQ-30K: category/id.png, the folders whose FID is taken."""
+    for i, (name, entry) in enumerate(tensorfile.read_json(path).items()):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("prompt", "category")):
+            raise ValueError(f"{path}: {name} has no prompt and category, as MJHQ-30K's meta_data.json has")
+        folder = out / entry["category"]
+        folder.mkdir(parents=True, exist_ok=True)
+        yield entry["prompt"], i, folder / f"{name}.png"
+
+
+def paint_files(paint: Painter, jobs: Sequence[tuple[str, int, Path]], seed: int) -> int:
+    """Paint what is missing, one picture at a time; returns how many."""
+    missing = [job for job in jobs if not job[2].is_file()]
+    for text, offset, path in tqdm(missing, unit="images"):
+        pixels = paint([text], [seed + offset])[0].mul(255).round().byte().numpy()
+        with tensorfile.replacing(path) as temporary:
+            Image.fromarray(pixels).save(temporary, format="PNG")
+    return len(missing)

@@ -1,0 +1,46 @@
+"""Prompt formats: the instruction that SANA was trained to read in front of each prompt, and the token limit."""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import check_numbers
+
+LOWER_CASE = {"nvlabs": False, "diffusers": True}  # prompt formats; both strip, and their instructions differ
+
+
+@functools.cache
+def load_instruction(format: str = "nvlabs") -> str:
+    """The instruction text of the training ('nvlabs') or of diffusers' port ('diffusers'). Raises ValueError."""
+    if format not in LOWER_CASE:
+        raise ValueError(f"prompt format {format!r} is none of {', '.join(LOWER_CASE)}")
+    texts = json.loads(Path(__file__).with_name("instruction.json").read_text(encoding="utf-8"))
+    return "\n".join(texts[format])
+
+
+@dataclass(frozen=True)
+class TextPreset:
+    """How a prompt becomes text: the instruction in front (None for none), the limit, lower-casing.
+
+    max_tokens: most tokens that the transformer reads, BOS included.
+    """
+
+    instruction: str | None
+    max_tokens: int = 300
+    lower: bool = False
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        if self.max_tokens < 2 or not isinstance(self.instruction, str | None):
+            raise ValueError(f"{self.max_tokens} tokens after the instruction {self.instruction!r}")
+
+    def full_text(self, prompt: str) -> str:
+        prompt = prompt.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+        prompt = (prompt.lower() if self.lower else prompt).strip()
+        return (self.instruction or "") + prompt
+
+
+def text_preset(format: str = "nvlabs") -> TextPreset:
+    """The preset of a published prompt format; dataclasses.replace varies it. Raises ValueError."""
+    return TextPreset(load_instruction(format), lower=LOWER_CASE[format])

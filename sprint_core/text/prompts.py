@@ -1,0 +1,56 @@
+"""Prompts to the tokens that Gemma reads, and the choice among them that the transformer reads.
+
+SANA was trained with an instruction in front of each prompt and reads only some of the tokens. Of
+instruction + prompt, tokenised as one string, padded or cut to C + max_tokens - 2 tokens (C counts the
+instruction's, BOS included), it reads the first and the last max_tokens - 1. Without the padding that is
+BOS and everything from position C - 1 on: the instruction's last token, whose space usually fuses with
+the prompt's first word, then the prompt. So the tokens before C - 1 are the same for all prompts, and
+are only needed as context.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .formats import TextPreset
+from .tokenizers import Span, Tokenizer
+
+
+class Tokens(NamedTuple):
+    """What Gemma reads, `ids`, and the positions in it that the transformer reads, `keep` (ascending)."""
+
+    ids: list[int]
+    keep: list[int]
+
+
+def select_tokens(ids: Sequence[int], instruction_tokens: int, max_tokens: int) -> Tokens:
+    """Cuts ids (BOS first, unpadded) to the trained length and selects [0] + the last max_tokens - 1 of it.
+
+    instruction_tokens: C, with BOS; 0 without an instruction, where the length is max_tokens.
+    """
+    limit = instruction_tokens + max_tokens - 2 if instruction_tokens else max_tokens
+    ids = list(ids[:limit])
+    return Tokens(ids, [0, *range(limit - max_tokens + 1, len(ids))])
+
+
+class PromptTokenizer:
+    """A tokenizer with a preset. `prefix_ids`: the tokens before C - 1 that prompts have in common."""
+
+    def __init__(self, tokenizer: Tokenizer, preset: TextPreset):
+        self.tokenizer, self.preset = tokenizer, preset
+        self.instruction_ids = tokenizer.encode(preset.instruction) if preset.instruction else []
+        self.prefix_ids = tuple(self.instruction_ids[:-1])
+
+    def tokens(self, prompt: str) -> Tokens:
+        ids = self.tokenizer.encode(self.preset.full_text(prompt))
+        return select_tokens(ids, len(self.instruction_ids), self.preset.max_tokens)
+
+    def tokens_and_spans(self, prompt: str) -> tuple[Tokens, list[Span | None]]:
+        """The tokens, and the characters of the prompt as given that each of `ids` came from.
+
+        None for BOS and the instruction. (Lower-casing is taken to keep every character's place.)
+        """
+        ids, spans = self.tokenizer.encode_spans(self.preset.full_text(prompt))
+        tokens = select_tokens(ids, len(self.instruction_ids), self.preset.max_tokens)
+        start = len(self.preset.instruction or "") - (len(prompt) - len(prompt.lstrip()))
+        moved = [(max(begin - start, 0), end - start) for begin, end in spans]
+        return tokens, [span if span[1] > span[0] else None for span in moved[: len(tokens.ids)]]

@@ -1,0 +1,127 @@
+"""Gemma's tokenizer from its two file formats, tokenizer.model and tokenizer.json, which give equal ids."""
+
+import re
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+PAD, BOS = 0, 2  # Gemma's ids
+Span = tuple[int, int]
+
+
+class Tokenizer(Protocol):
+    """What the rest needs of a tokenizer. `data` is its file's content, `state_key` its name in a checkpoint."""
+
+    data: bytes
+    state_key: str
+    size: int  # ids lie below it
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, BOS first, neither padded nor cut."""
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        """The same ids, and the characters [begin, end) of the text that each came from; BOS: (0, 0)."""
+
+    def piece(self, id: int) -> str:
+        """The vocabulary entry of an id."""
+
+
+def _require_gemma(bos: int | None, pad: int | None) -> None:
+    if (bos, pad) != (BOS, PAD):
+        raise ValueError(f"not Gemma's tokenizer: BOS and padding are {bos} and {pad} instead of {BOS} and {PAD}")
+
+
+class SentencePieceTokenizer:
+    """Gemma's tokenizer.model. Raises ValueError if it is another model's."""
+
+    state_key = "spiece_model"  # as in ComfyUI's single-file text encoders
+
+    def __init__(self, data: bytes):
+        import sentencepiece
+
+        self.data = data
+        self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        self.size = self._model.get_piece_size()
+        _require_gemma(self._model.bos_id(), self._model.pad_id())
+        # sentencepiece spells control tokens out letter by letter, tokenizer.json recognises them in the text
+        ids = list(range(self._model.get_piece_size()))
+        special = [i for i, control in zip(ids, self._model.is_control(ids)) if control or i == self._model.unk_id()]
+        self._special = {self._model.id_to_piece(i): i for i in special}
+        self._split = re.compile(f"({'|'.join(map(re.escape, sorted(self._special, key=len, reverse=True)))})")
+
+    def encode(self, text: str) -> list[int]:
+        ids = [BOS]
+        for part in self._split.split(text):
+            ids += [self._special[part]] if part in self._special else self._model.encode(part)
+        return ids
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        spans, start = [(0, 0)], 0
+        for part in self._split.split(text):
+            if part in self._special:
+                spans.append((start, start + len(part)))
+            else:
+                pieces = self._model.encode(part, out_type="immutable_proto").pieces
+                spans += [(start + piece.begin, start + piece.end) for piece in pieces]
+            start += len(part)
+        return self.encode(text), spans
+
+    def piece(self, id: int) -> str:
+        return self._model.id_to_piece(id)
+
+
+class HFTokenizer:
+    """Gemma's tokenizer.json. Raises ValueError if it is another model's."""
+
+    state_key = "tokenizer_json"
+
+    def __init__(self, data: bytes):
+        import tokenizers  # what transformers runs underneath
+
+        self.data = data
+        try:
+            self._model = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise ValueError(f"damaged tokenizer.json ({error}); download it again") from None
+        self.size = 1 + max(self._model.get_vocab(with_added_tokens=True).values(), default=0)
+        self._model.no_truncation()
+        self._model.no_padding()
+        _require_gemma(self._model.token_to_id("<bos>"), self._model.token_to_id("<pad>"))
+
+    def encode(self, text: str) -> list[int]:
+        return [BOS, *self._model.encode(text, add_special_tokens=False).ids]
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        encoding = self._model.encode(text, add_special_tokens=False)
+        return [BOS, *encoding.ids], [(0, 0), *encoding.offsets]
+
+    def piece(self, id: int) -> str:
+        return self._model.id_to_token(id)
+
+
+def load_tokenizer(source: str | Path | bytes | Tensor) -> Tokenizer:
+    """A tokenizer from a file, a folder, or a file's content as bytes or a uint8 tensor.
+
+    A folder, or its 'tokenizer' subfolder, holds tokenizer.model or tokenizer.json; both give equal ids
+    and the first is taken, which loads faster. Raises FileNotFoundError, ValueError.
+    """
+    if isinstance(source, Tensor):
+        source = source.cpu().numpy().tobytes()
+    if not isinstance(source, bytes):
+        path = Path(source)
+        names = ("tokenizer.model", "tokenizer.json")
+        candidates = [path, *(path / folder / name for name in names for folder in ("", "tokenizer"))]
+        found = next((file for file in candidates if file.is_file()), None)
+        if found is None:
+            raise FileNotFoundError(
+                f"no Gemma tokenizer in {path}: put tokenizer.model or tokenizer.json of gemma-2-2b-it there"
+            )
+        source = found.read_bytes()
+    return HFTokenizer(source) if source.lstrip()[:1] == b"{" else SentencePieceTokenizer(source)
+
+
+def tokenizer_state(tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """The tokenizer as a state-dict entry of uint8, for saving it with the weights; `load_tokenizer` reads it."""
+    return {tokenizer.state_key: torch.frombuffer(bytearray(tokenizer.data), dtype=torch.uint8)}

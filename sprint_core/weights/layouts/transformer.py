@@ -1,0 +1,160 @@
+"""How the published files hold SANA's transformer: the authors' names and diffusers', and its configuration."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ...models.transformer import SELF_HEAD_DIM, TransformerConfig
+from ..keymaps import _rules, from_native
+from ..presets import PRESETS
+
+POSITIONS = {4096: 64, 16384: 128}  # stored position embeddings: tokens to base; only the 2K and 4K models use theirs
+
+
+def cross_heads(width: int, depth: int) -> int | None:
+    """Heads of the cross-attention, which no tensor shape shows, of the published (width, depth)."""
+    rows = (p.transformer for p in PRESETS.values())
+    return next((t.cross_heads for t in rows if (t.width, t.depth) == (width, depth)), None)
+
+
+def config_to_diffusers(config: TransformerConfig) -> dict[str, Any]:
+    """The config.json that diffusers writes for it; the inverse of `config_from_diffusers`."""
+    return (
+        {"_class_name": "SanaTransformer2DModel"}
+        | _sizes_for_diffusers(config)
+        | {
+            "qk_norm": "rms_norm_across_heads" if config.qk_norm else None,
+            "guidance_embeds": config.guidance_embed,
+            "guidance_embeds_scale": config.guidance_scale,
+            "timestep_scale": 1.0 if config.guidance_embed else config.time_scale / 1000.0,
+        }
+    )
+
+
+def _sizes_for_diffusers(config: TransformerConfig) -> dict[str, Any]:
+    return {
+        "num_attention_heads": config.width // SELF_HEAD_DIM,
+        "attention_head_dim": SELF_HEAD_DIM,
+        "num_layers": config.depth,
+        "num_cross_attention_heads": config.cross_heads,
+        "cross_attention_head_dim": config.width // config.cross_heads,
+        "cross_attention_dim": config.width,
+        "caption_channels": config.caption_width,
+        "mlp_ratio": config.mlp_ratio,
+        "interpolation_scale": config.pos_embed_scale if config.pos_embed_base else None,
+        "sample_size": config.pos_embed_base or 32,
+    }
+
+
+def config_from_diffusers(data: Mapping[str, Any]) -> TransformerConfig:
+    """Configuration of a diffusers SanaTransformer2DModel config.json. Raises ValueError."""
+    if data.get("_class_name", "SanaTransformer2DModel") != "SanaTransformer2DModel":
+        raise ValueError(f"config.json describes {data['_class_name']}")
+    guidance = bool(data.get("guidance_embeds", False))
+    scale = data.get("interpolation_scale")
+    return TransformerConfig(
+        width=data["num_attention_heads"] * data["attention_head_dim"],
+        depth=data["num_layers"],
+        cross_heads=data["num_cross_attention_heads"],
+        caption_width=data.get("caption_channels", 2304),
+        mlp_ratio=data.get("mlp_ratio", 2.5),
+        qk_norm=data.get("qk_norm") is not None,
+        guidance_embed=guidance,
+        guidance_scale=data.get("guidance_embeds_scale", 0.1),
+        # diffusers feeds Sprint s itself, every other model 1000 s times timestep_scale.
+        time_scale=1.0 if guidance else 1000.0 * data.get("timestep_scale", 1.0),
+        pos_embed_base=0 if scale is None else data["sample_size"],
+        pos_embed_scale=scale or 1.0,
+    )
+
+
+def infer_config(shapes: Mapping[str, tuple[int, ...]], positions: int = 0) -> TransformerConfig:
+    """Configuration from native names and shapes; `positions`: tokens of a stored position embedding.
+
+    Raises ValueError when (width, depth) is no published model, since no shape shows the heads of
+    the cross-attention.
+    """
+    width = shapes["patch_embed.proj.weight"][0]
+    depth = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("transformer_blocks."))
+    heads = cross_heads(width, depth)
+    if heads is None:
+        raise ValueError(f"no published SANA model has width {width} and {depth} blocks; a config.json is needed")
+    qk_norm = "transformer_blocks.0.attn1.norm_q.weight" in shapes
+    guidance = "time_embed.guidance_embedder.linear_1.weight" in shapes
+    base = POSITIONS.get(positions, 0)
+    teacher_only = (width, depth) == (1152, 28)  # SANA 1.5 has no 0.6B
+    return TransformerConfig(
+        width=width,
+        depth=depth,
+        cross_heads=heads,
+        caption_width=shapes["caption_projection.linear_1.weight"][1],
+        mlp_ratio=shapes["transformer_blocks.0.ff.conv_inverted.weight"][0] / (2 * width),
+        qk_norm=qk_norm,
+        guidance_embed=guidance,
+        time_scale=1.0 if guidance or (qk_norm and teacher_only) else 1000.0,
+        pos_embed_base=base,
+        pos_embed_scale=base / 64 if base else 1.0,
+    )
+
+
+# The authors' .pth (NVlabs/Sana), 1.0 to Sprint.
+NVLABS_BLOCK = (
+    ("scale_shift_table", "scale_shift_table.weight"),
+    ("attn.qkv.weight", ("attn1.to_q.weight", "attn1.to_k.weight", "attn1.to_v.weight")),
+    ("attn.q_norm.weight", "attn1.norm_q.weight"),
+    ("attn.k_norm.weight", "attn1.norm_k.weight"),
+    ("attn.proj.@", "attn1.to_out.0.@"),
+    ("cross_attn.q_linear.@", "attn2.to_q.@"),
+    ("cross_attn.kv_linear.@", ("attn2.to_k.@", "attn2.to_v.@")),
+    ("cross_attn.q_norm.weight", "attn2.norm_q.weight"),
+    ("cross_attn.k_norm.weight", "attn2.norm_k.weight"),
+    ("cross_attn.proj.@", "attn2.to_out.0.@"),
+    ("mlp.inverted_conv.conv.@", "ff.conv_inverted.@"),
+    ("mlp.depth_conv.conv.@", "ff.conv_depth.@"),
+    ("mlp.point_conv.conv.weight", "ff.conv_point.weight"),
+)
+
+NVLABS_INPUTS = _rules(
+    (
+        ("x_embedder.proj.@", "patch_embed.proj.@"),
+        ("y_embedder.y_proj.fc1.@", "caption_projection.linear_1.@"),
+        ("y_embedder.y_proj.fc2.@", "caption_projection.linear_2.@"),
+        ("attention_y_norm.weight", "caption_norm.weight"),
+        ("t_embedder.mlp.0.@", "time_embed.timestep_embedder.linear_1.@"),
+        ("t_embedder.mlp.2.@", "time_embed.timestep_embedder.linear_2.@"),
+        ("cfg_embedder.mlp.0.@", "time_embed.guidance_embedder.linear_1.@"),
+        ("cfg_embedder.mlp.2.@", "time_embed.guidance_embedder.linear_2.@"),
+        ("t_block.1.@", "time_embed.linear.@"),
+    )
+)
+
+NVLABS = (
+    NVLABS_INPUTS
+    + _rules(
+        (
+            ("final_layer.linear.@", "proj_out.@"),
+            ("final_layer.scale_shift_table", "scale_shift_table.weight"),
+        )
+    )
+    + _rules(NVLABS_BLOCK, "blocks.*.", "transformer_blocks.*.")
+)
+
+# Training-only tensors of those files; pos_embed is a constant that the config stands for.
+NVLABS_DROPPED = ("y_embedder.y_embedding", "pos_embed", "logvar_linear.weight", "logvar_linear.bias")
+
+# diffusers' SanaTransformer2DModel. Models without guidance nest the time embedder one level deeper.
+DIFFUSERS = _rules(
+    (
+        ("time_embed.emb.timestep_embedder.linear_1.@", "time_embed.timestep_embedder.linear_1.@"),
+        ("time_embed.emb.timestep_embedder.linear_2.@", "time_embed.timestep_embedder.linear_2.@"),
+        ("scale_shift_table", "scale_shift_table.weight"),
+        ("transformer_blocks.*.scale_shift_table", "transformer_blocks.*.scale_shift_table.weight"),
+    )
+)
+
+
+def to_diffusers(tensors: Mapping[str, Tensor], guidance: bool) -> dict[str, Tensor]:
+    """Native transformer tensors under diffusers' names, which nest the time embedder unless there is guidance."""
+    foreign = from_native(tensors, DIFFUSERS)
+    return {k.replace("time_embed.emb.", "time_embed."): v for k, v in foreign.items()} if guidance else foreign
