@@ -140,7 +140,7 @@ def _chosen(row: object) -> dict[str, str]:
     return {f.name: repr(value) for f in dataclasses.fields(row) if (value := getattr(row, f.name)) != f.default}
 
 
-# Published: a batch over 32 GPUs, warm-up, then a constant rate. The demo takes one CPU core about three hours.
+# Published: a batch over 32 GPUs, warm-up, then a constant rate. How long the demo takes is in docs/training.md.
 CAME_BETAS = (0.9, 0.999, 0.9999)
 # fmt: off
 PUBLISHED = {
