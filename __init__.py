@@ -7,6 +7,6 @@ WEB_DIRECTORY = "./nodes/web"
 
 
 async def comfy_entrypoint():
-    from nodes import SanaSprintExtension
+    from .nodes import SanaSprintExtension
 
     return SanaSprintExtension()
