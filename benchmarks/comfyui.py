@@ -1,4 +1,4 @@
-"""Seconds from a queued prompt to its picture in a real ComfyUI on this machine.
+"""Seconds from a queued prompt to its image in a real ComfyUI on this machine.
 
     python run.py python benchmarks/comfyui.py               # the bundled model in 1, 2 and 4 steps
     python run.py python benchmarks/comfyui.py --model 0.6B  # what ComfyUI adds to the core, in one step at 1024x1024
@@ -20,16 +20,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
-import run  # noqa: E402
-from launcher.client import Server  # noqa: E402
+from launcher import setup  # noqa: E402
+from launcher.client import Client, Server  # noqa: E402
+from launcher.prompt import edit  # noqa: E402
 from sprint_core.shapes import examples  # noqa: E402
 
 STEPS, RUNS, WARM_UP = (1, 2, 4), 10, 2
+WORKFLOW = ROOT / "workflows" / "01_text_to_image.json"
 MODEL_FOLDER = "full"
-CLOSE = 1e-4  # the means of both sides' pictures
+CLOSE = 1e-4  # the means of both sides' images
 
 
-def seconds(server, prompt: dict) -> tuple[float, float, dict]:
+def seconds(server: Client, prompt: dict) -> tuple[float, float, dict]:
     """Of one run, as its user waits for it and as ComfyUI's own clock has it; and its outputs."""
     started = time.perf_counter()
     history = server.run(prompt, timeout=3600)
@@ -41,14 +43,14 @@ def seconds(server, prompt: dict) -> tuple[float, float, dict]:
 def bundled(runs: int) -> dict:
     texts = iter(examples.prompts("colors", len(STEPS) * (runs + WARM_UP)))
     result = {}
-    with run.comfyui_server() as server:
+    with setup.comfyui_server() as server:
         for steps in STEPS:
             taken = []
             for i in range(runs + WARM_UP):
-                prompt = server.prompt_of(run.WORKFLOW)
-                run.edit(prompt, next(texts).text, steps=steps, seed=i)
+                prompt = server.prompt_of(WORKFLOW)
+                edit(prompt, next(texts).text, steps=steps, seed=i)
                 taken.append(seconds(server, prompt)[:2])
-            waited, executed = zip(*taken[WARM_UP:])
+            waited, executed = zip(*taken[WARM_UP:], strict=True)
             result[str(steps)] = {
                 "median_sec": round(statistics.median(waited), 3),
                 "executed_median_sec": round(statistics.median(executed), 3),
@@ -60,7 +62,7 @@ def bundled(runs: int) -> dict:
 
 
 def prompts(text: str, seed: int, size_px: int) -> dict[str, dict]:
-    """The same picture by the ordinary nodes and by the core."""
+    """The same image by the ordinary nodes and by the core."""
 
     def node(kind: str, **inputs) -> dict:
         return {"class_type": kind, "inputs": inputs}
@@ -89,18 +91,18 @@ def full(model: str, size_px: int, runs: int) -> dict:
 
     from benchmarks import alone, networks
 
-    host, taken = run.set_up(), {"comfyui": [], "core": []}
+    host, taken = setup.set_up(), {"comfyui": [], "core": []}
     with tempfile.TemporaryDirectory(prefix="sana_sprint_bench.") as folder:
         base = Path(folder)
-        run.prepare_base(base, host.comfyui, ROOT)
+        setup.prepare_base(base, host.comfyui, ROOT)
         nodes = base / "custom_nodes" / "comfyui_node.py"
         shutil.copyfile(ROOT / "benchmarks" / "comfyui_node.py", nodes)
         made = networks.Ours(model, size_px, torch.device("cpu"), torch.bfloat16)
         pipeline = base / "models" / "diffusers" / MODEL_FOLDER
         alone.write(made, pipeline)
         del made
-        arguments = tuple(run.device_arguments(host.python))
-        with Server(host.python, host.comfyui, base, run.HOME / "bench.log", arguments) as server:
+        arguments = tuple(setup.device_arguments(host.python))
+        with Server(host.python, host.comfyui, base, setup.HOME / "bench.log", arguments) as server:
             for i in range(runs + 1):
                 means = {}
                 for side, prompt in list(prompts(f"a cat, take {i}", i, size_px).items())[:: -1 if i % 2 else 1]:
@@ -110,8 +112,8 @@ def full(model: str, size_px: int, runs: int) -> dict:
                         taken[side].append(executed)
                 print({side: round(values[-1], 2) for side, values in taken.items() if values}, means, flush=True)
                 if abs(means["comfyui"] - means["core"]) > CLOSE:
-                    raise SystemExit(f"the two sides painted other pictures: {means}")
-    overhead = statistics.median(a / b for a, b in zip(taken["comfyui"], taken["core"])) - 1
+                    raise SystemExit(f"the two sides painted different images: {means}")
+    overhead = statistics.median(a / b for a, b in zip(taken["comfyui"], taken["core"], strict=True)) - 1
     sides = {
         side: {
             "median_sec": round(statistics.median(values), 3),

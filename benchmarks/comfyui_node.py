@@ -1,4 +1,4 @@
-"""Nodes for comfyui.py: the core's way from a prompt to a picture, on the networks that ComfyUI has loaded."""
+"""Nodes for comfyui.py: the core's way from a prompt to an image, on the networks that ComfyUI has loaded."""
 
 import sys
 from pathlib import Path
@@ -52,7 +52,7 @@ class CoreTextToImage:
 
 
 class Drop:
-    """An output node that does nothing with its picture, so that saving it is not counted."""
+    """An output node that does nothing with its image, so that saving it is not counted."""
 
     RETURN_TYPES, FUNCTION, OUTPUT_NODE, CATEGORY = (), "run", True, CATEGORY
 

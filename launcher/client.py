@@ -1,35 +1,30 @@
-"""Drive ComfyUI with the standard library alone.
+"""Drive ComfyUI over HTTP, with the standard library alone.
 
-`Server` starts and stops a ComfyUI process, `Client` speaks its HTTP and WebSocket interface, and
-`prepare_base` makes the folders it works in. Whatever goes wrong on the way is a `ComfyError` whose
-message names the node.
+`Server` starts and stops a ComfyUI process, and `Client` speaks to a running one. Whatever goes wrong on the way
+is a `ComfyError` whose message names the node.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
-import struct
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from launcher.prompt import ComfyError, api_prompt
 
-PACK_NAME = "comfyui-sana-sprint"  # the folder under custom_nodes, and so the name in the template browser
+# Between two looks at a prompt: a tenth of what it has taken so far, within these bounds.
+SHORTEST_POLL_SEC, LONGEST_POLL_SEC = 0.02, 0.25
 
 
 class Client:
@@ -37,9 +32,7 @@ class Client:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self.id = uuid.uuid4().hex
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never ask a proxy for loopback
-        self._events: _WebSocket | None = None
 
     def request(self, path: str, body: Any = None, timeout: float = 60) -> bytes:
         data = None if body is None else json.dumps(body).encode()
@@ -60,10 +53,8 @@ class Client:
 
     def queue(self, prompt: dict) -> str:
         """Queue an API prompt and return its id; ComfyError if the server refuses any part of it."""
-        if self._events is None:
-            self._events = _WebSocket(self.url, f"/ws?clientId={self.id}")
         try:
-            reply = self.json("/prompt", {"prompt": prompt, "client_id": self.id})
+            reply = self.json("/prompt", {"prompt": prompt})
         except urllib.error.HTTPError as error:
             if error.code != 400:
                 raise ComfyError(f"/prompt answered {error.code}: {error.read().decode(errors='replace')}") from error
@@ -74,34 +65,31 @@ class Client:
             raise ComfyError(_refusal(reply))
         return reply["prompt_id"]
 
-    def wait(self, prompt_id: str, on_progress: Callable[[str, int, int], None] | None = None, timeout: float = 3600):
-        """Wait until a prompt has run and return its history; `on_progress(node id, value, maximum)` as it goes."""
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            events = [(kind, data) for kind, data in self._receive() if data.get("prompt_id") == prompt_id]
-            for kind, data in events:
-                if kind == "progress" and on_progress:
-                    on_progress(str(data["node"]), int(data["value"]), int(data["max"]))
-            if not events or any(kind == "executing" and data["node"] is None for kind, data in events):
-                self.check()
+    def wait(
+        self, prompt_id: str, on_wait: Callable[[float], None] = lambda seconds: None, timeout: float = 3600
+    ) -> dict:
+        """Wait until a prompt has run and return its history; `on_wait(seconds so far)` before each look at it.
+
+        ComfyError if a node failed, if the prompt was interrupted or took longer than `timeout` seconds, and if
+        the server is gone. What a node has done so far, ComfyUI tells over its WebSocket alone.
+        """
+        started = time.monotonic()
+        while (seconds := time.monotonic() - started) < timeout:
+            on_wait(seconds)
+            self.check()
+            try:
                 history = self.json(f"/history/{prompt_id}").get(prompt_id)
-                if history:
-                    return _checked(history)
+            except OSError as error:
+                self.check()
+                raise ComfyError(f"{self.url} answers no more: {error}") from error
+            if history:
+                return _checked(history)
+            time.sleep(min(max(seconds / 10, SHORTEST_POLL_SEC), LONGEST_POLL_SEC))
         self.request("/interrupt", {"prompt_id": prompt_id})
         raise ComfyError(f"the prompt did not end within {timeout:.0f} s and was interrupted")
 
-    def _receive(self) -> list[tuple[str, dict]]:
-        if self._events is None:
-            time.sleep(0.5)
-            return []
-        try:
-            return self._events.receive(1.0)
-        except (ComfyError, OSError):  # the history still tells the end
-            self.close()
-            return []
-
-    def run(self, prompt: dict, on_progress: Callable[[str, int, int], None] | None = None, timeout: float = 3600):
-        return self.wait(self.queue(prompt), on_progress, timeout)
+    def run(self, prompt: dict, on_wait: Callable[[float], None] = lambda seconds: None, timeout: float = 3600) -> dict:
+        return self.wait(self.queue(prompt), on_wait, timeout)
 
     def images(self, history: dict) -> list[dict]:
         """The saved and previewed images of a finished prompt: dicts of filename, subfolder and type."""
@@ -113,11 +101,6 @@ class Client:
 
     def check(self) -> None:
         """Raise ComfyError if the server is known to be gone."""
-
-    def close(self) -> None:
-        if self._events:
-            self._events.socket.close()
-            self._events = None
 
 
 def _refusal(reply: dict) -> str:
@@ -133,79 +116,17 @@ def _refusal(reply: dict) -> str:
 
 
 def _checked(history: dict) -> dict:
+    """The history of a prompt that succeeded; ComfyError, with the node, for any other."""
     status = history.get("status") or {}
     for kind, data in status.get("messages", []):
         if kind == "execution_error":
-            what = f"{data['exception_type']}: {data['exception_message'].strip()}"
-            raise ComfyError(f"node {data['node_id']} ({data['node_type']}): {what}")
+            message = f"{data['exception_type']}: {data['exception_message'].strip()}"
+            raise ComfyError(f"node {data['node_id']} ({data['node_type']}): {message}")
         if kind == "execution_interrupted":
             raise ComfyError(f"interrupted at node {data['node_id']} ({data['node_type']})")
     if status.get("status_str") != "success":
         raise ComfyError(f"the prompt ended with status {status.get('status_str')!r}")
     return history
-
-
-class _WebSocket:
-    """The receiving half of RFC 6455: JSON text messages as (type, data); previews are skipped."""
-
-    def __init__(self, url: str, path: str) -> None:
-        where = urllib.parse.urlsplit(url)
-        self.socket = socket.create_connection((where.hostname, where.port or 80), timeout=30)
-        key = base64.b64encode(os.urandom(16)).decode()
-        headers = f"Host: {where.netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        headers += f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        self.socket.sendall(f"GET {path} HTTP/1.1\r\n{headers}".encode())
-        self.buffer, self.message, self.kind = b"", b"", 1
-        while b"\r\n\r\n" not in self.buffer:
-            self._fill()
-        head, self.buffer = self.buffer.split(b"\r\n\r\n", 1)
-        if b" 101 " not in head.split(b"\r\n")[0]:
-            raise ComfyError(f"{url}{path} refused the WebSocket: {head.splitlines()[0].decode(errors='replace')}")
-
-    def receive(self, timeout: float) -> list[tuple[str, dict]]:
-        """The next messages, or none if nothing arrives in time."""
-        self.socket.settimeout(timeout)
-        try:
-            while True:
-                messages = [json.loads(text) for text in self._frames()]
-                if messages:
-                    return [(message["type"], message.get("data") or {}) for message in messages]
-                self._fill()
-        except TimeoutError:
-            return []
-
-    def _fill(self) -> None:
-        data = self.socket.recv(1 << 16)
-        if not data:
-            raise ComfyError("the server closed the connection")
-        self.buffer += data
-
-    def _frames(self) -> Iterator[bytes]:
-        """Take the complete frames off the buffer and yield the text messages that they end."""
-        while len(self.buffer) >= 2:
-            final, opcode, size, start = self.buffer[0] & 0x80, self.buffer[0] & 0x0F, self.buffer[1] & 0x7F, 2
-            if size >= 126:  # a server never masks, so that only the length is extended
-                start, form = (4, ">H") if size == 126 else (10, ">Q")
-                if len(self.buffer) < start:
-                    return
-                (size,) = struct.unpack(form, self.buffer[2:start])
-            if len(self.buffer) < start + size:
-                return
-            payload, self.buffer = self.buffer[start : start + size], self.buffer[start + size :]
-            if opcode == 9:  # ping: a client must mask its pong, and zeros are a mask
-                self.socket.sendall(bytes([0x8A, 0x80 | size]) + bytes(4) + payload)
-            elif opcode == 8:
-                raise ComfyError("the server closed the connection")
-            elif opcode in (0, 1, 2):
-                self.kind = opcode or self.kind
-                self.message += payload
-                if final:
-                    message, self.message = self.message, b""
-                    if self.kind == 1:
-                        yield message
-
-
-# ---- the process -------------------------------------------------------------------------------
 
 
 class Server(Client):
@@ -221,6 +142,7 @@ class Server(Client):
         self.command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:"]
         self.command += ["--disable-auto-launch", *args]
         self.process: subprocess.Popen | None = None
+        self.stats: dict = {}  # /system_stats, once it runs
 
     def __enter__(self) -> Server:
         try:
@@ -237,7 +159,7 @@ class Server(Client):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                 raise ComfyError(f"port {self.port} is in use: choose another one or stop what uses it")
-        own_group = {"creationflags": 0x200} if os.name == "nt" else {"start_new_session": True}
+        own_group: dict[str, Any] = {"creationflags": 0x200} if os.name == "nt" else {"start_new_session": True}
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
@@ -266,58 +188,30 @@ class Server(Client):
         tail = "\n  ".join(self.log_text().splitlines()[-lines:])
         return f"; the end of {self.log}:\n  {tail}"
 
+    def notes(self) -> list[str]:
+        """The lines of the log in which the pack speaks to its user, among ComfyUI's."""
+        return re.findall(r"^(?:\[\w+\] )?(SANA-Sprint.*)$", self.log_text(), re.M)
+
     def stop(self) -> None:
-        self.close()
         if self.process is None or self.process.poll() is not None:
             return
         if os.name == "nt":
             subprocess.run(["taskkill", "/T", "/F", "/PID", str(self.process.pid)], capture_output=True)
         else:
-            self._signal(signal.SIGTERM)
+            _signal_group(self.process.pid, signal.SIGTERM)
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
-            self.process.kill() if os.name == "nt" else self._signal(signal.SIGKILL)
+            self.process.kill() if os.name == "nt" else _signal_group(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
 
-    def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+
+def _signal_group(process_id: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process_id, number)
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def prepare_base(base: Path, comfyui: Path, pack: Path) -> None:
-    """Make a ComfyUI base directory: its folders, ComfyUI's example input, and the pack among the custom nodes."""
-    for folder in ("custom_nodes", "models", "input", "output", "temp", "user"):
-        (base / folder).mkdir(parents=True, exist_ok=True)
-    for example in (comfyui / "input").glob("*.png"):
-        if not (base / "input" / example.name).exists():
-            shutil.copyfile(example, base / "input" / example.name)
-    link_folder(base / "custom_nodes" / PACK_NAME, pack)
-
-
-def link_folder(link: Path, target: Path) -> None:
-    """Make `link` lead to `target`: a symbolic link, a junction on Windows, a copy where neither is allowed."""
-    if link.exists() and link.resolve() == target.resolve():
-        return
-    if link.is_symlink():
-        link.unlink()
-    elif os.path.lexists(link):
-        try:
-            link.rmdir()  # a junction
-        except OSError:
-            shutil.rmtree(link)  # an earlier copy
-    try:
-        link.symlink_to(target, target_is_directory=True)
-        return
-    except OSError:
-        pass
-    if os.name == "nt" and subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)]).returncode == 0:
-        return
-    print(f"warning: {link} is a copy, as this system allows no link: edits reach it on the next run", file=sys.stderr)
-    shutil.copytree(target, link, ignore=shutil.ignore_patterns(".*", "output", "__pycache__"))

@@ -1,4 +1,4 @@
-"""Turn a saved workflow into the prompt that ComfyUI executes.
+"""Turn a saved workflow into the prompt that ComfyUI executes, and put the command line's choices into it.
 
 The editor saves a graph with positions, links and a flat list of widget values per node; `/prompt`
 takes a dictionary of named inputs. Which value belongs to which input follows from `/object_info`.
@@ -17,9 +17,13 @@ WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", DYNAMIC_C
 SEEDS = {"seed", "noise_seed"}
 SEED_CONTROLS = {"fixed", "increment", "decrement", "randomize", "increment-wrap"}
 
+# What `edit` changes: the text of these nodes, the sampler's steps and seed, the model.
+TEXT_NODES = {"SanaSprintTextEncode", "CLIPTextEncode"}
+SAMPLER_NODE, LOADER_NODE = "SanaSprintSampler", "SanaSprintLoader"
+
 
 class ComfyError(RuntimeError):
-    pass
+    """What ComfyUI refused or failed at; the message names the node where there is one."""
 
 
 def api_prompt(ui: dict, object_info: dict) -> dict:
@@ -45,6 +49,23 @@ def api_prompt(ui: dict, object_info: dict) -> dict:
         title = node.get("title") or object_info[node["type"]].get("display_name") or node["type"]
         prompt[str(node["id"])] = {"inputs": inputs, "class_type": node["type"], "_meta": {"title": title}}
     return prompt
+
+
+def edit(prompt: dict, text: str, steps: int | None, seed: int | None, model: str | None = None) -> tuple[int, int]:
+    """Put the command line's choices into an API prompt; return the steps and the seed that it has now.
+
+    Raises ComfyError unless it has one node that encodes text and one SANA-Sprint Sampler.
+    """
+    texts = [node["inputs"] for node in prompt.values() if node["class_type"] in TEXT_NODES]
+    samplers = [node["inputs"] for node in prompt.values() if node["class_type"] == SAMPLER_NODE]
+    if len(texts) != 1 or len(samplers) != 1:
+        raise ComfyError(f"the workflow needs one of {sorted(TEXT_NODES)} and one {SAMPLER_NODE} to be run from here")
+    texts[0]["text"] = text
+    for node in prompt.values():
+        if model and node["class_type"] == LOADER_NODE:
+            node["inputs"]["model"] = model
+    samplers[0].update({key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None})
+    return samplers[0]["steps"], samplers[0]["seed"]
 
 
 class _Graph:

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # wherever pytest was started, so that `import nodes` finds ComfyUI's once that is on the path.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT] + [str(ROOT), str(ROOT / "tests")]
 
-from launcher.client import Server, prepare_base  # noqa: E402
+from launcher.client import Server  # noqa: E402
+from launcher.setup import prepare_base  # noqa: E402
 
 
 def pytest_configure():

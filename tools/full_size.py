@@ -102,7 +102,8 @@ def compare_control() -> float:
     x_s, caption, hint = (torch.randn(shape, generator=generator) for shape in shapes)
     s = torch.tensor([0.7827])
     samples = theirs(x_s, caption, 1000 * s, hint, return_dict=False)[0]
-    return max(relative_error(a, b) for a, b in zip(ours(x_s, s, caption, hint)[1:], samples))
+    _, *residuals = ours(x_s, s, caption, hint)
+    return max(relative_error(a, b) for a, b in zip(residuals, samples, strict=True))
 
 
 def compare_autoencoder() -> tuple[float, float]:

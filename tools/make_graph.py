@@ -2,7 +2,7 @@
 
     python run.py python tools/make_graph.py
 
-Not a test: run it when that workflow, its nodes or the bundled model change, and look at the picture. Needs Chromium.
+Not a test: run it when that workflow, its nodes or the bundled model change, and look at the image. Needs Chromium.
 """
 
 import json
@@ -15,7 +15,7 @@ sys.path += [str(ROOT), str(ROOT / "tests")]
 from editor import launch_chromium, open_editor  # noqa: E402
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
-import run  # noqa: E402
+from launcher import setup  # noqa: E402
 
 MARGIN_PX = 14
 MINIMAP = "Comfy.Minimap.Visible"  # it would lie over the graph
@@ -38,15 +38,14 @@ def photograph(page: Page, ui: dict, path: Path) -> None:
     page.evaluate("() => { app.extensionManager.command.execute('Comfy.Canvas.FitView') }")
     page.wait_for_timeout(3000)  # the view glides there, and messages fade
     (left, top), (right, bottom) = page.evaluate(CORNERS)
-    box = {"x": left - MARGIN_PX, "y": top - 2 * MARGIN_PX}
-    box |= {"width": right - left + 2 * MARGIN_PX, "height": bottom - top + 3 * MARGIN_PX}
-    page.screenshot(path=path, clip=box)
+    width, height = right - left + 2 * MARGIN_PX, bottom - top + 3 * MARGIN_PX
+    page.screenshot(path=path, clip={"x": left - MARGIN_PX, "y": top - 2 * MARGIN_PX, "width": width, "height": height})
 
 
 def main() -> None:
     ui = json.loads((ROOT / "workflows" / "01_text_to_image.json").read_text(encoding="utf-8"))
-    chromium = run.chromium() or sys.exit("no Chromium or Chrome found")
-    with run.comfyui_server() as server, sync_playwright() as playwright:
+    chromium = setup.chromium() or sys.exit("no Chromium or Chrome found")
+    with setup.comfyui_server() as server, sync_playwright() as playwright:
         before = server.json("/settings").get(MINIMAP, True)
         server.request("/settings", {MINIMAP: False})
         browser = launch_chromium(playwright, chromium)

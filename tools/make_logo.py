@@ -2,7 +2,7 @@
 
     python run.py python tools/make_logo.py
 
-Noise that becomes a picture along the quarter circle of TrigFlow: x_t = cos t x + sin t z.
+Noise that becomes an image along the quarter circle of TrigFlow: x_t = cos t x + sin t z.
 """
 
 import math
@@ -17,14 +17,14 @@ ICON_PX, BANNER_PX, SMOOTH = 400, (1260, 540), 3
 
 
 def disc(px: int, angle: float, seed: int) -> Image.Image:
-    """A sun on paper, `angle` of the way from picture (0) to noise (pi/2), cut to a circle."""
+    """A sun on paper, `angle` of the way from image (0) to noise (pi/2), cut to a circle."""
     y, x = (np.mgrid[:px, :px] + 0.5) / px * 2 - 1
-    picture = np.where((np.hypot(x, y + 0.1) < 0.5)[..., None], SUN, PAPER).astype(np.float32)
-    picture[y > 0.45] = (56, 78, 119)
+    sunset = np.where((np.hypot(x, y + 0.1) < 0.5)[..., None], SUN, PAPER).astype(np.float32)
+    sunset[y > 0.45] = (56, 78, 119)
     cell = max(1, px // 24)
     noise = np.random.default_rng(seed).standard_normal((px // cell + 1, px // cell + 1, 3)) * 90 + 128
     noise = noise.repeat(cell, 0).repeat(cell, 1)[:px, :px]
-    mixed = 128 + math.cos(angle) * (picture - 128) + math.sin(angle) * (noise - 128)
+    mixed = 128 + math.cos(angle) * (sunset - 128) + math.sin(angle) * (noise - 128)
     image = Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
     mask = Image.new("L", (px * SMOOTH, px * SMOOTH))
     ImageDraw.Draw(mask).ellipse((0, 0, px * SMOOTH - 1, px * SMOOTH - 1), 255)
@@ -33,7 +33,7 @@ def disc(px: int, angle: float, seed: int) -> Image.Image:
 
 
 def arc(sheet: Image.Image, centre: tuple[int, int], radius: int, sizes: tuple[int, ...]) -> None:
-    """Discs along the quarter circle: the picture to the right of the centre, noise above it."""
+    """Discs along the quarter circle: the image to the right of the centre, noise above it."""
     for i, size in enumerate(sizes):
         angle = math.pi / 2 * i / (len(sizes) - 1)
         x, y = centre[0] + radius * math.cos(angle), centre[1] - radius * math.sin(angle)

@@ -4,7 +4,7 @@ Those of models that are not at hand show their graph instead.
 
     python run.py python tools/make_thumbnails.py
 
-Not a test: run it when a workflow or the bundled model changes, and look at the pictures.
+Not a test: run it when a workflow or the bundled model changes, and look at the images.
 """
 
 import io
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests")]
 
-import run  # noqa: E402
+from launcher import setup  # noqa: E402
 from tools.make_help import COLOURS, ENGLISH  # noqa: E402
 
 SIDE_PX = 512
@@ -25,9 +25,9 @@ NAMES = {name: node["display_name"] for name, node in json.loads(ENGLISH.read_te
 DRAWING = "sana-sprint-drawing.png"  # what stands for a user's strokes in Painter
 
 
-def thumbnail(pictures: list[bytes]) -> Image.Image:
-    """The pictures side by side."""
-    images = [Image.open(io.BytesIO(data)).convert("RGB").resize((SIDE_PX, SIDE_PX)) for data in pictures]
+def thumbnail(saved: list[bytes]) -> Image.Image:
+    """The saved images side by side."""
+    images = [Image.open(io.BytesIO(data)).convert("RGB").resize((SIDE_PX, SIDE_PX)) for data in saved]
     sheet = Image.new("RGB", (SIDE_PX * len(images), SIDE_PX))
     for i, image in enumerate(images):
         sheet.paste(image, (i * SIDE_PX, 0))
@@ -72,8 +72,8 @@ def diagram(ui: dict) -> Image.Image:
 
 
 def main() -> None:
-    draw_into = run.HOME / "base" / "input"
-    with run.comfyui_server() as server:
+    draw_into = setup.HOME / "base" / "input"
+    with setup.comfyui_server() as server:
         draw(draw_into / DRAWING)
         for workflow in sorted((ROOT / "workflows").glob("*.json")):
             ui = json.loads(workflow.read_text(encoding="utf-8"))

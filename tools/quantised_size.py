@@ -22,7 +22,7 @@ sys.path += [str(ROOT), str(ROOT / "tests")]
 
 import standin  # noqa: E402
 
-import run  # noqa: E402
+from launcher import setup  # noqa: E402
 from launcher.client import Server  # noqa: E402
 from sprint_core import convert  # noqa: E402
 from sprint_core.models.gemma import Gemma, GemmaConfig  # noqa: E402
@@ -67,12 +67,11 @@ def prompt(file: str) -> dict:
     }  # fmt: skip
 
 
-def measure(file: str, host: run.Host, base: Path) -> tuple[float, torch.Tensor]:
+def measure(file: str, host: setup.Host, base: Path) -> tuple[float, torch.Tensor]:
     """Growth of the server's peak resident memory in MiB, mapped files included, and the latent."""
-    with Server(
-        host.python, host.comfyui, base, base / "comfyui.log", tuple(run.device_arguments(host.python))
-    ) as server:
-        process = psutil.Process(server.process.pid)
+    arguments = tuple(setup.device_arguments(host.python))
+    with Server(host.python, host.comfyui, base, base / "comfyui.log", arguments) as server:
+        process = psutil.Process(server.process and server.process.pid)
         before = peak = process.memory_info().rss
         done = threading.Event()
 
@@ -97,10 +96,10 @@ def measure(file: str, host: run.Host, base: Path) -> tuple[float, torch.Tensor]
 
 
 def main() -> None:
-    host, rows = run.set_up(), []
+    host, rows = setup.set_up(), []
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        run.prepare_base(base, host.comfyui, ROOT)
+        setup.prepare_base(base, host.comfyui, ROOT)
         models = base / "models" / "diffusion_models"
         encoder(base / "models" / "text_encoders" / "wide.safetensors")
         for name in MODELS:

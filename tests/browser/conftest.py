@@ -6,7 +6,7 @@ import pytest
 from editor import launch_chromium, open_editor, wait_until_ready
 from playwright.sync_api import sync_playwright
 
-from launcher.client import PACK_NAME
+from launcher.setup import PACK_NAME
 
 
 @pytest.fixture(scope="module")  # not longer: Playwright's event loop runs as long, and no other may beside it

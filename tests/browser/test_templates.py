@@ -4,8 +4,8 @@ import json
 import statistics
 from pathlib import Path
 
-from launcher.client import PACK_NAME
 from launcher.prompt import api_prompt
+from launcher.setup import PACK_NAME
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 STROKES = 5

@@ -8,7 +8,7 @@ import standin
 import torch
 from safetensors.torch import save_file
 
-from launcher.client import ComfyError
+from launcher.prompt import ComfyError
 from sprint_core.weights import presets, tensorfile
 
 BUNDLED = presets.BUNDLED_NAME

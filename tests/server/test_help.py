@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from launcher.client import PACK_NAME
+from launcher.setup import PACK_NAME
 from tools import make_help
 
 ROOT = Path(__file__).resolve().parents[2]

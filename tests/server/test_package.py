@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from launcher.client import PACK_NAME, Server, prepare_base
+from launcher.client import Server
+from launcher.setup import PACK_NAME, prepare_base
 
 ROOT = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 0.3
@@ -55,7 +56,12 @@ def unzipped(tmp_path_factory) -> Path:
 def test_archive_holds_what_users_need(unzipped):
     names = {path.name for path in unzipped.iterdir()}
     assert {"__init__.py", "nodes", "sprint_core", "workflows", "subgraphs", "locales", "README.md"} <= names
-    assert not {"tests", ".ci", ".github", "runs"} & names
+    assert not {"tests", "tools", "benchmarks", ".ci", ".github", "runs"} & names
+    command = [sys.executable, unzipped / "run.py", "--help"]  # with all that it needs: launcher/
+    assert "run.py serve" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert {file.name for file in (unzipped / "launcher").glob("*.py")} == {
+        file.name for file in (ROOT / "launcher").glob("*.py")
+    }
     size = sum(path.stat().st_size for path in unzipped.rglob("*") if path.is_file())
     assert size < 20e6, f"{size / 1e6:.1f} MB"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.prompt import ComfyError, api_prompt
+from launcher.prompt import LOADER_NODE, SAMPLER_NODE, ComfyError, api_prompt, edit
 
 SAMPLER = {
     "required": {
@@ -132,3 +132,25 @@ def test_reroutes_primitives_and_notes_are_resolved():
 def test_what_cannot_be_converted_is_said(ui, message):
     with pytest.raises(ComfyError, match=message):
         api_prompt(ui, OBJECT_INFO)
+
+
+def test_edit_changes_only_what_was_asked():
+    prompt = {
+        "1": {"class_type": "SanaSprintTextEncode", "inputs": {"text": "old"}},
+        "2": {"class_type": "SanaSprintSampler", "inputs": {"steps": 2, "seed": 0, "denoise": 1.0}},
+    }
+    assert edit(prompt, "new", None, 5) == (2, 5)
+    assert prompt["1"]["inputs"] == {"text": "new"}
+    assert prompt["2"]["inputs"] == {"steps": 2, "seed": 5, "denoise": 1.0}
+    with pytest.raises(ComfyError, match="one SanaSprintSampler"):
+        edit({}, "new", None, None)
+
+
+def test_the_model_can_be_chosen():
+    prompt = {
+        "1": {"class_type": LOADER_NODE, "inputs": {"model": "a", "dtype": "auto"}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": ""}},
+        "3": {"class_type": SAMPLER_NODE, "inputs": {"steps": 2, "seed": 0}},
+    }
+    edit(prompt, "a cat", None, None, "Sana_Sprint_0.6B")
+    assert prompt["1"]["inputs"] == {"model": "Sana_Sprint_0.6B", "dtype": "auto"}
