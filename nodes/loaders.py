@@ -53,7 +53,7 @@ class LoadSprint(io.ComfyNode):
     @classmethod
     def execute(cls, **kwargs) -> io.NodeOutput:
         path = folders.find(kwargs["model"], "checkpoints")
-        chosen = options.of(dtype=kwargs["dtype"])
+        chosen = options.parse(dtype=kwargs["dtype"])
         return io.NodeOutput(model.load_model(path, chosen), clip.load_clip(path, chosen), vae.load_vae(path, chosen))
 
 
@@ -92,7 +92,9 @@ class LoadModel(io.ComfyNode):
     @classmethod
     def execute(cls, **kwargs) -> io.NodeOutput:
         path = folders.find(kwargs["model"], *MODEL_FOLDERS)
-        return io.NodeOutput(model.load_model(path, options.of(dtype=kwargs["dtype"], time_scale=kwargs["time_scale"])))
+        return io.NodeOutput(
+            model.load_model(path, options.parse(dtype=kwargs["dtype"], time_scale=kwargs["time_scale"]))
+        )
 
 
 class LoadTextEncoder(io.ComfyNode):
@@ -132,7 +134,7 @@ class LoadTextEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, text_encoder, dtype, device="auto") -> io.NodeOutput:
         path = folders.find(text_encoder, *TEXT_FOLDERS)
-        return io.NodeOutput(clip.load_clip(path, options.of(dtype=dtype, device=device)))
+        return io.NodeOutput(clip.load_clip(path, options.parse(dtype=dtype, device=device)))
 
 
 class LoadVAE(io.ComfyNode):
@@ -172,7 +174,7 @@ class LoadVAE(io.ComfyNode):
     @classmethod
     def execute(cls, **kwargs) -> io.NodeOutput:
         path = folders.find(kwargs["vae"], *VAE_FOLDERS)
-        chosen = options.of(dtype=kwargs["dtype"], compile=kwargs.get("compile", False))
+        chosen = options.parse(dtype=kwargs["dtype"], compile=kwargs.get("compile", False))
         return io.NodeOutput(vae.load_vae(path, chosen))
 
 
@@ -218,7 +220,7 @@ class LoadControlNet(io.ComfyNode):
     @classmethod
     def execute(cls, control_net, dtype, time_scale, wiring) -> io.NodeOutput:
         path = folders.find(control_net, *CONTROL_FOLDERS)
-        return io.NodeOutput(control.load_control(path, options.of(dtype, time_scale, wiring)))
+        return io.NodeOutput(control.load_control(path, options.parse(dtype, time_scale, wiring)))
 
 
 class LoadLoRA(io.ComfyNode):

@@ -27,6 +27,7 @@ from ...sprint_core.text.prompts import PromptTokenizer, Tokens
 from ...sprint_core.text.tokenizers import BOS, PAD, Tokenizer, tokenizer_state
 from ...sprint_core.weights import checkpoint
 from . import quantised
+from .options import DEFAULT, LoaderOptions
 
 log = logging.getLogger(__name__)
 
@@ -170,9 +171,8 @@ def compute_dtype(device: torch.device, asked: torch.dtype | None) -> torch.dtyp
     return torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
 
 
-def load_clip(path, options=None, disable_dynamic=False):
-    """CLIP of a file or folder. options: {'dtype', 'device'}, both optional. Raises CheckpointError."""
-    options = options or {}
+def load_clip(path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """CLIP of a file or folder, by its `dtype` and `device`. Raises CheckpointError."""
     weights = checkpoint.load(path, "text_encoder")
     tokenizer = find_tokenizer(weights)
     preset = prompt_format(weights)
@@ -181,9 +181,8 @@ def load_clip(path, options=None, disable_dynamic=False):
     log.info("%s", checkpoint.summary(weights))
 
     about = checkpoint.describe_tensor(weights)
-    device = options.get("device")
-    dtype = compute_dtype(device or mm.text_encoder_device(), options.get("dtype"))
-    placed = {"load_device": device, "offload_device": device} if device else {}
+    dtype = compute_dtype(options.device or mm.text_encoder_device(), options.dtype)
+    placed = {"load_device": options.device, "offload_device": options.device} if options.device else {}
 
     def model(**kwargs):
         return SanaTextModel(weights, dtype, quant, **kwargs)
@@ -196,7 +195,7 @@ def load_clip(path, options=None, disable_dynamic=False):
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=comfy.utils.calculate_parameters(weights.tensors),
         state_dict=[weights.tensors],
-        model_options={"dtype": options.get("dtype") or checkpoint.majority_dtype(weights.tensors), **placed},
+        model_options={"dtype": options.dtype or checkpoint.majority_dtype(weights.tensors), **placed},
         disable_dynamic=disable_dynamic,
     )
     model = clip.cond_stage_model
@@ -218,5 +217,5 @@ def _forget_when_unloaded(patcher, unpatched: bool) -> None:
         _forget(patcher)
 
 
-def load_clip_patcher(path, options=None, disable_dynamic=False):
+def load_clip_patcher(path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False):
     return load_clip(path, options, disable_dynamic).patcher

@@ -20,6 +20,7 @@ from ...sprint_core.models.controlnet import ControlNetConfig, SanaControlNet, c
 from ...sprint_core.weights import checkpoint
 from ...sprint_core.weights.presets import GUIDANCE
 from .model import SanaLatent, SanaModel, attend
+from .options import DEFAULT, LoaderOptions
 
 log = logging.getLogger(__name__)
 
@@ -177,14 +178,13 @@ def _require_trunk(config: ControlNetConfig, model) -> None:
         )
 
 
-def load_control(path, options=None) -> SanaControl:
-    """CONTROL_NET of a file or folder. options: {'dtype', 'time_scale', 'wiring'}. Raises CheckpointError."""
-    options = options or {}
-    weights = checkpoint.load(path, "controlnet", options.get("time_scale"), options.get("wiring"))
+def load_control(path, options: LoaderOptions = DEFAULT) -> SanaControl:
+    """CONTROL_NET of a file or folder, by its `dtype`, `time_scale` and `wiring`. Raises CheckpointError."""
+    weights = checkpoint.load(path, "controlnet", options.time_scale, options.wiring)
     checkpoint.check_names(weights)
     log.info("%s, wired like %s", checkpoint.summary(weights), weights.config.wiring)
     load, supported = mm.get_torch_device(), [torch.bfloat16, torch.float32]
-    dtype = options.get("dtype") or mm.unet_dtype(
+    dtype = options.dtype or mm.unet_dtype(
         model_params=comfy.utils.calculate_parameters(weights.tensors), supported_dtypes=supported
     )
     cast = mm.unet_manual_cast(dtype, load, supported)

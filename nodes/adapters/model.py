@@ -28,6 +28,7 @@ from ...sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from ...sprint_core.weights import checkpoint
 from ...sprint_core.weights.presets import GUIDANCE
 from . import quantised
+from .options import DEFAULT, LoaderOptions
 from .preview import Painter, known
 
 log = logging.getLogger(__name__)
@@ -289,20 +290,19 @@ def _warn_of_cfg(model: SanaModel, cfg: float) -> None:
 # --- loading --------------------------------------------------------------------------------------
 
 
-def load_model(path, options=None, disable_dynamic=False):
-    """MODEL patcher of a file or folder. options: {'dtype', 'time_scale'}, both optional.
+def load_model(path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False):
+    """MODEL patcher of a file or folder, by its `dtype` and `time_scale`.
 
     The signature is ComfyUI's: it calls this again, with disable_dynamic, for a plain copy.
     Raises CheckpointError.
     """
-    options = options or {}
-    weights = checkpoint.load(path, "transformer", options.get("time_scale"))
+    weights = checkpoint.load(path, "transformer", options.time_scale)
     quant = quantised.prepare(weights)
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())
     config = SanaConfig(weights)
     config.latent_format.painter.own = known(path)
     load, offload = mm.get_torch_device(), mm.unet_offload_device()
-    dtype = _set_dtypes(config, weights, quant, options.get("dtype"), load)
+    dtype = _set_dtypes(config, weights, quant, options.dtype, load)
     log.info("%s", checkpoint.summary(weights))
 
     model = config.get_model(weights.tensors)

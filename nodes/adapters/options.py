@@ -1,21 +1,50 @@
 """What the loader nodes offer in words, and what it means."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 
 from ...sprint_core.models import controlnet
 
+AUTO = "auto"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-TIME_SCALES = {"auto": None, "0..1": 1.0, "0..1000": 1000.0}
-WIRINGS = ("auto", *controlnet.WIRINGS)
-DEVICES = ("auto", "cpu")
+TIME_SCALES = {AUTO: None, "0..1": 1.0, "0..1000": 1000.0}
+WIRINGS = (AUTO, *controlnet.WIRINGS)
+DEVICES = (AUTO, "cpu")
 
 
-def of(
-    dtype: str = "auto", time_scale: str = "auto", wiring: str = "auto", device: str = "auto", compile: bool = False
-) -> dict:
-    """Options for the adapters' load functions; 'auto' and False leave one out."""
-    chosen = {"dtype": DTYPES.get(dtype), "time_scale": TIME_SCALES[time_scale]}
-    chosen["wiring"] = None if wiring == "auto" else wiring
-    chosen["device"] = None if device == "auto" else torch.device(device)
-    chosen["compile"] = compile or None
-    return {name: value for name, value in chosen.items() if value is not None}
+@dataclass(frozen=True)
+class LoaderOptions:
+    """A loader's settings; None leaves the choice to ComfyUI or to the file."""
+
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    time_scale: float | None = None
+    wiring: str | None = None
+    compile: bool = False
+
+
+DEFAULT = LoaderOptions()
+
+
+def parse(
+    dtype: str = AUTO, time_scale: str = AUTO, wiring: str = AUTO, device: str = AUTO, compile: bool = False
+) -> LoaderOptions:
+    """Options of a node's inputs. Raises ValueError for a word that is not offered: links carry any."""
+    _require("dtype", dtype, (AUTO, *DTYPES))
+    _require("time_scale", time_scale, TIME_SCALES)
+    _require("wiring", wiring, WIRINGS)
+    _require("device", device, DEVICES)
+    return LoaderOptions(
+        dtype=DTYPES.get(dtype),
+        device=None if device == AUTO else torch.device(device),
+        time_scale=TIME_SCALES[time_scale],
+        wiring=None if wiring == AUTO else wiring,
+        compile=compile,
+    )
+
+
+def _require(name: str, value: str, offered: Iterable[str]) -> None:
+    if value not in offered:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(offered)}")

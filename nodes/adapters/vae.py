@@ -16,6 +16,7 @@ from ...sprint_core.models.autoencoder import Autoencoder
 from ...sprint_core.weights import checkpoint
 from ...sprint_core.weights.layouts import tiny_autoencoder as tiny_autoencoder_layout
 from ...sprint_core.weights.tensorfile import CheckpointError
+from .options import DEFAULT, LoaderOptions
 from .preview import Colours, known
 
 log = logging.getLogger(__name__)
@@ -169,19 +170,17 @@ class SanaVAE(comfy.sd.VAE):
         return super().get_sd() | self.about
 
 
-def load_vae(path, options=None, disable_dynamic=False):
-    """VAE of a file or folder: a DC-AE or a TAESANA. options: {'dtype', 'compile'}. Raises CheckpointError, ValueError.
+def load_vae(path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False) -> SanaVAE:
+    """VAE of a file or folder, a DC-AE or a TAESANA, by its `dtype` and `compile`. Raises CheckpointError, ValueError.
 
     A compiled one is always loaded as a whole: weights that come as they are needed break the graph at every layer.
     """
-    options = options or {}
-    compile_it = options.get("compile", False)
-    if compile_it:
+    if options.compile:
         compiled.require_compiler(mm.vae_device().type)
     weights = _weights(path)
-    vae = SanaVAE(weights, options.get("dtype"), plain=disable_dynamic or compile_it)
+    vae = SanaVAE(weights, options.dtype, plain=disable_dynamic or options.compile)
     vae.patcher.cached_patcher_init = (load_vae_patcher, (path, options))
-    if compile_it:
+    if options.compile:
         model, vae.disable_offload = vae.first_stage_model, True
         compiled.compile_in_place(*(half for half in (model.encoder, model.decoder) if half is not None))
     return vae
@@ -201,5 +200,5 @@ def _weights(path) -> checkpoint.Weights | tiny_autoencoder_layout.TinyWeights:
     return weights
 
 
-def load_vae_patcher(path, options=None, disable_dynamic=False):
+def load_vae_patcher(path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False):
     return load_vae(path, options, disable_dynamic).patcher

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sprint_core.weights import checkpoint, tensorfile
+from sprint_core.weights import checkpoint, presets, tensorfile
 
 
 @pytest.fixture
@@ -223,6 +223,23 @@ def test_steps_angles_and_strength_out_of_range(node, sample, unchanged, inputs,
 def test_guidance_out_of_range(sample, unchanged, guidance):
     with unchanged(), pytest.raises(ValueError, match=f"guidance is {guidance:g}.*4.5"):
         sample(guidance=guidance)
+
+
+@pytest.mark.parametrize(
+    "slot, name, value, offered",
+    [
+        (SLOTS[3], "dtype", "fp8", "auto, bf16, fp16, fp32"),
+        (MODEL, "time_scale", "0..2", "auto, 0..1, 0..1000"),
+        (TEXT, "device", "gpu:0", "auto, cpu"),
+        (("SanaSprintControlNetLoader", "control_net"), "wiring", "theirs", "auto, authors, diffusers"),
+    ],
+    ids=["all", "model", "text", "control"],
+)
+def test_loader_options_that_are_not_offered(node, slot, name, value, offered):
+    loader, file_input = slot
+    file = presets.BUNDLED_CONTROL_NAME if file_input == "control_net" else presets.BUNDLED_NAME
+    with pytest.raises(ValueError, match=f"{name} is {value!r}; choose one of {offered}"):
+        node(loader, **{file_input: file, name: value})
 
 
 # --- foreign objects ------------------------------------------------------------------------------------
