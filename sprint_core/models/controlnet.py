@@ -14,15 +14,17 @@ Weights were trained in the authors' wiring, so that is the better one wherever 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..config import Depth, PositiveNumber
 from .layers import sdpa
 from .transformer import Attention, SanaBlock, SanaInputs, SanaTransformer, TransformerConfig
 
-AUTHORS, DIFFUSERS = "authors", "diffusers"
+AUTHORS: Final = "authors"
+DIFFUSERS: Final = "diffusers"
 WIRINGS = (AUTHORS, DIFFUSERS)
 PUBLISHED_BLOCKS = 7
 MAX_STRENGTH = 10.0  # that anybody offers
@@ -35,16 +37,11 @@ TRUNK_TIME_SCALE = 1000.0  # the published ControlNets belong to SANA 1.0, which
 class ControlNetConfig(TransformerConfig):
     """A branch of `depth` blocks. The other numbers are those of the trunk that it was copied from."""
 
-    depth: int = PUBLISHED_BLOCKS
+    depth: Depth = PUBLISHED_BLOCKS
     qk_norm: bool = False
     guidance_embed: bool = False
-    time_scale: float = TRUNK_TIME_SCALE
-    wiring: str = AUTHORS
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.wiring not in WIRINGS:
-            raise ValueError(f"the wiring is {self.wiring!r}; there are {' and '.join(WIRINGS)}")
+    time_scale: PositiveNumber = TRUNK_TIME_SCALE
+    wiring: Literal["authors", "diffusers"] = AUTHORS
 
 
 class SanaControlNet(SanaInputs):

@@ -9,7 +9,7 @@ The instruction in front of each prompt is constant. `prefill` computes its keys
 `forward` then runs the prompt's tokens only. Weights are named as in the Hugging Face causal-LM files.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import check_numbers
+from ..config import Count, Depth, PositiveNumber, check_fields
 
 KV = tuple[Tensor, Tensor]  # keys after rotation and values, each [b, kv_heads, n, head_dim]
 
@@ -30,23 +30,25 @@ class GemmaConfig:
     sliding_window: the longest input accepted, in tokens.
     """
 
-    vocab: int = 256000
-    width: int = 2304
-    depth: int = 26
-    heads: int = 8
-    kv_heads: int = 4
-    head_dim: int = 256
-    ffn: int = 9216
-    rope_theta: float = 10000.0
-    norm_eps: float = 1e-6
-    softcap: float | None = 50.0
-    query_scale: int = 256
-    sliding_window: int = 4096
+    vocab: Count = 256000
+    width: Count = 2304
+    depth: Depth = 26
+    heads: Count = 8
+    kv_heads: Count = 4
+    head_dim: Count = 256
+    ffn: Count = 9216
+    rope_theta: PositiveNumber = 10000.0
+    norm_eps: PositiveNumber = 1e-6
+    softcap: PositiveNumber | None = 50.0
+    query_scale: Count = 256
+    sliding_window: Count = 4096
 
     def __post_init__(self) -> None:
-        check_numbers(self, tuple(f.name for f in fields(self)))
-        if self.heads % self.kv_heads or self.head_dim % 2:
-            raise ValueError(f"{self.heads} heads of {self.head_dim} with {self.kv_heads} keys make no Gemma 2")
+        check_fields(self)
+        if self.heads % self.kv_heads:
+            raise ValueError(f"GemmaConfig.heads is {self.heads}, no multiple of {self.kv_heads} kv_heads")
+        if self.head_dim % 2:
+            raise ValueError(f"GemmaConfig.head_dim is {self.head_dim}; the rotary embedding needs an even one")
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,14 +8,14 @@ LoRA files apply; the one difference is `scale_shift_table.weight` (see layers.t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..config import check_numbers
+from ..config import Count, CountOrZero, Depth, Number, PositiveNumber, Range, check_fields
 from ..devices import fp32
 from ..latent import LATENT_CHANNELS
 from .layers import (
@@ -42,22 +42,23 @@ Attention = Callable[..., Tensor]
 class TransformerConfig:
     """What tells the published variants apart; presets.py has a row for each."""
 
-    width: int = 2240
-    depth: int = 20
-    cross_heads: int = 20
-    caption_width: int = 2304
-    mlp_ratio: float = 2.5
+    width: Count = 2240
+    depth: Depth = 20
+    cross_heads: Count = 20
+    caption_width: Count = 2304
+    mlp_ratio: Annotated[float, Range(0, 100, above=True)] = 2.5
     qk_norm: bool = True
     guidance_embed: bool = True
-    guidance_scale: float = 0.1  # the guidance is embedded as 0.1 * w
-    time_scale: float = 1.0  # the network embeds time_scale * s: 1 (Sprint and its teachers) or 1000
-    pos_embed_base: int = 0  # latent size the 2K and 4K models number their positions for; 0: none
-    pos_embed_scale: float = 1.0
+    guidance_scale: Number = 0.1  # the guidance is embedded as 0.1 * w
+    time_scale: PositiveNumber = 1.0  # the network embeds time_scale * s: 1 (Sprint and its teachers) or 1000
+    pos_embed_base: CountOrZero = 0  # latent size the 2K and 4K models number their positions for; 0: none
+    pos_embed_scale: PositiveNumber = 1.0
 
     def __post_init__(self) -> None:
-        check_numbers(self, ("width", "depth", "cross_heads", "caption_width", "mlp_ratio", "time_scale"))
-        if self.width % SELF_HEAD_DIM or self.width % self.cross_heads or self.mlp_ratio > 100:
-            raise ValueError(f"width {self.width}, {self.cross_heads} heads and ratio {self.mlp_ratio} make no SANA")
+        check_fields(self)
+        for what, divisor in (("channels a head", SELF_HEAD_DIM), ("cross_heads", self.cross_heads)):
+            if self.width % divisor:
+                raise ValueError(f"{type(self).__name__}.width is {self.width}, no multiple of {divisor} {what}")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from ..config import check_numbers
+from ..config import Range, check_fields
 
 LOWER_CASE = {"nvlabs": False, "diffusers": True}  # prompt formats; both strip, and their instructions differ
 
@@ -27,13 +28,11 @@ class TextPreset:
     """
 
     instruction: str | None
-    max_tokens: int = 300
+    max_tokens: Annotated[int, Range(2, 1e6)] = 300
     lower: bool = False
 
     def __post_init__(self) -> None:
-        check_numbers(self)
-        if self.max_tokens < 2 or not isinstance(self.instruction, str | None):
-            raise ValueError(f"{self.max_tokens} tokens after the instruction {self.instruction!r}")
+        check_fields(self)
 
     def full_text(self, prompt: str) -> str:
         prompt = prompt.encode("utf-8", "replace").decode()  # half a surrogate pair is no text

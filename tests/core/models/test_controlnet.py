@@ -168,7 +168,7 @@ def test_a_hint_that_does_not_fit(hint):
 
 
 def test_an_unknown_wiring():
-    with pytest.raises(ValueError, match=r"the wiring is 'theirs'; there are authors and diffusers"):
+    with pytest.raises(ValueError, match=r"ControlNetConfig.wiring is 'theirs'; it must be 'authors' or 'diffusers'"):
         ControlNetConfig(wiring="theirs")
 
 
@@ -293,6 +293,6 @@ def test_damaged_description(tmp_path):
     branch = of_config()
     about = {"controlnet": {"config": dataclasses.asdict(branch.config) | {"wiring": "x"}, "settings": {}}}
     path = save(tmp_path / "c.safetensors", branch.state_dict(), {checkpoint.METADATA_KEY: json.dumps(about)})
-    with pytest.raises(CheckpointError, match="the wiring is 'x'"):
+    with pytest.raises(CheckpointError, match="wiring is 'x'"):
         load(path, "controlnet")
     assert tensorfile.read(path).tensors
