@@ -28,7 +28,7 @@ from sprint_core.text.encoder import TextEncoder
 from sprint_core.text.formats import text_preset
 from sprint_core.text.loading import find_tokenizer
 from sprint_core.text.tokenizers import tokenizer_state
-from sprint_core.weights import checkpoint, presets
+from sprint_core.weights import checkpoint, layouts, presets
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,7 +41,7 @@ def write(ours: Ours, folder: Path) -> None:
         "text_encoder": ours.text_encoder.gemma,
     }
     parts = [checkpoint.Weights(kind, net.config, net.state_dict(), folder) for kind, net in networks.items()]
-    bundled = find_tokenizer(checkpoint.load(presets.BUNDLED, "text_encoder"))
+    bundled = find_tokenizer(checkpoint.load(presets.BUNDLED, layouts.TEXT_ENCODER))
     parts[-1].extras = tokenizer_state(bundled)  # as every encoder has one; nobody uses it
     for out in convert.outputs(parts, "diffusers", {}):
         (folder / out.name).parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,8 @@ def measure(ours: Ours, against: bool, runs: int) -> dict[str, dict[str, Taken]]
 
 
 def load_ours(folder: Path, dtype: torch.dtype) -> Callable[[int], Tensor]:
-    parts = {kind: checkpoint.load(folder, kind) for kind in ("transformer", "autoencoder", "text_encoder")}
+    kinds = ("transformer", "autoencoder", "text_encoder")
+    parts = {kind: checkpoint.load(folder, layouts.PARTS[kind]) for kind in kinds}
     networks = {kind: checkpoint.build(part, dtype=dtype) for kind, part in parts.items()}
     gemma = networks.pop("text_encoder")
     encoder = TextEncoder(gemma, Words(gemma.config.vocab), text_preset("diffusers"))

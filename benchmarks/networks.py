@@ -22,7 +22,7 @@ from sprint_core.text.encoder import TextEncoder
 from sprint_core.text.formats import text_preset
 from sprint_core.text.loading import find_tokenizer, prompt_format
 from sprint_core.text.tokenizers import BOS, PAD
-from sprint_core.weights import checkpoint, presets
+from sprint_core.weights import checkpoint, layouts, presets
 
 MODELS = {"demo": "", "0.6B": "sprint-0.6B", "1.6B": "sprint-1.6B"}
 NOISIEST_S = 1.0  # where the only step of a one-step picture lies
@@ -103,10 +103,9 @@ class Ours(Parts):
 
     def __init__(self, model: str, size_px: int | None, device: torch.device, dtype: torch.dtype | None):
         self.model, self.preset = model, presets.PRESETS.get(MODELS[model])
-        native = (
-            self.preset.size_px if self.preset else checkpoint.load(presets.BUNDLED, "transformer").settings["size_px"]
-        )
-        self.size_px, self.device = size_px or native, device
+        bundled_px = checkpoint.load(presets.BUNDLED, layouts.TRANSFORMER).settings["size_px"]
+        self.size_px = size_px or (self.preset.size_px if self.preset else bundled_px)
+        self.device = device
         self.dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
 
     # --- networks -----------------------------------------------------------------------------------
@@ -130,7 +129,7 @@ class Ours(Parts):
     @functools.cached_property
     def text_encoder(self) -> TextEncoder:
         if self.preset is None:
-            weights = checkpoint.load(presets.BUNDLED, "text_encoder")
+            weights = checkpoint.load(presets.BUNDLED, layouts.TEXT_ENCODER)
             gemma = checkpoint.build(weights, dtype=self.dtype, device=self.device)
             return TextEncoder(gemma, find_tokenizer(weights), prompt_format(weights))
         gemma = self._made("text_encoder", lambda **how: Gemma(GemmaConfig(), **how))
@@ -150,7 +149,7 @@ class Ours(Parts):
         return build(dtype=self.dtype, device=self.device).eval().requires_grad_(False)
 
     def _bundled(self, path, kind: str) -> nn.Module:
-        return checkpoint.build(checkpoint.load(path, kind), dtype=self.dtype, device=self.device)
+        return checkpoint.build(checkpoint.load(path, layouts.PARTS[kind]), dtype=self.dtype, device=self.device)
 
     # --- inputs -------------------------------------------------------------------------------------
 

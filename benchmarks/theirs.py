@@ -13,9 +13,7 @@ from benchmarks.networks import SHORT, Ours, Parts, Words, prompt_of
 from sprint_core.latent import SCALE
 from sprint_core.models.controlnet import PUBLISHED_BLOCKS
 from sprint_core.sampler import initial_noise
-from sprint_core.weights import keymaps
-from sprint_core.weights.layouts import text_encoder as text_encoder_layout
-from sprint_core.weights.layouts import transformer as transformer_layout
+from sprint_core.weights import keymaps, layouts
 from sprint_core.weights.layouts.autoencoder import config_to_diffusers
 
 CAPTION_TOKENS = 300  # that the pipeline pads to
@@ -74,15 +72,15 @@ class Theirs(Parts):
         from diffusers import SanaTransformer2DModel
 
         config = self.ours.preset.transformer
-        tensors = transformer_layout.to_diffusers(self.ours.transformer.state_dict(), config.guidance_embed)
-        return _with_weights(SanaTransformer2DModel, transformer_layout.config_to_diffusers(config), tensors)
+        tensors = layouts.TRANSFORMER.to_diffusers(self.ours.transformer.state_dict(), config)
+        return _with_weights(SanaTransformer2DModel, layouts.transformer.config_to_diffusers(config), tensors)
 
     @functools.cached_property
     def net(self) -> nn.Module:
         """Untrained, too. It knows no guidance, and starts from its own embedder instead of the trunk's first block."""
         from diffusers import SanaControlNetModel
 
-        described = transformer_layout.config_to_diffusers(self.ours.preset.transformer) | {
+        described = layouts.transformer.config_to_diffusers(self.ours.preset.transformer) | {
             "num_layers": PUBLISHED_BLOCKS
         }
         with torch.device("meta"):
@@ -105,10 +103,10 @@ class Theirs(Parts):
         from transformers import Gemma2Config, Gemma2Model
 
         ours = self.ours.text_encoder.gemma
-        config = text_encoder_layout.config_to_hf(ours.config)
+        config = layouts.text_encoder.config_to_hf(ours.config)
         with torch.device("meta"):
             model = Gemma2Model(Gemma2Config(**config))
-        tensors = keymaps.from_native(ours.state_dict(), text_encoder_layout.GEMMA_BARE)
+        tensors = keymaps.from_native(ours.state_dict(), layouts.text_encoder.GEMMA_BARE)
         tensors = {name: tensor.to(self.ours.dtype) for name, tensor in tensors.items()}
         model.load_state_dict(tensors, strict=True, assign=True)
         least = Gemma2Model(Gemma2Config(**{**config, "num_hidden_layers": 1, "vocab_size": 8, "intermediate_size": 1}))

@@ -20,7 +20,7 @@ from sprint_core.distill.stages.teacher import student_of
 from sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from sprint_core.models.layers import sdpa
 from sprint_core.models.transformer import SanaTransformer
-from sprint_core.weights.layouts import transformer as transformer_layout
+from sprint_core.weights import layouts
 
 RECIPE = recipes.RECIPES["demo"]
 SCHEDULE = RECIPE.stages["distill"]
@@ -37,9 +37,9 @@ class TheirTransformer(nn.Module):
 
         super().__init__()
         self.config = ours.config
-        config = known(transformer_layout.config_to_diffusers(self.config), SanaTransformer2DModel)
+        config = known(layouts.transformer.config_to_diffusers(self.config), SanaTransformer2DModel)
         self.network = SanaTransformer2DModel(**config).to(next(ours.parameters()).device)
-        self.network.load_state_dict(transformer_layout.to_diffusers(ours.state_dict(), self.config.guidance_embed))
+        self.network.load_state_dict(layouts.TRANSFORMER.to_diffusers(ours.state_dict(), self.config))
 
     def forward(self, x_s, s, caption, guidance=None, mask=None, attention=sdpa, around_block=None) -> Tensor:
         """As SanaTransformer's, but that around_block sees a block's result alone and cannot run it otherwise."""

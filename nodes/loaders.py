@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..sprint_core.weights.checkpoint import Source
 from ..sprint_core.weights.presets import BUNDLED_CONTROL_NAME
 from .adapters import clip, control, folders, lora, model, options, screen, vae
 
@@ -52,9 +53,11 @@ class LoadSprint(io.ComfyNode):
 
     @classmethod
     def execute(cls, **kwargs) -> io.NodeOutput:
-        path = folders.find(kwargs["model"], "checkpoints")
+        source = Source(folders.find(kwargs["model"], "checkpoints"))  # a file with all parts is opened once
         chosen = options.parse(dtype=kwargs["dtype"])
-        return io.NodeOutput(model.load_model(path, chosen), clip.load_clip(path, chosen), vae.load_vae(path, chosen))
+        return io.NodeOutput(
+            model.load_model(source, chosen), clip.load_clip(source, chosen), vae.load_vae(source, chosen)
+        )
 
 
 class LoadModel(io.ComfyNode):

@@ -18,7 +18,7 @@ from .images import edges, sizes
 from .images import files as images_of_files
 from .models import controlnet, hed
 from .pipeline import Control, Pipeline
-from .weights import checkpoint, presets
+from .weights import checkpoint, layouts, presets
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ def _drawing(args: argparse.Namespace) -> _Drawing | None:
         raise ValueError(f"--control-range {args.control_range}: write it as 0,1") from None
     controlnet.check_use(args.control_strength, start, end)
     image = images_of_files.read(args.control, "--control", "black")  # lines on nothing are lines on black
-    weights = checkpoint.load(args.control_model or presets.BUNDLED_CONTROL, "controlnet")
+    weights = checkpoint.load(args.control_model or presets.BUNDLED_CONTROL, layouts.CONTROLNET)
     hed = edges.load_hed(args.hed) if args.hed else None
     return _Drawing(image, weights, args.control_strength, start, end, args.edges, hed)
 

@@ -32,13 +32,10 @@ from . import cli as command
 from .images import preview
 from .text.loading import find_tokenizer
 from .text.tokenizers import tokenizer_state
-from .weights import checkpoint, keymaps, quantise, tensorfile
+from .weights import checkpoint, keymaps, layouts, part, quantise, tensorfile
 from .weights.checkpoint import CheckpointError, Weights
-from .weights.kinds import KINDS, foreign_family, kinds_in
-from .weights.layouts import autoencoder as autoencoder_layout
-from .weights.layouts import controlnet as controlnet_layout
-from .weights.layouts import text_encoder as text_encoder_layout
-from .weights.layouts import transformer as transformer_layout
+from .weights.kinds import foreign_family, parts_in
+from .weights.layouts import AUTOENCODER, TEXT_ENCODER, TRANSFORMER
 
 LAYOUTS = ("native", "diffusers", "nvlabs", "comfy")
 CAPTION_TOKENS = 300  # of the authors' empty caption
@@ -61,15 +58,16 @@ class Output:
 
 def parts_of(path: Path, only: str | None = None) -> list[Weights]:
     """Every part of a file or folder, or the one asked for. Raises CheckpointError."""
+    source = checkpoint.Source(path)
     if only:
-        kinds = [only]
-    elif not (kinds := [kind for kind in KINDS if (path / KINDS[kind].folder).is_dir()]):
-        names = list(tensorfile.read(path).tensors)
-        kinds = kinds_in(names)
-        if not kinds:
-            family = foreign_family(names) or "something this pack does not know"
+        names = [only]
+    elif not (names := [name for name, layout in layouts.PARTS.items() if (path / layout.folder).is_dir()]):
+        tensors = source.read(path).tensors
+        names = parts_in(tensors)
+        if not names:
+            family = foreign_family(tensors) or "something this pack does not know"
             raise CheckpointError(f"{path}: this is {family}; nothing in it can be converted")
-    return [checkpoint.load(path, kind) for kind in kinds]
+    return [checkpoint.load(source, layouts.PARTS[name]) for name in names]
 
 
 # --- the layouts --------------------------------------------------------------------------------------
@@ -84,50 +82,39 @@ def outputs(parts: Sequence[Weights], to: str, provenance: Mapping[str, str]) ->
             raise CheckpointError(f"{parts[0].path}: it has several parts, and --to nvlabs writes one: choose --part")
         return [_nvlabs(parts[0])]
     alone = len(parts) == 1
-    found = [out for part in parts for out in _diffusers(part, "" if alone else KINDS[part.kind].folder)]
-    return found + (_pipeline(parts) if {part.kind for part in parts} >= PIPELINE else [])
+    files = [out for weights in parts for out in _diffusers(weights, "" if alone else weights.layout.folder)]
+    return files + (_pipeline(parts) if {weights.layout.name for weights in parts} >= PIPELINE else [])
 
 
 def _one_file(parts: Sequence[Weights], to: str, provenance: Mapping[str, str]) -> Output:
-    for part in parts:
-        if part.kind == "text_encoder":  # a file by itself needs its tokenizer
-            part.extras |= tokenizer_state(find_tokenizer(part))
-    tensors, about = checkpoint.packed(parts, provenance, prefixed=to == "comfy" or len(parts) > 1)
-    return Output("", tensors, lambda path: tensorfile.write(path, tensors, about))
+    for weights in parts:
+        if weights.layout is TEXT_ENCODER:  # a file by itself needs its tokenizer
+            weights.extras |= tokenizer_state(find_tokenizer(weights))
+    tensors, metadata = checkpoint.packed(parts, provenance, prefixed=to == "comfy" or len(parts) > 1)
+    return Output("", tensors, lambda path: tensorfile.write(path, tensors, metadata))
 
 
-def _diffusers(part: Weights, folder: str) -> list[Output]:
-    if any(name.endswith(checkpoint.QUANT_SUFFIXES) for name in part.tensors):
-        raise CheckpointError(f"{part.path}: diffusers cannot read quantised layers; choose --to native")
-    if part.kind == "transformer":
-        config = transformer_layout.config_to_diffusers(part.config)
-        tensors = transformer_layout.to_diffusers(part.tensors, part.config.guidance_embed)
-    elif part.kind == "controlnet":
-        try:
-            config = controlnet_layout.control_config_to_diffusers(part.config)
-        except ValueError as error:
-            raise CheckpointError(f"{part.path}: {error}") from None
-        tensors = keymaps.from_native(part.tensors, transformer_layout.DIFFUSERS)
-    elif part.kind == "autoencoder":
-        config, tensors = autoencoder_layout.config_to_diffusers(part.config), part.tensors
-    else:
-        config, tensors = (
-            text_encoder_layout.config_to_hf(part.config),
-            keymaps.from_native(part.tensors, text_encoder_layout.GEMMA_BARE),
-        )
-    stem = "model" if part.kind == "text_encoder" else "diffusion_pytorch_model"
-    name = Path(folder) / f"{stem}.safetensors"
-    about = checkpoint.header({part.kind: {"settings": part.settings}})  # no config.json holds size and prompt format
-    found = [
-        Output(str(name), tensors, lambda path: tensorfile.write(path, tensors, about)),
+def _diffusers(weights: Weights, folder: str) -> list[Output]:
+    layout = weights.layout
+    if weights.is_quantised:
+        raise CheckpointError(f"{weights.path}: diffusers cannot read quantised layers; choose --to native")
+    try:
+        config = layout.config_to_diffusers(weights.config)
+    except ValueError as error:
+        raise CheckpointError(f"{weights.path}: {error}") from None
+    tensors = layout.to_diffusers(weights.tensors, weights.config)
+    metadata = part.header({layout.name: {"settings": weights.settings}})  # no config.json has size and prompt format
+    file = Path(folder) / f"{layout.file_stem}.safetensors"
+    files = [
+        Output(str(file), tensors, lambda path: tensorfile.write(path, tensors, metadata)),
         _json(Path(folder) / "config.json", config),
     ]
-    return found + (_tokenizer(part, folder) if part.kind == "text_encoder" else [])
+    return files + (_tokenizer(weights, folder) if layout is TEXT_ENCODER else [])
 
 
 def _pipeline(parts: Sequence[Weights]) -> list[Output]:
     """What tells diffusers that these folders are one pipeline, with its scheduler, which has no weights."""
-    transformer = next(part for part in parts if part.kind == "transformer")
+    transformer = next(weights for weights in parts if weights.layout is TRANSFORMER)
     if transformer.config.guidance_embed:
         pipeline, scheduler, settings = "SanaSprintPipeline", "SCMScheduler", {}
     else:
@@ -146,26 +133,27 @@ def _pipeline(parts: Sequence[Weights]) -> list[Output]:
     return [_json(Path("model_index.json"), index), _json(scheduler_config, {"_class_name": scheduler} | settings)]
 
 
-def _tokenizer(part: Weights, folder: str) -> list[Output]:
+def _tokenizer(weights: Weights, folder: str) -> list[Output]:
     """The encoder's tokenizer, in a folder of its own beside the encoder's, or with an encoder alone."""
-    tokenizer = find_tokenizer(part)
+    tokenizer = find_tokenizer(weights)
     name = "tokenizer.json" if tokenizer.state_key == "tokenizer_json" else "tokenizer.model"
     place = Path(folder).parent / "tokenizer" if folder else Path()
     return [Output(str(place / name), {}, lambda path: _write_bytes(path, tokenizer.data))]
 
 
-def _nvlabs(part: Weights) -> Output:
-    if part.kind == "autoencoder":
-        return _named(keymaps.from_native(part.tensors, autoencoder_layout.DCAE))
-    if part.kind != "transformer" or any(name.endswith(checkpoint.QUANT_SUFFIXES) for name in part.tensors):
-        what = "quantised" if part.kind == "transformer" else KINDS[part.kind].words[2:]
-        raise CheckpointError(f"{part.path}: the authors have no layout for this ({what}); choose --to native")
-    config, like = part.config, next(iter(part.tensors.values()))
-    tensors = keymaps.from_native(part.tensors, transformer_layout.NVLABS)
-    tensors["y_embedder.y_embedding"] = torch.zeros(CAPTION_TOKENS, config.caption_width, dtype=like.dtype)
+def _nvlabs(weights: Weights) -> Output:
+    if weights.layout is AUTOENCODER:
+        return _named(keymaps.from_native(weights.tensors, layouts.autoencoder.DCAE))
+    if weights.layout is not TRANSFORMER or weights.is_quantised:
+        what = "quantised" if weights.layout is TRANSFORMER else weights.layout.noun
+        raise CheckpointError(f"{weights.path}: the authors have no layout for this ({what}); choose --to native")
+    config = weights.config
+    dtype = next(iter(weights.tensors.values())).dtype
+    tensors = keymaps.from_native(weights.tensors, layouts.transformer.NVLABS)
+    tensors["y_embedder.y_embedding"] = torch.zeros(CAPTION_TOKENS, config.caption_width, dtype=dtype)
     if config.guidance_embed:  # their Sprint learns its loss's weight beside the network
-        tensors["logvar_linear.weight"] = torch.zeros(1, config.width, dtype=like.dtype)
-        tensors["logvar_linear.bias"] = torch.zeros(1, dtype=like.dtype)
+        tensors["logvar_linear.weight"] = torch.zeros(1, config.width, dtype=dtype)
+        tensors["logvar_linear.bias"] = torch.zeros(1, dtype=dtype)
     return _named(tensors)
 
 
@@ -194,18 +182,20 @@ def _write_bytes(path: Path, content: bytes) -> None:
 # --- writing ------------------------------------------------------------------------------------------
 
 
-def convert(source: Path, target: Path, to: str, only: str | None, form: str | None, force: bool, said: str) -> dict:
+def convert(
+    source: Path, target: Path, to: str, only: str | None, form: str | None, force: bool, command_line: str
+) -> dict:
     """Read, rewrite, write whole or not at all. Raises CheckpointError, OSError before anything is written."""
     _check_names(source, target, to, force)
     parts = parts_of(source, only)
     if form:
         _quantise(parts, form)
-    plan = outputs(parts, to, {"source": source.name, "command": said})
+    plan = outputs(parts, to, {"source": source.name, "command": command_line})
     _check_space(target, plan)
     _write(target, plan)
     return {
         "files": [str(target / out.name) if out.name else str(target) for out in plan],
-        "parts": [part.kind for part in parts],
+        "parts": [weights.layout.name for weights in parts],
         "bytes": sum(out.size_bytes for out in plan),
     }
 
@@ -227,13 +217,13 @@ def _check_names(source: Path, target: Path, to: str, force: bool) -> None:
 
 
 def _quantise(parts: Sequence[Weights], form: str) -> None:
-    able = [part for part in parts if part.kind in quantise.LAYERS]
+    able = [weights for weights in parts if weights.layout.name in quantise.LAYERS]
     if not able:
         raise CheckpointError(f"{parts[0].path}: only transformers and text encoders are quantised")
-    for part in able:
-        if any(name.endswith(checkpoint.QUANT_SUFFIXES) for name in part.tensors):
-            raise CheckpointError(f"{part.path}: its {part.kind} is quantised already")
-        part.tensors = quantise.quantised(part.tensors, part.kind, form)
+    for weights in able:
+        if weights.is_quantised:
+            raise CheckpointError(f"{weights.path}: its {weights.layout.name} is quantised already")
+        weights.tensors = quantise.quantised(weights.tensors, weights.layout.name, form)
 
 
 def _check_space(target: Path, plan: Sequence[Output]) -> None:
@@ -271,7 +261,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("source", type=Path, metavar="IN", nargs="?")
     add("target", type=Path, metavar="OUT", nargs="?")
     add("--to", choices=LAYOUTS, default="native")
-    add("--part", choices=list(KINDS), help="one part of several (default: all)")
+    add("--part", choices=list(layouts.PARTS), help="one part of several (default: all)")
     add(
         "--quantize", choices=list(quantise.FORMATS), help="the linear layers of transformer and text encoder in 8 bits"
     )
@@ -289,8 +279,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     if args.fit_preview:
         return command.run(lambda: preview.fit_file(*args.fit_preview, args.force))
-    said = f"python -m sprint_core.convert --to {args.to}" + (f" --quantize {args.quantize}" if args.quantize else "")
-    return command.run(lambda: convert(args.source, args.target, args.to, args.part, args.quantize, args.force, said))
+    words = ["python", "-m", "sprint_core.convert", "--to", args.to]
+    command_line = " ".join(words + (["--quantize", args.quantize] if args.quantize else []))
+    return command.run(
+        lambda: convert(args.source, args.target, args.to, args.part, args.quantize, args.force, command_line)
+    )
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ from .models.controlnet import SanaControlNet
 from .models.transformer import SanaTransformer
 from .text.encoder import TextEncoder, pad_embeddings
 from .text.loading import find_tokenizer, prompt_format
-from .weights import checkpoint, presets
-from .weights.checkpoint import CheckpointError
+from .weights import checkpoint, layouts, part, presets
+from .weights.part import Config, Layout, Network
+from .weights.tensorfile import CheckpointError
 
 MAX_GUIDANCE = 100.0
 
@@ -85,18 +86,18 @@ class Pipeline:
 
         dtype: of every part; None keeps each file's, but never fp16. Raises CheckpointError.
         """
-        given = {"transformer": None, "autoencoder": autoencoder, "text_encoder": text_encoder}
-        weights = {kind: _part(kind, path, own) for kind, own in given.items()}
-        if not weights["transformer"].config.guidance_embed:
+        source = checkpoint.Source(path)
+        transformer = checkpoint.load(source, layouts.TRANSFORMER)
+        vae = _part(layouts.AUTOENCODER, source, autoencoder, "autoencoder (--vae)")
+        gemma = _part(layouts.TEXT_ENCODER, source, text_encoder, "text_encoder (--text-encoder)")
+        if not transformer.config.guidance_embed:
             raise CheckpointError(f"{path}: a multi-step model; sample it in ComfyUI with KSampler")
-        models = {
-            kind: checkpoint.build(w, dtype=_dtype(w, dtype, device), device=device) for kind, w in weights.items()
-        }
-        encoder = weights["text_encoder"]
-        tokenizer, preset = find_tokenizer(encoder), prompt_format(encoder)
-        text_encoder = TextEncoder(models["text_encoder"], tokenizer, preset)
-        size_px = weights["transformer"].settings["size_px"]
-        return cls(models["transformer"], models["autoencoder"], text_encoder, size_px)
+        return cls(
+            _build(transformer, dtype, device),
+            _build(vae, dtype, device),
+            TextEncoder(_build(gemma, dtype, device), find_tokenizer(gemma), prompt_format(gemma)),
+            transformer.settings["size_px"],
+        )
 
     @torch.inference_mode()
     def generate(
@@ -193,15 +194,16 @@ class Pipeline:
         return next(model.parameters()).dtype
 
 
-def _part(kind: str, model: str | Path, own: str | Path | None) -> checkpoint.Weights:
+def _part(
+    layout: Layout[Config, Network], model: checkpoint.Source, own: str | Path | None, option: str
+) -> checkpoint.Weights[Config, Network]:
     """From a file of its own, else from the model's. Raises CheckpointError."""
     try:
-        return checkpoint.load(own or model, kind)
-    except checkpoint.MissingPart as error:
-        options = {"autoencoder": "autoencoder (--vae)", "text_encoder": "text_encoder (--text-encoder)"}
-        if own or kind not in options:
+        return checkpoint.load(own or model, layout)
+    except part.MissingPart as error:
+        if own:
             raise
-        raise CheckpointError(f"{error}, or name that part's file as {options[kind]}") from None
+        raise CheckpointError(f"{error}, or name that part's file as {option}") from None
 
 
 def _require_fit(trunk: SanaTransformer, control: Control, size: tuple[int, int, int]) -> None:
@@ -219,8 +221,11 @@ def _require_fit(trunk: SanaTransformer, control: Control, size: tuple[int, int,
         raise ValueError("the control image holds NaN or infinity")
 
 
-def _dtype(weights: checkpoint.Weights, asked: torch.dtype | None, device: torch.device | str) -> torch.dtype:
-    """Never fp16, which Gemma and the DC-AE overflow: fp32 on the CPU, where it is exact and no slower."""
-    found = asked or checkpoint.majority_dtype(weights.tensors)
-    instead = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-    return instead if found == torch.float16 else found
+def _build(
+    weights: checkpoint.Weights[Config, Network], dtype: torch.dtype | None, device: torch.device | str
+) -> Network:
+    """Never in fp16, which Gemma and the DC-AE overflow: fp32 on the CPU, where it is exact and no slower."""
+    dtype = dtype or part.majority_dtype(weights.tensors)
+    if dtype == torch.float16:
+        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    return checkpoint.build(weights, dtype=dtype, device=device)

@@ -20,10 +20,7 @@ from sprint_core.models.gemma import Gemma, GemmaConfig
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from sprint_core.text.loading import find_tokenizer
 from sprint_core.text.tokenizers import tokenizer_state
-from sprint_core.weights import checkpoint, keymaps, quantise, tensorfile
-from sprint_core.weights.layouts import autoencoder as autoencoder_layout
-from sprint_core.weights.layouts import text_encoder as text_encoder_layout
-from sprint_core.weights.layouts import transformer as transformer_layout
+from sprint_core.weights import checkpoint, keymaps, layouts, quantise, tensorfile
 from sprint_core.weights.layouts.text_encoder import config_to_hf
 
 NAME = "SANA-Sprint-standin"
@@ -86,16 +83,16 @@ def make(folder: Path, transformer: TransformerConfig = TRANSFORMER, seed: int =
     tensors = random_model(SanaTransformer(transformer, device="meta"), seed)
     parts = {
         "transformer": (
-            transformer_layout.config_to_diffusers(transformer),
-            transformer_layout.to_diffusers(tensors, transformer.guidance_embed),
+            layouts.transformer.config_to_diffusers(transformer),
+            layouts.TRANSFORMER.to_diffusers(tensors, transformer),
         ),
         "vae": (
-            autoencoder_layout.config_to_diffusers(AUTOENCODER),
+            layouts.autoencoder.config_to_diffusers(AUTOENCODER),
             random_model(Autoencoder(AUTOENCODER, device="meta"), seed),
         ),
         "text_encoder": (
             config_to_hf(TEXT),
-            keymaps.from_native(text_tensors, text_encoder_layout.GEMMA_BARE),
+            keymaps.from_native(text_tensors, layouts.text_encoder.GEMMA_BARE),
         ),
     }
     for name, (config, weights) in parts.items():
@@ -116,7 +113,8 @@ def fill(models: Path) -> None:
     What cannot be read off their odd shapes, they say themselves.
     """
     folder = make(models / "diffusers" / NAME)
-    parts = {kind: checkpoint.load(folder, kind) for kind in ("transformer", "autoencoder", "text_encoder")}
+    kinds = ("transformer", "autoencoder", "text_encoder")
+    parts = {kind: checkpoint.load(folder, layouts.PARTS[kind]) for kind in kinds}
     encoder = parts["text_encoder"]
     encoder.extras = tokenizer_state(find_tokenizer(encoder))
     for name in ("gemma_2_2b_it_elm_bf16", "gemma_2_2b_it_elm_fp8_scaled"):
@@ -145,4 +143,4 @@ def control(wiring: str, depth: int = 1, seed: int = SEED, **settings) -> checkp
     fields = dataclasses.asdict(TRANSFORMER) | {"depth": depth, "wiring": wiring} | settings
     config = ControlNetConfig(**fields)
     tensors = random_model(SanaControlNet(config, device="meta"), seed)
-    return checkpoint.Weights("controlnet", config, tensors, Path(f"{wiring}.safetensors"))
+    return checkpoint.Weights(layouts.CONTROLNET, config, tensors, Path(f"{wiring}.safetensors"))

@@ -26,16 +26,14 @@ from sprint_core.models.autoencoder import Autoencoder  # noqa: E402
 from sprint_core.models.autoencoder_config import SANA  # noqa: E402
 from sprint_core.models.controlnet import SanaControlNet  # noqa: E402
 from sprint_core.models.transformer import SanaTransformer  # noqa: E402
-from sprint_core.weights import keymaps, presets, tensorfile  # noqa: E402
-from sprint_core.weights.layouts import controlnet as controlnet_layout  # noqa: E402
-from sprint_core.weights.layouts import transformer as transformer_layout  # noqa: E402
+from sprint_core.weights import keymaps, layouts, presets, tensorfile  # noqa: E402
 from sprint_core.weights.layouts.autoencoder import config_to_diffusers  # noqa: E402
 
 LOAD = """
 import sys, threading, time, psutil
 sys.path.append(sys.argv[1])
 import torch
-from sprint_core.weights import checkpoint
+from sprint_core.weights import checkpoint, layouts
 me = psutil.Process()
 before = me.memory_info().rss
 peak, running = before, True
@@ -47,7 +45,7 @@ def watch():
 thread = threading.Thread(target=watch)
 thread.start()
 started = time.perf_counter()
-model = checkpoint.build(checkpoint.load(sys.argv[2], "transformer"))
+model = checkpoint.build(checkpoint.load(sys.argv[2], layouts.TRANSFORMER))
 seconds = time.perf_counter() - started
 total = sum(parameter.sum() for parameter in model.parameters())  # touch every page
 running = False
@@ -75,10 +73,10 @@ def compare_transformer() -> float:
     x_s, caption = (torch.randn(shape, generator=generator) for shape in ((1, 32, 32, 32), (1, 300, 2304)))
     s, guidance = torch.tensor([0.7827]), torch.tensor([4.5])
     ours = load(SanaTransformer(config, device="meta"), tensors)(x_s, s, caption, guidance)
-    described = {k: v for k, v in transformer_layout.config_to_diffusers(config).items() if k != "_class_name"}
+    described = {k: v for k, v in layouts.transformer.config_to_diffusers(config).items() if k != "_class_name"}
     with torch.device("meta"):
         theirs = SanaTransformer2DModel(**described)
-    load(theirs, transformer_layout.to_diffusers(tensors, config.guidance_embed))
+    load(theirs, layouts.TRANSFORMER.to_diffusers(tensors, config))
     mask = torch.ones(1, 300)
     return relative_error(ours, theirs(x_s, caption, s, guidance * 0.1, mask, return_dict=False)[0])
 
@@ -88,15 +86,15 @@ def compare_control() -> float:
     from diffusers import SanaControlNetModel
 
     trunk = presets.PRESETS["sana-0.6B"].transformer
-    described = {k: v for k, v in transformer_layout.config_to_diffusers(trunk).items() if k != "_class_name"}
+    described = {k: v for k, v in layouts.transformer.config_to_diffusers(trunk).items() if k != "_class_name"}
     known = inspect.signature(SanaControlNetModel.__init__).parameters
     described = {k: v for k, v in described.items() if k in known} | {"num_layers": 7}
     with torch.device("meta"):
         theirs = SanaControlNetModel(**described)
     tensors = standin.random_model(theirs)
     load(theirs, tensors)
-    config = controlnet_layout.control_config_from_diffusers(described)
-    ours = load(SanaControlNet(config, device="meta"), keymaps.to_native(tensors, transformer_layout.DIFFUSERS))
+    config = layouts.controlnet.config_from_diffusers(described)
+    ours = load(SanaControlNet(config, device="meta"), keymaps.to_native(tensors, layouts.transformer.DIFFUSERS))
     generator = torch.Generator().manual_seed(1)
     shapes = ((1, 32, 32, 32), (1, 300, 2304), (1, 32, 32, 32))
     x_s, caption, hint = (torch.randn(shape, generator=generator) for shape in shapes)
@@ -127,7 +125,7 @@ def measure_loading(folder: Path) -> tuple[float, float]:
     config = presets.PRESETS["sprint-1.6B"].transformer
     tensors = {k: v.bfloat16() for k, v in standin.random_model(SanaTransformer(config, device="meta")).items()}
     path = folder / "sprint-1.6B.safetensors"
-    tensorfile.write(path, transformer_layout.to_diffusers(tensors, config.guidance_embed), {})
+    tensorfile.write(path, layouts.TRANSFORMER.to_diffusers(tensors, config), {})
     size = path.stat().st_size
     del tensors
     command = [sys.executable, "-c", LOAD, str(ROOT), str(path), str(size)]

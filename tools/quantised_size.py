@@ -28,7 +28,7 @@ from sprint_core import convert  # noqa: E402
 from sprint_core.models.gemma import Gemma, GemmaConfig  # noqa: E402
 from sprint_core.models.transformer import SanaTransformer  # noqa: E402
 from sprint_core.text.tokenizers import HFTokenizer, tokenizer_state  # noqa: E402
-from sprint_core.weights import checkpoint, presets, tensorfile  # noqa: E402
+from sprint_core.weights import checkpoint, layouts, presets, tensorfile  # noqa: E402
 
 MODELS, FORMS = ("sprint-0.6B", "sprint-1.6B"), ("bf16", "fp8_e4m3fn", "int8")
 WIDE = GemmaConfig(vocab=320, width=2304, depth=1, heads=2, kv_heads=1, head_dim=32, ffn=64, query_scale=32)
@@ -39,7 +39,7 @@ def encoder(path: Path) -> None:
     """A shallow text encoder as wide as Gemma-2-2B, which the transformers read."""
     tokenizer = HFTokenizer(json.dumps(standin.byte_tokenizer()).encode())
     tensors = standin.random_model(Gemma(WIDE, device="meta"))
-    part = checkpoint.Weights("text_encoder", WIDE, tensors, path, extras=tokenizer_state(tokenizer))
+    part = checkpoint.Weights(layouts.TEXT_ENCODER, WIDE, tensors, path, extras=tokenizer_state(tokenizer))
     checkpoint.save(path, [part], {})
 
 
@@ -47,7 +47,7 @@ def transformer(name: str, path: Path) -> None:
     preset = presets.PRESETS[name]
     tensors = standin.random_model(SanaTransformer(preset.transformer, device="meta"))
     tensors = {key: tensor.bfloat16() for key, tensor in tensors.items()}
-    checkpoint.save(path, [checkpoint.Weights("transformer", preset.transformer, tensors, path)], {})
+    checkpoint.save(path, [checkpoint.Weights(layouts.TRANSFORMER, preset.transformer, tensors, path)], {})
 
 
 def prompt(file: str) -> dict:

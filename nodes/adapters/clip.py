@@ -7,6 +7,7 @@ weight) plus one entry of ours that says which of them the transformer reads.
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.ops
@@ -25,7 +26,7 @@ from ...sprint_core.text.formats import TextPreset, text_preset
 from ...sprint_core.text.loading import find_tokenizer, prompt_format
 from ...sprint_core.text.prompts import PromptTokenizer, Tokens
 from ...sprint_core.text.tokenizers import BOS, PAD, Tokenizer, tokenizer_state
-from ...sprint_core.weights import checkpoint
+from ...sprint_core.weights import checkpoint, layouts, part
 from . import quantised
 from .options import DEFAULT, LoaderOptions
 
@@ -171,9 +172,12 @@ def compute_dtype(device: torch.device, asked: torch.dtype | None) -> torch.dtyp
     return torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
 
 
-def load_clip(path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+def load_clip(
+    source: checkpoint.Source | str | Path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False
+) -> comfy.sd.CLIP:
     """CLIP of a file or folder, by its `dtype` and `device`. Raises CheckpointError."""
-    weights = checkpoint.load(path, "text_encoder")
+    source = checkpoint.opened(source)
+    weights = checkpoint.load(source, layouts.TEXT_ENCODER)
     tokenizer = find_tokenizer(weights)
     preset = prompt_format(weights)
     quant = quantised.prepare(weights)
@@ -195,7 +199,7 @@ def load_clip(path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = Fa
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=comfy.utils.calculate_parameters(weights.tensors),
         state_dict=[weights.tensors],
-        model_options={"dtype": options.dtype or checkpoint.majority_dtype(weights.tensors), **placed},
+        model_options={"dtype": options.dtype or part.majority_dtype(weights.tensors), **placed},
         disable_dynamic=disable_dynamic,
     )
     model = clip.cond_stage_model
@@ -204,7 +208,7 @@ def load_clip(path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = Fa
     clip.patcher.add_callback_with_key(events.ON_DETACH, NAME, _forget_when_unloaded)
     for event in (events.ON_INJECT_MODEL, events.ON_EJECT_MODEL):  # they change the network, not its patches
         clip.patcher.add_callback_with_key(event, NAME, _forget)
-    clip.patcher.cached_patcher_init = (load_clip_patcher, (path, options))
+    clip.patcher.cached_patcher_init = (load_clip_patcher, (source.path, options))
     return clip
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from ...sprint_core.models.controlnet import ControlNetConfig, SanaControlNet, check_use
-from ...sprint_core.weights import checkpoint
+from ...sprint_core.weights import checkpoint, layouts
 from ...sprint_core.weights.presets import GUIDANCE
 from .model import SanaLatent, SanaModel, attend
 from .options import DEFAULT, LoaderOptions
@@ -180,7 +180,7 @@ def _require_trunk(config: ControlNetConfig, model) -> None:
 
 def load_control(path, options: LoaderOptions = DEFAULT) -> SanaControl:
     """CONTROL_NET of a file or folder, by its `dtype`, `time_scale` and `wiring`. Raises CheckpointError."""
-    weights = checkpoint.load(path, "controlnet", options.time_scale, options.wiring)
+    weights = checkpoint.load(path, layouts.CONTROLNET, options.time_scale, options.wiring)
     checkpoint.check_names(weights)
     log.info("%s, wired like %s", checkpoint.summary(weights), weights.config.wiring)
     load, supported = mm.get_torch_device(), [torch.bfloat16, torch.float32]

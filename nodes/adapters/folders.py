@@ -10,8 +10,7 @@ from pathlib import Path
 import folder_paths
 
 from ...sprint_core.images import preview
-from ...sprint_core.weights import presets
-from ...sprint_core.weights.layouts import tiny_autoencoder as tiny_autoencoder_layout
+from ...sprint_core.weights import layouts, presets
 from ...sprint_core.weights.tensorfile import WEIGHT_SUFFIXES, CheckpointError, is_shard
 
 PIPELINES = "diffusers"
@@ -76,6 +75,6 @@ def stamp(name: str, *keys: str) -> str:
     path = BUNDLED.get(name) or models(*keys).get(name)
     if path is None:
         return name
-    beside = (preview.beside(path), tiny_autoencoder_layout.partner(path))
+    beside = (preview.beside(path), layouts.tiny_autoencoder.partner(path))
     files = sorted(path.rglob("*")) if path.is_dir() else [path, *filter(None, beside)]
     return repr([(str(file), file.stat().st_mtime_ns) for file in files if file.exists()])

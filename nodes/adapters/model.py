@@ -8,6 +8,7 @@ classes below.
 import functools
 import logging
 import math
+from pathlib import Path
 
 import comfy.conds
 import comfy.latent_formats
@@ -25,7 +26,7 @@ from torch import Tensor
 from ...sprint_core import trigflow
 from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from ...sprint_core.models.transformer import SanaTransformer, TransformerConfig
-from ...sprint_core.weights import checkpoint
+from ...sprint_core.weights import checkpoint, layouts
 from ...sprint_core.weights.presets import GUIDANCE
 from . import quantised
 from .options import DEFAULT, LoaderOptions
@@ -290,17 +291,18 @@ def _warn_of_cfg(model: SanaModel, cfg: float) -> None:
 # --- loading --------------------------------------------------------------------------------------
 
 
-def load_model(path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False):
+def load_model(source: checkpoint.Source | str | Path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False):
     """MODEL patcher of a file or folder, by its `dtype` and `time_scale`.
 
     The signature is ComfyUI's: it calls this again, with disable_dynamic, for a plain copy.
     Raises CheckpointError.
     """
-    weights = checkpoint.load(path, "transformer", options.time_scale)
+    source = checkpoint.opened(source)
+    weights = checkpoint.load(source, layouts.TRANSFORMER, options.time_scale)
     quant = quantised.prepare(weights)
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())
     config = SanaConfig(weights)
-    config.latent_format.painter.own = known(path)
+    config.latent_format.painter.own = known(source)
     load, offload = mm.get_torch_device(), mm.unet_offload_device()
     dtype = _set_dtypes(config, weights, quant, options.dtype, load)
     log.info("%s", checkpoint.summary(weights))
@@ -315,7 +317,7 @@ def load_model(path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = F
         model.diffusion_model.to(dtype)  # layers that ComfyUI fills late keep the file's dtype
     wrapper = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
     patcher.add_wrapper_with_key(wrapper, WRAPPER_KEY, guard_run)
-    patcher.cached_patcher_init = (load_model, (path, options))
+    patcher.cached_patcher_init = (load_model, (source.path, options))
     return patcher
 
 

@@ -22,8 +22,8 @@ from ...sprint_core.images import preview
 from ...sprint_core.images.preview import Factors, RGBFit
 from ...sprint_core.latent import SCALE
 from ...sprint_core.models import tiny_autoencoder
+from ...sprint_core.weights import checkpoint
 from ...sprint_core.weights.checkpoint import Weights
-from ...sprint_core.weights.layouts import tiny_autoencoder as tiny_autoencoder_layout
 from ...sprint_core.weights.tensorfile import CheckpointError
 from .folders import APPROXIMATE, TINY_DECODER
 
@@ -89,10 +89,10 @@ class Painter:
         return f"[no stock TAESD reads {TINY_DECODER}; comfyui-sana-sprint paints the previews]"
 
 
-def known(source) -> Factors | None:
+def known(source: Weights | checkpoint.Source) -> Factors | None:
     """The map of a VAE, or of the VAE in a file or folder; none where it is damaged, which the log says."""
     try:
-        return preview.of(source) if isinstance(source, Weights) else preview.known(source)
+        return preview.of(source) if isinstance(source, Weights) else preview.find(source)
     except CheckpointError as error:
         log.warning("previews learn their colours anew: %s", error)
         return None
@@ -125,11 +125,11 @@ def _file() -> str | None:
 def _loaded(path: str, changed: int) -> tiny_autoencoder.TinyAutoencoder | None:
     """changed: when the file was, so that a repaired one is read."""
     try:
-        weights = tiny_autoencoder_layout.load(path)
+        weights = checkpoint.load_tiny(path)
     except CheckpointError as error:
         log.warning("previews in colours of the latent instead: %s", error)
         return None
-    if weights is None or "decoder" not in weights.halves:
+    if weights is None or "decoder" not in weights.config.halves:
         log.warning("previews in colours of the latent instead: %s is no TAESANA decoder", path)
         return None
-    return weights.build()
+    return checkpoint.build(weights, dtype=torch.float32)

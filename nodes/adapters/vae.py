@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -11,11 +12,8 @@ import comfy.utils
 import torch
 
 from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
-from ...sprint_core.models import compiled, tiny_autoencoder
-from ...sprint_core.models.autoencoder import Autoencoder
-from ...sprint_core.weights import checkpoint
-from ...sprint_core.weights.layouts import tiny_autoencoder as tiny_autoencoder_layout
-from ...sprint_core.weights.tensorfile import CheckpointError
+from ...sprint_core.models import compiled
+from ...sprint_core.weights import checkpoint, layouts
 from .options import DEFAULT, LoaderOptions
 from .preview import Colours, known
 
@@ -57,13 +55,13 @@ class SanaVAE(comfy.sd.VAE):
 
     def __init__(
         self,
-        weights: checkpoint.Weights | tiny_autoencoder_layout.TinyWeights,
+        weights: checkpoint.Weights,
         dtype: torch.dtype | None = None,
         plain: bool = False,
     ):
         with without_log_line("No VAE weights detected"):
             super().__init__(sd={})  # sets every field of this ComfyUI's version, then stops for want of weights
-        tiny = isinstance(weights, tiny_autoencoder_layout.TinyWeights)
+        tiny = weights.layout is layouts.TINY_AUTOENCODER
         encode, decode = (TINY_ENCODE_FACTOR, TINY_DECODE_FACTOR) if tiny else (ENCODE_FACTOR, DECODE_FACTOR)
         self.downscale_ratio = self.upscale_ratio = DOWNSCALE
         self.latent_channels = LATENT_CHANNELS if tiny else weights.config.latent_channels
@@ -79,10 +77,7 @@ class SanaVAE(comfy.sd.VAE):
         self.vae_dtype = dtype or _never_fp16(mm.vae_dtype(self.device, self.working_dtypes), self.device)
         self.output_device = mm.intermediate_device()
         ops = comfy.ops.disable_weight_init
-        if tiny:
-            model = tiny_autoencoder.TinyAutoencoder(weights.halves, ops=ops, dtype=self.vae_dtype)
-        else:
-            model = Autoencoder(weights.config, ops=ops, dtype=self.vae_dtype)
+        model = weights.layout.network(weights.config, ops=ops, dtype=self.vae_dtype)
         self.first_stage_model = model.eval().requires_grad_(False)
         mm.archive_model_dtypes(self.first_stage_model)
         make = comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
@@ -170,31 +165,33 @@ class SanaVAE(comfy.sd.VAE):
         return super().get_sd() | self.about
 
 
-def load_vae(path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False) -> SanaVAE:
-    """VAE of a file or folder, a DC-AE or a TAESANA, by its `dtype` and `compile`. Raises CheckpointError, ValueError.
+def load_vae(
+    source: checkpoint.Source | str | Path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False
+) -> SanaVAE:
+    """VAE of a file or folder, a DC-AE or a TAESANA, by its `dtype` and `compile`.
 
     A compiled one is always loaded as a whole: weights that come as they are needed break the graph at every layer.
+    Raises CheckpointError, ValueError.
     """
     if options.compile:
         compiled.require_compiler(mm.vae_device().type)
-    weights = _weights(path)
+    source = checkpoint.opened(source)
+    weights = _weights(source)
     vae = SanaVAE(weights, options.dtype, plain=disable_dynamic or options.compile)
-    vae.patcher.cached_patcher_init = (load_vae_patcher, (path, options))
+    vae.patcher.cached_patcher_init = (load_vae_patcher, (source.path, options))
     if options.compile:
         model, vae.disable_offload = vae.first_stage_model, True
         compiled.compile_in_place(*(half for half in (model.encoder, model.decoder) if half is not None))
     return vae
 
 
-def _weights(path) -> checkpoint.Weights | tiny_autoencoder_layout.TinyWeights:
-    try:
-        weights = checkpoint.load(path, "autoencoder")
-    except CheckpointError:
-        tiny = tiny_autoencoder_layout.load(path)
-        if tiny is None:
-            raise
-        log.info("TAESANA: %s", " and ".join(tiny.halves))
+def _weights(source: checkpoint.Source) -> checkpoint.Weights:
+    """Of a DC-AE, or of a TAESANA where the file holds none. Raises CheckpointError."""
+    tiny = None if source.holds(layouts.AUTOENCODER) else checkpoint.load_tiny(source)
+    if tiny is not None:
+        log.info("TAESANA: %s", " and ".join(tiny.config.halves))
         return tiny
+    weights = checkpoint.load(source, layouts.AUTOENCODER)
     checkpoint.check_names(weights)
     log.info("%s", checkpoint.summary(weights))
     return weights

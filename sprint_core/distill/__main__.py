@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..weights import checkpoint, presets
+from ..weights import checkpoint, layouts, presets
 from . import recipes
 from .engine.workers import Workers, launched
 from .runs import ablations, control, demo, estimate
@@ -144,7 +144,7 @@ def _run_published(args: argparse.Namespace, recipe: recipes.Recipe, workers: Wo
 def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers) -> dict:
     """What each stage would take on this process."""
     result = {}
-    trunk = checkpoint.load(args.student, "transformer") if recipe.is_control and args.student else None
+    trunk = checkpoint.load(args.student, layouts.TRANSFORMER) if recipe.is_control and args.student else None
     for one in estimate.of_recipe(recipe, workers, trunk):
         speed = estimate.matmul_speed(workers.device, recipe.stages[one.stage].precision)
         tqdm.write(one.text(speed))

@@ -23,7 +23,7 @@ from .. import trigflow
 from ..devices import DTYPES, usable_device
 from ..images.files import check_picture_name
 from ..pipeline import Pipeline
-from ..weights import checkpoint, presets
+from ..weights import checkpoint, layouts, presets
 from . import control as evaluate_control
 from . import frechet as features
 from . import sheet
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> dict:
 def _run_control(args: argparse.Namespace, pipeline: Pipeline, steps: Sequence[int]) -> dict:
     first = next(pipeline.transformer.parameters())
     path = presets.BUNDLED_CONTROL if args.control == "demo" else Path(args.control)
-    net = checkpoint.build(checkpoint.load(path, "controlnet"), dtype=first.dtype, device=first.device)
+    net = checkpoint.build(checkpoint.load(path, layouts.CONTROLNET), dtype=first.dtype, device=first.device)
     prompts = balanced_prompts(args.prompts, args.seed, free=True)
     painted = evaluate_control.paint(pipeline, net, prompts, steps, args.seed, args.guidance)
     result = evaluate_control.summary(painted, prompts)

@@ -15,7 +15,7 @@ from .. import sampler, trigflow
 from ..latent import DOWNSCALE, LATENT_CHANNELS
 from ..pipeline import Pipeline
 from ..shapes import captions, examples, judge
-from ..weights import checkpoint
+from ..weights import checkpoint, layouts
 from ..weights.checkpoint import CheckpointError
 from . import frechet as features
 from . import sheet
@@ -41,7 +41,7 @@ def student(pipeline: Pipeline, steps: int, guidance: float) -> Painter:
 def teacher(path: str | Path, pipeline: Pipeline, steps: int, cfg: float) -> Painter:
     """The multi-step model at `path` with the pipeline's encoder and DC-AE: guided Euler. Raises CheckpointError."""
     network = next(pipeline.transformer.parameters())
-    weights = checkpoint.load(path, "transformer")
+    weights = checkpoint.load(path, layouts.TRANSFORMER)
     if weights.config.guidance_embed:
         raise CheckpointError(f"{path}: a SANA-Sprint, not its teacher; --teacher takes the multi-step model")
     model = checkpoint.build(weights, dtype=network.dtype, device=network.device)

@@ -8,7 +8,6 @@ beside them. Nothing is invented.
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from ..latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from ..models.autoencoder import Autoencoder
-from ..weights import checkpoint, tensorfile
+from ..weights import checkpoint, layouts, tensorfile
 from ..weights.tensorfile import CheckpointError
 from . import files as images
 
@@ -97,13 +96,9 @@ class RGBFit:
         return float(1 - error.sum() / variance.sum()) if variance.sum() > 1e-6 * self.cells else 0.0
 
 
-def known(path: str | os.PathLike) -> Factors | None:
+def find(source: checkpoint.Source) -> Factors | None:
     """The map of the VAE in a file or folder, if there is a VAE, and a map. Raises CheckpointError."""
-    try:
-        weights = checkpoint.load(path, "autoencoder")
-    except CheckpointError:
-        return None
-    return of(weights)
+    return of(checkpoint.load(source, layouts.AUTOENCODER)) if source.holds(layouts.AUTOENCODER) else None
 
 
 def of(weights: checkpoint.Weights) -> Factors | None:
@@ -139,7 +134,7 @@ def fit(model: Autoencoder, pictures: Iterable[Tensor]) -> RGBFit:
 
 def fit_file(vae: Path, folder: Path, force: bool) -> dict:
     """Fit the map of a VAE on a folder of pictures, and write it beside the VAE. Raises ValueError, OSError."""
-    weights = checkpoint.load(vae, "autoencoder")
+    weights = checkpoint.load(vae, layouts.AUTOENCODER)
     target = beside(weights.path)
     if target.exists() and not force:
         raise CheckpointError(f"{target} exists; overwrite it with --force")

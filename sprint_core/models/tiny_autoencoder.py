@@ -6,6 +6,9 @@ Its files hold one half each (taesana_encoder.pth, taesana_decoder.pth), as unna
 taught on scaled latents and pixels in [0, 1]; here it speaks as DC-AE does, raw latents and pixels in [-1, 1].
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +19,13 @@ from .tiling import TiledCodec
 LATENT_LIMIT = 3.0  # the decoder bends latents smoothly into +-3
 HALVES = ("encoder", "decoder")
 ENCODER_CHANNELS, DECODER_CHANNELS = (64, 64, 64, 64), (256, 128, 64, 64, 64)
+
+
+@dataclass(frozen=True)
+class TinyAutoencoderConfig:
+    """Which halves there are."""
+
+    halves: tuple[str, ...] = HALVES
 
 
 class Bend(nn.Module):
@@ -65,11 +75,14 @@ class TinyAutoencoder(TiledCodec):
 
     image_channels, latent_channels, cell_px = 3, LATENT_CHANNELS, DOWNSCALE
 
-    def __init__(self, halves: tuple[str, ...] = HALVES, ops=nn, dtype=None, device=None):
+    def __init__(
+        self, config: TinyAutoencoderConfig = TinyAutoencoderConfig(), *, ops: Any = nn, dtype=None, device=None
+    ):
         super().__init__()
-        kw = {"dtype": dtype, "device": device}
-        self.encoder = encoder(ops, **kw) if "encoder" in halves else None
-        self.decoder = decoder(ops, **kw) if "decoder" in halves else None
+        factory = {"dtype": dtype, "device": device}
+        self.config = config
+        self.encoder = encoder(ops, **factory) if "encoder" in config.halves else None
+        self.decoder = decoder(ops, **factory) if "decoder" in config.halves else None
 
     def encode(self, image: Tensor) -> Tensor:
         """[b, 3, h, w] in [-1, 1] -> raw latents [b, 32, h/32, w/32]."""

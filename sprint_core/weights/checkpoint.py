@@ -9,89 +9,115 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..config import from_dict
 from ..models import controlnet
 from ..models.layers import Unset
-from . import keymaps, presets, tensorfile
-from .kinds import KINDS, foreign_family, kinds_in, prefix_of
-from .layouts import autoencoder as autoencoder_layout
-from .layouts import controlnet as controlnet_layout
-from .layouts import text_encoder as text_encoder_layout
-from .layouts import transformer as transformer_layout
-from .tensorfile import CheckpointError
+from . import part, presets, tensorfile
+from .kinds import foreign_family, parts_in, prefix_of
+from .layouts import CONTROLNET, PARTS, TINY_AUTOENCODER, TRANSFORMER
+from .layouts.tiny_autoencoder import OTHER_HALF, halves_in, partner
+from .part import METADATA_KEY, QUANT_SUFFIXES, Config, Layout, MissingPart, Network, Weights, json_bytes, shapes_of
+from .tensorfile import CheckpointError, TensorFile
 
 log = logging.getLogger(__name__)
 
-METADATA_KEY = "sana_sprint"  # JSON in a safetensors header
-TENSOR_KEY = "sana_sprint_config"  # the same JSON as bytes, for files that a host writes
+TENSOR_KEY = "sana_sprint_config"  # our metadata's JSON as bytes, for files that a host writes
 QUANT_KEY = "_quantization_metadata"  # ComfyUI's description of quantised layers, JSON in a safetensors header
-QUANT_SUFFIXES = (".comfy_quant", "_scale", ".weight_scale_2", ".scale_weight", ".scale_input")
 LISTED = 10  # names in an error message
 
 
-class MissingPart(CheckpointError):
-    """A file or folder without the part that was asked for; it may well hold others."""
+class Source:
+    """A file or folder, of which several parts may be asked for: each file in it is opened once."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._files: dict[Path, TensorFile] = {}
+
+    def read(self, path: Path) -> TensorFile:
+        """Raises CheckpointError."""
+        if path not in self._files:
+            self._files[path] = tensorfile.read(path)
+        return self._files[path]
+
+    def holds(self, layout: Layout[Any, Any]) -> bool:
+        """Whether that part is there. Raises CheckpointError where a file cannot be read."""
+        place = _place(self.path, layout)
+        return place is not None and layout.name in parts_in(self.read(place).tensors)
 
 
-@dataclass
-class Weights:
-    """A part, ready to build: `tensors` under native names, `settings` beyond the configuration.
-
-    settings: flow_shift and size_px of a transformer; text (instruction, max_tokens) of an encoder.
-    extras: tensors that are no parameters (a tokenizer in the same file).
-    """
-
-    kind: str
-    config: Any
-    tensors: dict[str, Tensor]
-    path: Path
-    settings: dict[str, Any] = field(default_factory=dict)
-    extras: dict[str, Tensor] = field(default_factory=dict)
-    assumed: str = ""
+def opened(source: Source | str | os.PathLike) -> Source:
+    return source if isinstance(source, Source) else Source(source)
 
 
 # --- reading --------------------------------------------------------------------------------------
 
 
-def load(path: str | os.PathLike, kind: str, time_scale: float | None = None, wiring: str | None = None) -> Weights:
-    """The named part ('transformer', 'autoencoder', 'text_encoder' or 'controlnet') of a file or folder.
+def load(
+    source: Source | str | os.PathLike,
+    layout: Layout[Config, Network],
+    time_scale: float | None = None,
+    wiring: str | None = None,
+) -> Weights[Config, Network]:
+    """One model part of a file or folder.
 
-    path: a .safetensors or .pth file (a part, or a checkpoint with several), a diffusers pipeline
+    source: a .safetensors or .pth file (a part, or a checkpoint with several), a diffusers pipeline
     folder, or one of its component folders. time_scale (transformer, controlnet) and wiring
     (controlnet) override what the file says. Tensors stay memory-mapped. Raises CheckpointError.
     """
-    path, root = _locate(Path(path), kind)
-    file = tensorfile.read(path)
-    prefix = prefix_of(file.tensors, kind)
-    if prefix is None or kind not in kinds_in(file.tensors):
-        raise _refuse(path, kind, list(file.tensors))
+    source = opened(source)
+    path, pipeline = _locate(source.path, layout)
+    file = source.read(path)
+    prefix = prefix_of(file.tensors, layout)
+    if prefix is None or layout.name not in parts_in(file.tensors):
+        raise _refusal(path, layout, list(file.tensors))
     tensors = file.tensors | _quantised_layers(path, file.metadata)
-    tensors = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-    stored = _stored(path, file.metadata, tensors, kind)
-    given = _given(path)
-    weights = _READERS[kind](path, tensors, stored, given)
+    tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    stored = _stored(path, file.metadata, tensors, layout)
+    config_json = _config_json(path)
+    weights = part.read(layout, path, tensors, stored, config_json)
     _check_settings(weights)
-    if kind == "transformer":
-        _complete_transformer(weights, stored or given, root, time_scale)
+    if layout is TRANSFORMER:
+        _complete_transformer(weights, stored or config_json, pipeline, time_scale)
         _check_settings(weights)
-    if kind == "controlnet":
+    if layout is CONTROLNET:
         _complete_controlnet(weights, time_scale, wiring)
     return weights
 
 
-def _refuse(path: Path, kind: str, names: list[str]) -> CheckpointError:
-    held = [KINDS[k].words for k in kinds_in(names)]
-    found = foreign_family(names) or (" and ".join(held) if held else "something this pack does not know")
-    some = "" if held else f" (its first tensors: {', '.join(sorted(names)[:3])})"
-    return MissingPart(f"{path}: this is {found}, not {KINDS[kind].words}{some}; choose another file")
+def load_tiny(source: Source | str | os.PathLike) -> Weights | None:
+    """A TAESANA from one of its two files, with the other if it lies beside it, or from one file with both.
+
+    None if the file is something else. Raises CheckpointError if it is damaged or incomplete.
+    """
+    source = opened(source)
+    path = source.path
+    halves = {} if path.is_dir() else halves_in(source.read(path).tensors)
+    if not halves:
+        return None
+    other = partner(path)
+    if len(halves) == 1 and other is not None:
+        missing = OTHER_HALF[next(iter(halves))]
+        others = halves_in(source.read(other).tensors)
+        if missing not in others:
+            raise CheckpointError(f"{other}: not a TAESANA {missing}, which {path.name} goes with; download it again")
+        halves[missing] = others[missing]
+    tensors = {f"{half}.{name}": tensor for half, layers in halves.items() for name, tensor in layers.items()}
+    weights = part.read(TINY_AUTOENCODER, path, tensors, None, None)
+    check_names(weights)
+    return weights
+
+
+def _refusal(path: Path, layout: Layout[Any, Any], names: list[str]) -> CheckpointError:
+    titles = [PARTS[name].title for name in parts_in(names)]
+    content = foreign_family(names) or " and ".join(titles) or "something this pack does not know"
+    first = "" if titles else f" (its first tensors: {', '.join(sorted(names)[:3])})"
+    return MissingPart(f"{path}: this is {content}, not {layout.title}{first}; choose another file")
 
 
 def _check_settings(weights: Weights) -> None:
@@ -105,35 +131,49 @@ def _check_settings(weights: Weights) -> None:
         raise CheckpointError(f"{weights.path}: its settings cannot be used: {settings!r}")
 
 
-def _given(path: Path) -> dict | None:
+def _config_json(path: Path) -> dict | None:
     """The config.json of a diffusers or Hugging Face folder; other libraries' say nothing that is needed."""
     file = path / "config.json"
     data = tensorfile.read_json(file) if path.is_dir() and file.is_file() else {}
     return data if "_class_name" in data or "model_type" in data else None
 
 
-def _locate(path: Path, kind: str) -> tuple[Path, Path | None]:
-    """Folder or file of a part, and the pipeline folder around it, if there is one."""
+def _place(path: Path, layout: Layout[Any, Any]) -> Path | None:
+    """File or folder of a part; None in a folder that holds other parts only."""
     if not path.is_dir():
-        return path, None
-    part = path / KINDS[kind].folder
-    if part.is_dir():
-        return part, path
-    if (path / "model_index.json").is_file():
-        raise MissingPart(f"{path}: this pipeline folder has no '{KINDS[kind].folder}' folder; download it whole")
-    if held := [other.folder for other in KINDS.values() if (path / other.folder).is_dir()]:
-        raise MissingPart(f"{path}: it holds {' and '.join(held)}, not {KINDS[kind].words}; choose another folder")
-    return path, path.parent if (path.parent / "model_index.json").is_file() else None
+        return path
+    if (path / layout.folder).is_dir() and layout.folder:
+        return path / layout.folder
+    return None if (path / "model_index.json").is_file() or _parts_of_folder(path) else path
 
 
-def _stored(path: Path, metadata: Mapping[str, str], tensors: dict[str, Tensor], kind: str) -> dict | None:
+def _parts_of_folder(path: Path) -> list[str]:
+    return [layout.folder for layout in PARTS.values() if (path / layout.folder).is_dir()]
+
+
+def _locate(path: Path, layout: Layout[Any, Any]) -> tuple[Path, Path | None]:
+    """File or folder of a part, and the pipeline folder around it, if there is one. Raises MissingPart."""
+    place = _place(path, layout)
+    if place is None and (path / "model_index.json").is_file():
+        raise MissingPart(f"{path}: this pipeline folder has no '{layout.folder}' folder; download it whole")
+    if place is None:
+        content = " and ".join(_parts_of_folder(path))
+        raise MissingPart(f"{path}: it holds {content}, not {layout.title}; choose another folder")
+    if place != path:
+        return place, path
+    return path, path.parent if path.is_dir() and (path.parent / "model_index.json").is_file() else None
+
+
+def _stored(
+    path: Path, metadata: Mapping[str, str], tensors: dict[str, Tensor], layout: Layout[Any, Any]
+) -> dict | None:
     """Our own description of a part: from the header, or from the tensor that a host's save kept."""
     blob = tensors.pop(TENSOR_KEY, None)
     try:
         if blob is not None and (blob.dtype != torch.uint8 or blob.ndim != 1):
             raise ValueError(f"{TENSOR_KEY} is no text")
         text = blob.numpy().tobytes().decode() if blob is not None else metadata.get(METADATA_KEY)
-        return None if text is None else json.loads(text).get(kind)
+        return None if text is None else json.loads(text).get(layout.name)
     except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: its {METADATA_KEY} metadata is damaged ({error}); download it again") from None
 
@@ -142,106 +182,35 @@ def _quantised_layers(path: Path, metadata: Mapping[str, str]) -> dict[str, Tens
     """What the header says of quantised layers, as the byte tensors beside them that say the same in other files."""
     try:
         layers = json.loads(metadata.get(QUANT_KEY, "{}")).get("layers", {})
-        return {f"{name}.comfy_quant": _json_bytes(about) for name, about in layers.items()}
+        return {f"{name}.comfy_quant": json_bytes(description) for name, description in layers.items()}
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: its {QUANT_KEY} metadata is damaged ({error}); download it again") from None
 
 
-def describe(weights: Weights) -> dict:
-    """What `load` reads back from a saved file: {kind: {config, settings}}."""
-    return {weights.kind: {"config": dataclasses.asdict(weights.config), "settings": weights.settings}}
-
-
-def header(about: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of a safetensors file that says what it holds, as `describe` has it."""
-    return {METADATA_KEY: json.dumps(about)}
-
-
 def preset_name(weights: Weights) -> str:
     """'sprint-1.6B' and the like, or what kind of network it is."""
-    return presets.name_of(weights.config) if weights.kind == "transformer" else KINDS[weights.kind].words[2:]
+    return presets.name_of(weights.config) if weights.layout is TRANSFORMER else weights.layout.noun
 
 
 def describe_tensor(weights: Weights) -> Tensor:
-    """`describe` as a byte tensor, for files whose header belongs to a host, with the file and the preset it is of."""
-    about = describe(weights)
-    about[weights.kind] |= {"source": weights.path.name, "preset": preset_name(weights)}
-    return _json_bytes(about)
-
-
-def _json_bytes(data: Any) -> Tensor:
-    return torch.tensor(list(json.dumps(data).encode()), dtype=torch.uint8)
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _config(kind: str, path: Path, stored: dict | None, given: dict | None, read: Callable, infer: Callable) -> Any:
-    try:
-        if stored is not None and (given is None or "config" in stored):
-            return from_dict(KINDS[kind].config, stored["config"])
-        return read(given) if given is not None else infer()
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(f"{path}: cannot tell the configuration of {KINDS[kind].words}: {error}") from None
-
-
-def _read_autoencoder(path: Path, tensors: dict, stored: dict | None, given: dict | None) -> Weights:
-    tensors = keymaps.to_native(tensors, autoencoder_layout.DCAE)
-    infer = lambda: autoencoder_layout.infer_config(_shapes(tensors))  # noqa: E731
-    config = _config("autoencoder", path, stored, given, autoencoder_layout.config_from_diffusers, infer)
-    return Weights("autoencoder", config, tensors, path, (stored or {}).get("settings", {}))
-
-
-def _read_text_encoder(path: Path, tensors: dict, stored: dict | None, given: dict | None) -> Weights:
-    extras = {k: tensors.pop(k) for k in ("spiece_model", "tokenizer_json") if k in tensors}
-    tensors = keymaps.to_native(tensors, text_encoder_layout.GEMMA_BARE, text_encoder_layout.GEMMA_DROPPED)
-    infer = lambda: text_encoder_layout.infer_config(_shapes(tensors))  # noqa: E731
-    config = _config("text_encoder", path, stored, given, text_encoder_layout.config_from_hf, infer)
-    return Weights("text_encoder", config, tensors, path, (stored or {}).get("settings", {}), extras)
-
-
-def _read_transformer(path: Path, tensors: dict, stored: dict | None, given: dict | None) -> Weights:
-    positions = tensors["pos_embed"].shape[-2] if "pos_embed" in tensors else 0
-    if "x_embedder.proj.weight" in tensors:
-        tensors = keymaps.to_native(tensors, transformer_layout.NVLABS, transformer_layout.NVLABS_DROPPED)
-    else:
-        tensors = keymaps.to_native(tensors, transformer_layout.DIFFUSERS)
-    infer = lambda: transformer_layout.infer_config(_shapes(tensors), positions)  # noqa: E731
-    config = _config("transformer", path, stored, given, transformer_layout.config_from_diffusers, infer)
-    return Weights("transformer", config, tensors, path, (stored or {}).get("settings", {}))
-
-
-def _read_controlnet(path: Path, tensors: dict, stored: dict | None, given: dict | None) -> Weights:
-    positions = tensors["pos_embed"].shape[-2] if "pos_embed" in tensors else 0
-    if "x_embedder.proj.weight" in tensors:
-        tensors = {name: tensor for name, tensor in tensors.items() if not controlnet_layout.NVLABS_TRUNK.match(name)}
-        tensors = keymaps.to_native(tensors, controlnet_layout.NVLABS_CONTROL, transformer_layout.NVLABS_DROPPED)
-    else:
-        tensors = keymaps.to_native(tensors, transformer_layout.DIFFUSERS)
-    infer = lambda: controlnet_layout.infer_control_config(_shapes(tensors), positions)  # noqa: E731
-    config = _config("controlnet", path, stored, given, controlnet_layout.control_config_from_diffusers, infer)
-    return Weights("controlnet", config, tensors, path, (stored or {}).get("settings", {}))
-
-
-_READERS = {
-    "transformer": _read_transformer,
-    "controlnet": _read_controlnet,
-    "autoencoder": _read_autoencoder,
-    "text_encoder": _read_text_encoder,
-}
+    """`part.describe` as a byte tensor, for files whose header belongs to a host, with the file and its preset."""
+    description = part.describe(weights)
+    description[weights.layout.name] |= {"source": weights.path.name, "preset": preset_name(weights)}
+    return json_bytes(description)
 
 
 # --- what neither configuration nor tensors say ----------------------------------------------------
 
 
-def _complete_transformer(weights: Weights, said: dict | None, root: Path | None, time_scale: float | None) -> None:
+def _complete_transformer(
+    weights: Weights, description: Mapping[str, Any] | None, pipeline: Path | None, time_scale: float | None
+) -> None:
     """Fill in what neither the configuration nor the tensors say, and log what had to be assumed.
 
-    said: the description that the configuration is from, if it is not from the shapes.
+    description: what the configuration is from, if it is not from the shapes.
     """
     config = weights.config
-    certain = said is not None or config.guidance_embed or not config.qk_norm
+    certain = description is not None or config.guidance_embed or not config.qk_norm
     if time_scale is not None:
         if certain and time_scale != config.time_scale:
             log.warning(
@@ -258,7 +227,7 @@ def _complete_transformer(weights: Weights, said: dict | None, root: Path | None
     defaults = {"flow_shift": presets.FLOW_SHIFT, "size_px": preset.size_px if preset else 1024}
     if config.pos_embed_scale == 2.0:
         defaults["flow_shift"] = presets.FLOW_SHIFT_4K
-    scheduler = root / "scheduler" / "scheduler_config.json" if root else None
+    scheduler = pipeline / "scheduler" / "scheduler_config.json" if pipeline else None
     if scheduler and scheduler.is_file():
         data = tensorfile.read_json(scheduler)
         shift = data.get("flow_shift", data.get("shift"))
@@ -287,11 +256,11 @@ def _shared_with(trunk: Any, weights: Weights) -> dict[str, Tensor]:
     """What a ControlNet's file leaves to the file of its trunk, beside it or bundled. Raises CheckpointError."""
     if not isinstance(trunk, str) or Path(trunk).name != trunk:
         raise CheckpointError(f"{weights.path}: its settings cannot be used: the trunk is {trunk!r}")
-    beside = weights.path.parent / trunk
-    path = presets.BUNDLED if trunk == presets.BUNDLED.name and not beside.is_file() else beside
+    neighbour = weights.path.parent / trunk
+    path = presets.BUNDLED if trunk == presets.BUNDLED.name and not neighbour.is_file() else neighbour
     if not path.is_file():
         raise CheckpointError(f"{weights.path}: it needs {trunk}, the model that it was trained on, beside it")
-    shared = controlnet.of_trunk(load(path, "transformer").tensors, weights.config.wiring)
+    shared = controlnet.of_trunk(load(path, TRANSFORMER).tensors, weights.config.wiring)
     if weights.settings.get("trunk_hash") != tensorfile.hash_of(shared):
         raise CheckpointError(
             f"{weights.path}: it was trained on another version of {trunk} than {path}; take the two that belong "
@@ -305,16 +274,16 @@ def _shared_with(trunk: Any, weights: Weights) -> dict[str, Tensor]:
 
 def check_names(weights: Weights, ignore: tuple[str, ...] = ()) -> None:
     """Compare names and shapes with the network's, built on the meta device. Raises CheckpointError."""
-    expected = _shapes(KINDS[weights.kind].model(weights.config, ops=Unset, device="meta").state_dict())
-    found = {k: v for k, v in _shapes(weights.tensors).items() if not k.endswith(ignore)}
+    expected = shapes_of(weights.layout.network(weights.config, ops=Unset, device="meta").state_dict())
+    present = {name: shape for name, shape in shapes_of(weights.tensors).items() if not name.endswith(ignore)}
     quantised = {k[: -len(".comfy_quant")] + ".weight" for k in weights.tensors if k.endswith(".comfy_quant")}
     problems = {
-        "missing": sorted(set(expected) - set(found)),
-        "unexpected": sorted(set(found) - set(expected)),
+        "missing": sorted(set(expected) - set(present)),
+        "unexpected": sorted(set(present) - set(expected)),
         "of another shape": [
-            f"{k} {found[k]} instead of {expected[k]}"
-            for k in sorted(set(expected) & set(found) - quantised)
-            if found[k] != expected[k]
+            f"{name} {present[name]} instead of {expected[name]}"
+            for name in sorted(set(expected) & set(present) - quantised)
+            if present[name] != expected[name]
         ],
     }
     text = [
@@ -324,46 +293,36 @@ def check_names(weights: Weights, ignore: tuple[str, ...] = ()) -> None:
     ]
     if text:
         raise CheckpointError(
-            f"{weights.path}: not a complete file for {KINDS[weights.kind].words}: {'; '.join(text)}; download it again"
+            f"{weights.path}: not a complete file for {weights.layout.title}: {'; '.join(text)}; download it again"
         )
 
 
-def build(weights: Weights, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> nn.Module:
+def build(
+    weights: Weights[Config, Network], *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> Network:
     """The network with its weights, for use without a host; dtype None keeps the file's.
 
     Built on the meta device and assigned, so that an untouched tensor stays the file's mapped pages.
     Raises CheckpointError.
     """
-    if any(name.endswith(QUANT_SUFFIXES) for name in weights.tensors):
+    if weights.is_quantised:
         raise CheckpointError(f"{weights.path}: this file is quantised; it runs inside ComfyUI only")
     check_names(weights)
-    kind = KINDS[weights.kind]
-    model = kind.model(weights.config, ops=Unset, dtype=dtype or majority_dtype(weights.tensors), device="meta")
-    wanted = {name: parameter.dtype for name, parameter in model.state_dict().items()}
-    tensors = {name: tensor.to(device, wanted[name]) for name, tensor in weights.tensors.items()}
+    dtype = dtype or part.majority_dtype(weights.tensors)
+    model = weights.layout.network(weights.config, ops=Unset, dtype=dtype, device="meta")
+    dtypes = {name: parameter.dtype for name, parameter in model.state_dict().items()}
+    tensors = {name: tensor.to(device, dtypes[name]) for name, tensor in weights.tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
     log.info("%s", summary(weights))
     return model.eval().requires_grad_(False)
 
 
-def majority_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """The dtype that most numbers of a file have, leaving out layers that are quantised one by one."""
-    quantised = {name.removesuffix(".comfy_quant") for name in tensors if name.endswith(".comfy_quant")}
-    counts: dict[torch.dtype, int] = {}
-    for name, tensor in tensors.items():
-        if name.endswith(QUANT_SUFFIXES) or name.removesuffix(".weight") in quantised:
-            continue
-        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
-    return max(counts, key=counts.__getitem__)
-
-
 def summary(weights: Weights) -> str:
     """One line for the log: 'sprint-1.6B, bfloat16, 1.61 B parameters'."""
-    numbers = [t for name, t in weights.tensors.items() if not name.endswith(QUANT_SUFFIXES)]
-    count, dtype = sum(t.numel() for t in numbers), str(majority_dtype(weights.tensors)).removeprefix("torch.")
-    return f"{preset_name(weights)}, {dtype}, " + (
-        f"{count / 1e9:.2f} B parameters" if count > 1e8 else f"{count:,} parameters"
-    )
+    count = sum(t.numel() for name, t in weights.tensors.items() if not name.endswith(QUANT_SUFFIXES))
+    dtype = str(part.majority_dtype(weights.tensors)).removeprefix("torch.")
+    parameters = f"{count / 1e9:.2f} B parameters" if count > 1e8 else f"{count:,} parameters"
+    return f"{preset_name(weights)}, {dtype}, {parameters}"
 
 
 def packed(
@@ -373,13 +332,17 @@ def packed(
 
     The header says where they are from, what each part is, and the hash of its tensors (tensorfile.hash_of).
     """
-    tensors, about = {}, {"provenance": dict(provenance)}
-    for part in parts:
-        prefix = KINDS[part.kind].prefixes[0] if prefixed else ""
-        tensors |= {prefix + k: v for k, v in (part.tensors | part.extras).items()}
-        about |= describe(part)
-        about[part.kind] |= {"preset": preset_name(part), "hash": tensorfile.hash_of(part.tensors)}
-    return tensors, header(about)
+    tensors: dict[str, Tensor] = {}
+    description: dict[str, Any] = {"provenance": dict(provenance)}
+    for weights in parts:
+        prefix = weights.layout.prefixes[0] if prefixed else ""
+        tensors |= {prefix + name: tensor for name, tensor in (weights.tensors | weights.extras).items()}
+        description |= part.describe(weights)
+        description[weights.layout.name] |= {
+            "preset": preset_name(weights),
+            "hash": tensorfile.hash_of(weights.tensors),
+        }
+    return tensors, part.header(description)
 
 
 def save(path: str | os.PathLike, parts: Iterable[Weights], provenance: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Tensor names of the published files, as data: rename tables and the one function that applies them.
+"""Tensor names of the published files, as data: rename tables and the few functions that apply them.
 
 A rule pairs one foreign name with the native ones. In patterns `*` stands for an index and `@` for
 `weight` or `bias`; several native names share a foreign tensor in equal chunks along dim 0;
@@ -17,12 +17,30 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rule:
+    """One foreign name, and the native names of what its tensor holds."""
+
     foreign: str
     native: tuple[str, ...]
     conv1x1: bool = False
 
 
-def _rules(table: Iterable[tuple], prefix: str = "", native_prefix: str = "") -> tuple[Rule, ...]:
+@dataclass(frozen=True)
+class Naming:
+    """One way to name all tensors of a model part.
+
+    marker: a tensor that no other naming of the part has; '' fits every file. dropped: tensors that only
+    training needs, or that the configuration stands for, as a regular expression of whole names.
+    """
+
+    rules: tuple[Rule, ...]
+    marker: str = ""
+    dropped: str = ""
+
+    def drops(self, name: str) -> bool:
+        return bool(self.dropped) and re.fullmatch(self.dropped, name) is not None
+
+
+def rules(table: Iterable[tuple], prefix: str = "", native_prefix: str = "") -> tuple[Rule, ...]:
     """Rules of rows (foreign, native or natives[, conv1x1])."""
     rows = []
     for foreign, native, *flags in table:
@@ -38,42 +56,43 @@ def _matcher(pattern: str) -> re.Pattern:
 
 
 def _fill(pattern: str, values: tuple[str, ...]) -> str:
-    values = iter(values)
-    return re.sub(r"[*@]", lambda _: next(values), pattern)
+    left = iter(values)
+    return re.sub(r"[*@]", lambda _: next(left), pattern)
 
 
-def foreign_names(native: Iterable[str], rules: tuple[Rule, ...]) -> dict[str, tuple[str, ...]]:
-    """Every foreign name of some native tensors, with the native ones that it holds."""
-    names, found = set(native), {}
-    for name in names:
-        for rule in rules:
+def foreign_names(native: Iterable[str], naming: Naming) -> dict[str, tuple[str, ...]]:
+    """Every foreign name of these native tensors, with the native names of what it holds."""
+    foreign = {}
+    for name in set(native):
+        for rule in naming.rules:
             if match := _matcher(rule.native[0]).match(name):
-                found[_fill(rule.foreign, match.groups())] = tuple(_fill(n, match.groups()) for n in rule.native)
-    return found
+                foreign[_fill(rule.foreign, match.groups())] = tuple(_fill(n, match.groups()) for n in rule.native)
+    return foreign
 
 
-def to_native(tensors: Mapping[str, Tensor], rules: tuple[Rule, ...], dropped: Iterable[str] = ()) -> dict[str, Tensor]:
+def to_native(tensors: Mapping[str, Tensor], naming: Naming) -> dict[str, Tensor]:
     """Foreign names to native ones; names that no rule knows stay, for the strict loader to report."""
     native = {}
     for name, tensor in tensors.items():
-        if name in dropped:
+        if naming.drops(name):
             continue
-        for rule in rules:
+        for rule in naming.rules:
             if match := _matcher(rule.foreign).match(name):
                 tensor = tensor[..., 0, 0] if rule.conv1x1 else tensor
-                for target, part in zip(rule.native, tensor.chunk(len(rule.native))):
-                    native[_fill(target, match.groups())] = part
+                chunks = tensor.chunk(len(rule.native))  # fewer where dim 0 is too short: the loader then misses some
+                native |= {_fill(target, match.groups()): chunk for target, chunk in zip(rule.native, chunks)}
                 break
         else:
             native[name] = tensor
     return native
 
 
-def from_native(tensors: Mapping[str, Tensor], rules: tuple[Rule, ...]) -> dict[str, Tensor]:
+def from_native(tensors: Mapping[str, Tensor], naming: Naming) -> dict[str, Tensor]:
     """The inverse of `to_native`; where two rules give the same native name the first one counts."""
-    foreign, left = {}, dict(tensors)
-    for name in list(tensors):
-        for rule in rules:
+    foreign = {}
+    left = dict(tensors)
+    for name in tensors:
+        for rule in naming.rules:
             match = _matcher(rule.native[0]).match(name)
             if match and name in left:
                 parts = [left.pop(_fill(target, match.groups())) for target in rule.native]

@@ -7,8 +7,7 @@ import torch
 from diffusers import SanaTransformer2DModel
 
 from sprint_core.models.transformer import SanaTransformer
-from sprint_core.weights import keymaps
-from sprint_core.weights.layouts import transformer as transformer_layout
+from sprint_core.weights import keymaps, layouts
 from sprint_core.weights.layouts.transformer import config_from_diffusers
 
 QK = {"qk_norm": "rms_norm_across_heads"}
@@ -45,7 +44,7 @@ def pair(name: str) -> tuple[SanaTransformer, SanaTransformer2DModel]:
     theirs = SanaTransformer2DModel(**TINY, **PUBLISHED[name]).eval().requires_grad_(False)
     theirs.load_state_dict(standin.random_model(theirs))
     ours = SanaTransformer(config_from_diffusers(dict(theirs.config)), device="meta")
-    tensors = keymaps.to_native(theirs.state_dict(), transformer_layout.DIFFUSERS)
+    tensors = keymaps.to_native(theirs.state_dict(), layouts.transformer.DIFFUSERS)
     ours.load_state_dict(tensors, strict=True, assign=True)
     return ours.requires_grad_(False), theirs
 

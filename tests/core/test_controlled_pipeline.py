@@ -20,7 +20,7 @@ from sprint_core.models.controlnet import AUTHORS, WIRINGS
 from sprint_core.models.transformer import SanaTransformer
 from sprint_core.pipeline import Control, Pipeline
 from sprint_core.shapes import captions, examples, judge, scenes
-from sprint_core.weights import checkpoint, presets
+from sprint_core.weights import checkpoint, layouts, presets
 
 SIZE = (96, 64)  # width, height
 PROMPT = "a red circle"
@@ -203,7 +203,7 @@ def test_command_line(drawing, tmp_path, capsys, kind):
     hint = torch.from_numpy(np.array(resized)).float()[None] / 255
     if kind != "none":
         hint = edges.detect(hint, scribble=kind == "scribble")
-    net = checkpoint.build(checkpoint.load(presets.BUNDLED_CONTROL, "controlnet"), dtype=torch.float32)
+    net = checkpoint.build(checkpoint.load(presets.BUNDLED_CONTROL, layouts.CONTROLNET), dtype=torch.float32)
     want = Pipeline.load(presets.BUNDLED).generate([PROMPT], seeds=[0], steps=1, controls=[Control(net, hint, 0.9)])
     assert np.array_equal(pixels(result["images"][0]), want[0].mul(255).round().byte().numpy())
 

@@ -20,8 +20,7 @@ from sprint_core.text.encoder import TextEncoder
 from sprint_core.text.formats import text_preset
 from sprint_core.text.loading import find_tokenizer, prompt_format
 from sprint_core.text.tokenizers import HFTokenizer
-from sprint_core.weights import checkpoint, presets, quantise, tensorfile
-from sprint_core.weights.kinds import KINDS
+from sprint_core.weights import checkpoint, layouts, presets, quantise, tensorfile
 from sprint_core.weights.presets import Preset
 
 PARTS = ("transformer", "autoencoder", "text_encoder")
@@ -54,10 +53,10 @@ def test_a_whole_pipeline(folder, tmp_path, capsys, to):
     result = run(capsys, folder, out, "--to", to)
     assert result["parts"] == list(PARTS) and result["bytes"] > 0
     for kind in PARTS:
-        source = out / KINDS[kind].folder if to == "diffusers" else out
-        same(checkpoint.load(source, kind), checkpoint.load(folder, kind))
-    encoder = checkpoint.load(out / "text_encoder" if to == "diffusers" else out, "text_encoder")
-    assert find_tokenizer(encoder).data == find_tokenizer(checkpoint.load(folder, "text_encoder")).data
+        source = out / layouts.PARTS[kind].folder if to == "diffusers" else out
+        same(*(checkpoint.load(path, layouts.PARTS[kind]) for path in (source, folder)))
+    encoder = checkpoint.load(out / "text_encoder" if to == "diffusers" else out, layouts.TEXT_ENCODER)
+    assert find_tokenizer(encoder).data == find_tokenizer(checkpoint.load(folder, layouts.TEXT_ENCODER)).data
 
 
 @pytest.mark.parametrize(
@@ -79,9 +78,9 @@ def test_there_and_back(folder, tmp_path, capsys, kind, to, name):
     """One part to a layout, and from that to a native file: the same tensors."""
     there, back = tmp_path / "there" / name, tmp_path / "back.safetensors"
     run(capsys, folder, there, "--to", to, "--part", kind)
-    same(checkpoint.load(there, kind), checkpoint.load(folder, kind))
+    same(*(checkpoint.load(path, layouts.PARTS[kind]) for path in (there, folder)))
     run(capsys, there, back)
-    same(checkpoint.load(back, kind), checkpoint.load(folder, kind))
+    same(*(checkpoint.load(path, layouts.PARTS[kind]) for path in (back, folder)))
 
 
 def test_others_read_it(folder, tmp_path, capsys):
@@ -114,7 +113,7 @@ def test_a_pipeline_of_diffusers(tmp_path, capsys, changes):
         assert np.abs(picture - ours.generate(["a cat"], seeds=[3], steps=1, size=(64, 64))[0].numpy()).max() < 1e-3
     assert run(capsys, tmp_path / "folder", tmp_path / "back.safetensors", "--to", "comfy")["parts"] == list(PARTS)
     for kind in PARTS:
-        same(checkpoint.load(tmp_path / "back.safetensors", kind), checkpoint.load(source, kind))
+        same(*(checkpoint.load(path, layouts.PARTS[kind]) for path in (tmp_path / "back.safetensors", source)))
 
 
 def test_the_bundled_model_to_diffusers_and_back(tmp_path, capsys):
@@ -132,13 +131,13 @@ def test_an_edited_config_counts(folder, tmp_path, capsys):
     run(capsys, folder, tmp_path / "x", "--to", "diffusers", "--part", "transformer")
     config = json.loads((tmp_path / "x" / "config.json").read_text())
     (tmp_path / "x" / "config.json").write_text(json.dumps(config | {"guidance_embeds_scale": 0.25}))
-    assert checkpoint.load(tmp_path / "x", "transformer").config.guidance_scale == 0.25
+    assert checkpoint.load(tmp_path / "x", layouts.TRANSFORMER).config.guidance_scale == 0.25
 
 
 def test_a_folder_of_two_parts(folder, tmp_path, capsys):
     """Not a pipeline, and read all the same."""
     for kind in ("transformer", "autoencoder"):
-        run(capsys, folder, tmp_path / "two" / KINDS[kind].folder, "--to", "diffusers", "--part", kind)
+        run(capsys, folder, tmp_path / "two" / layouts.PARTS[kind].folder, "--to", "diffusers", "--part", kind)
     result = run(capsys, tmp_path / "two", tmp_path / "two.safetensors")
     assert result["parts"] == ["transformer", "autoencoder"]
     run(capsys, tmp_path / "two.safetensors", tmp_path / "again", "--to", "diffusers")
@@ -158,7 +157,7 @@ def test_controlnets(tmp_path, capsys):
     published = standin.control(DIFFUSERS, guidance_embed=False, qk_norm=False, time_scale=1000.0)
     checkpoint.save(tmp_path / "a.safetensors", [published], {})
     run(capsys, tmp_path / "a.safetensors", tmp_path / "folder", "--to", "diffusers")
-    same(checkpoint.load(tmp_path / "folder", "controlnet"), published)
+    same(checkpoint.load(tmp_path / "folder", layouts.CONTROLNET), published)
     checkpoint.save(tmp_path / "b.safetensors", [standin.control(AUTHORS)], {})
     assert convert.main([str(tmp_path / "b.safetensors"), str(tmp_path / "other"), "--to", "diffusers"]) == 1
 
@@ -168,7 +167,7 @@ def test_provenance(folder, tmp_path, capsys):
     about = json.loads(tensorfile.read(tmp_path / "x.safetensors").metadata["sana_sprint"])
     assert about["provenance"] == {"source": "sprint", "command": "python -m sprint_core.convert --to native"}
     assert about["transformer"]["settings"]["size_px"] == 1024
-    weights = checkpoint.load(folder, "transformer")
+    weights = checkpoint.load(folder, layouts.TRANSFORMER)
     assert about["transformer"]["preset"] == checkpoint.preset_name(weights)
     assert about["transformer"]["hash"] == tensorfile.hash_of(weights.tensors)
 
@@ -180,7 +179,7 @@ def test_provenance(folder, tmp_path, capsys):
 @pytest.mark.parametrize("kind", list(quantise.LAYERS))
 def test_quantised_layers(folder, kind, form, limit):
     """Linear layers of blocks within the format's error, a scale beside each; all else untouched."""
-    weights = checkpoint.load(folder, kind)
+    weights = checkpoint.load(folder, layouts.PARTS[kind])
     tensors = quantise.quantised(weights.tensors, kind, form)
     layers = [name.removesuffix(".comfy_quant") for name in tensors if name.endswith(".comfy_quant")]
     assert len(layers) == (16 if kind == "transformer" else 14)
@@ -213,7 +212,7 @@ def test_quantised_files_are_smaller(folder, tmp_path, capsys):
     sizes = [(tmp_path / f"{form}.safetensors").stat().st_size for form in (None, *quantise.FORMATS)]
     assert max(sizes[1:]) < 0.5 * sizes[0]
     with pytest.raises(ValueError, match="quantised"):
-        checkpoint.build(checkpoint.load(tmp_path / "int8.safetensors", "text_encoder"))
+        checkpoint.build(checkpoint.load(tmp_path / "int8.safetensors", layouts.TEXT_ENCODER))
 
 
 # --- refused, and interrupted -----------------------------------------------------------------------
@@ -267,7 +266,7 @@ def test_force_overwrites(folder, tmp_path, capsys):
         (tmp_path / "x" / "old.txt").parent.mkdir(exist_ok=True)
         (tmp_path / "x" / "old.txt").write_text("old")
         run(capsys, folder, tmp_path / name, "--to", to, "--part", "transformer", "--force")
-        same(checkpoint.load(tmp_path / name, "transformer"), checkpoint.load(folder, "transformer"))
+        same(checkpoint.load(tmp_path / name, layouts.TRANSFORMER), checkpoint.load(folder, layouts.TRANSFORMER))
         shutil.rmtree(tmp_path / "x") if to == "native" else None
     assert not (tmp_path / "x" / "old.txt").exists()
 
@@ -303,7 +302,7 @@ def test_an_interruption_leaves_the_old_file(folder, tmp_path, capsys, monkeypat
 def test_the_bundled_model_goes_through(tmp_path, capsys):
     run(capsys, presets.BUNDLED, tmp_path / "x.safetensors", "--to", "comfy")
     for kind in PARTS:
-        same(checkpoint.load(tmp_path / "x.safetensors", kind), checkpoint.load(presets.BUNDLED, kind))
-    encoder = checkpoint.load(tmp_path / "x.safetensors", "text_encoder")
-    assert prompt_format(encoder) == prompt_format(checkpoint.load(presets.BUNDLED, "text_encoder"))
+        same(*(checkpoint.load(path, layouts.PARTS[kind]) for path in (tmp_path / "x.safetensors", presets.BUNDLED)))
+    encoder = checkpoint.load(tmp_path / "x.safetensors", layouts.TEXT_ENCODER)
+    assert prompt_format(encoder) == prompt_format(checkpoint.load(presets.BUNDLED, layouts.TEXT_ENCODER))
     assert isinstance(find_tokenizer(encoder), HFTokenizer)

@@ -27,8 +27,7 @@ from sprint_core.text.encoder import TextEncoder
 from sprint_core.text.formats import TextPreset, text_preset
 from sprint_core.text.loading import find_tokenizer
 from sprint_core.text.tokenizers import tokenizer_state
-from sprint_core.weights import checkpoint, keymaps
-from sprint_core.weights.layouts import transformer as transformer_layout
+from sprint_core.weights import checkpoint, keymaps, layouts
 
 PROMPT = "A red Circle to the left of a blue square"
 PROMPTS = [PROMPT, "a cat", "", "words " * 80]  # the last one is cut
@@ -183,7 +182,7 @@ def test_bf16(folder, ours):
     images = low.generate([PROMPT], seeds=[5], size=SIZE, steps=1)
     assert images.dtype == torch.float32
     assert relative_error(images, ours.generate([PROMPT], seeds=[5], size=SIZE, steps=1)) < 0.1
-    weights = checkpoint.load(folder, "autoencoder")
+    weights = checkpoint.load(folder, layouts.AUTOENCODER)
     weights.tensors = {name: tensor.half() for name, tensor in weights.tensors.items()}
     assert pipeline._dtype(weights, None, "cpu") == torch.float32
     assert pipeline._dtype(weights, None, "cuda") == torch.bfloat16
@@ -223,7 +222,8 @@ def test_nan_is_an_error_not_a_black_image(folder):
 
 def test_parts_from_several_places(folder, tmp_path, ours):
     """One native file with everything, and each part from its own file, give the folder's image."""
-    weights = {kind: checkpoint.load(folder, kind) for kind in ("transformer", "autoencoder", "text_encoder")}
+    kinds = ("transformer", "autoencoder", "text_encoder")
+    weights = {kind: checkpoint.load(folder, layouts.PARTS[kind]) for kind in kinds}
     encoder = weights["text_encoder"]
     encoder.extras |= tokenizer_state(find_tokenizer(encoder))
     encoder.settings["text"] = {"instruction": None}
@@ -297,7 +297,7 @@ def test_command_line_without_out_overwrites_nothing(tmp_path, capsys, monkeypat
 
 
 def test_a_model_without_its_other_parts_says_how_to_name_them(folder, tmp_path, capsys, caplog):
-    checkpoint.save(tmp_path / "t.safetensors", [checkpoint.load(folder, "transformer")], {})
+    checkpoint.save(tmp_path / "t.safetensors", [checkpoint.load(folder, layouts.TRANSFORMER)], {})
     assert __main__.main(["a cat", "--model", str(tmp_path / "t.safetensors")]) == 1
     assert "not a DC-AE" in caplog.text and "or name that part's file as autoencoder (--vae)" in caplog.text
     vae = ["--vae", str(folder)]
@@ -392,8 +392,8 @@ def test_command_line_refuses_bad_images_and_strengths(folder, tmp_path, caplog)
 def test_nvlabs_file_and_folder_paint_the_same_picture(folder, tmp_path, capsys, monkeypatch):
     tiny = pipeline.presets.Preset("tiny", "", standin.TRANSFORMER, 64)
     monkeypatch.setitem(pipeline.presets.PRESETS, "tiny", tiny)
-    native = checkpoint.load(folder, "transformer").tensors
-    torch.save({"state_dict": keymaps.from_native(native, transformer_layout.NVLABS)}, tmp_path / "Sana_Sprint.pth")
+    native = checkpoint.load(folder, layouts.TRANSFORMER).tensors
+    torch.save({"state_dict": keymaps.from_native(native, layouts.transformer.NVLABS)}, tmp_path / "Sana_Sprint.pth")
     options = ("--vae", folder, "--text-encoder", folder, "--size", "96x64", "--out", tmp_path / "x.png")
     pictures = []
     for model in (folder, tmp_path / "Sana_Sprint.pth"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sprint_core.pipeline import Control, Pipeline
-from sprint_core.weights import checkpoint, presets
+from sprint_core.weights import checkpoint, layouts, presets
 
 EXPECTED = {
     "text-1": "22a29ab04be3fe38",
@@ -32,7 +32,7 @@ def images(pipeline) -> dict[str, torch.Tensor]:
     for steps in (1, 2, 4):
         found[f"text-{steps}"] = pipeline.generate(prompts, seeds=seeds, steps=steps)
     found["image"] = pipeline.generate(prompts[:1], seeds=[3], image=found["text-1"][1:], strength=0.6)
-    net = checkpoint.build(checkpoint.load(presets.BUNDLED_CONTROL, "controlnet"), dtype=torch.float32)
+    net = checkpoint.build(checkpoint.load(presets.BUNDLED_CONTROL, layouts.CONTROLNET), dtype=torch.float32)
     hint = torch.zeros(1, 256, 256, 3)
     hint[:, 60:64, 60:200] = hint[:, 196:200, 60:200] = hint[:, 60:200, 60:64] = hint[:, 60:200, 196:200] = 1.0
     found["control"] = pipeline.generate(["a yellow square"], seeds=[4], controls=[Control(net, hint, 0.9)])

@@ -11,8 +11,7 @@ from sprint_core.models.autoencoder import Autoencoder
 from sprint_core.models.controlnet import ControlNetConfig, SanaControlNet
 from sprint_core.models.gemma import Gemma, GemmaConfig
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
-from sprint_core.weights import keymaps
-from sprint_core.weights.layouts import transformer as transformer_layout
+from sprint_core.weights import keymaps, layouts
 
 SPRINT = standin.TRANSFORMER
 TEACHER = dataclasses.replace(SPRINT, guidance_embed=False)
@@ -39,7 +38,7 @@ def nvlabs(config: TransformerConfig = SPRINT, positions: int = 0) -> dict[str, 
     extras |= {"logvar_linear.bias": torch.zeros(1)}
     if positions:
         extras["pos_embed"] = torch.zeros(1, positions, 4)
-    return keymaps.from_native(native(config), transformer_layout.NVLABS) | extras
+    return keymaps.from_native(native(config), layouts.transformer.NVLABS) | extras
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict | None = None) -> Path:

@@ -273,10 +273,10 @@ def write_lora(host):
 def stored(host, pipeline_folder):
     """stored(kind, name, change, config): the stand-in's weights, changed, as a native file in models/checkpoints."""
     from sprint_core.text.loading import find_tokenizer
-    from sprint_core.weights import checkpoint
+    from sprint_core.weights import checkpoint, layouts
 
     def write(kind, name, change=lambda tensors: tensors, config=None):
-        weights = checkpoint.load(pipeline_folder, kind)
+        weights = checkpoint.load(pipeline_folder, layouts.PARTS[kind])
         weights.tensors = change(dict(weights.tensors))
         weights.config = config or weights.config
         if kind == "text_encoder":

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sprint_core.weights import checkpoint, presets, tensorfile
+from sprint_core.weights import checkpoint, layouts, presets, tensorfile
 
 
 @pytest.fixture
@@ -289,7 +289,7 @@ def test_every_message_is_one_the_core_can_make(stored, host):
     """Loading is the core's: the node adds nothing to the message that a script would miss."""
     path = host.base / "models" / "checkpoints" / stored("autoencoder", "same.safetensors")
     with pytest.raises(tensorfile.CheckpointError, match=re.escape(str(path))):
-        checkpoint.load(path, "transformer")
+        checkpoint.load(path, layouts.TRANSFORMER)
 
 
 # --- hostile and odd input ----------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def test_a_stored_description_that_is_no_text(refused, host, stored, blob):
 
 @pytest.mark.parametrize("settings", [5, {"flow_shift": "3"}, {"flow_shift": -1}, {"size_px": 0}])
 def test_settings_out_of_range(refused, host, pipeline_folder, settings):
-    weights = checkpoint.load(pipeline_folder, "transformer")
+    weights = checkpoint.load(pipeline_folder, layouts.TRANSFORMER)
     weights.settings = settings
     checkpoint.save(host.base / "models" / "checkpoints" / "settings.safetensors", [weights], {})
     refused(*MODEL, "settings.safetensors", "settings cannot be used")

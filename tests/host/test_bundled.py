@@ -22,6 +22,15 @@ def pipeline():
     return pipeline
 
 
+def test_a_file_with_all_parts_is_opened_once(host, node, monkeypatch):
+    """Transformer, text encoder, VAE and the colours of its previews."""
+    tensorfile, opened = host.pack("sprint_core.weights.tensorfile"), []
+    read = tensorfile.read
+    monkeypatch.setattr(tensorfile, "read", lambda path: opened.append(path) or read(path))
+    node("SanaSprintLoader", model=presets.BUNDLED_NAME)
+    assert opened == [host.pack("sprint_core.weights.presets").BUNDLED]
+
+
 @pytest.fixture
 def paint(node, bundled):
     """Prompt to image through the nodes, at the model's own size."""

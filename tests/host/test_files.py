@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from sprint_core.weights import checkpoint, presets, tensorfile
+from sprint_core.weights import checkpoint, layouts, part, presets, tensorfile
 
 
 def listed(node, id, name):
@@ -169,10 +169,10 @@ def scaled_fp8(tensors):
 @pytest.fixture
 def quant_header(host, pipeline_folder):
     """The format of ComfyUI's documentation: the layers are named in the header, and by their names in the file."""
-    weights = checkpoint.load(pipeline_folder, "transformer")
+    weights = checkpoint.load(pipeline_folder, layouts.TRANSFORMER)
     tensors = comfy_quant(dict(weights.tensors))
     layers = {k.removesuffix(".comfy_quant"): {"format": "float8_e4m3fn"} for k in tensors if k.endswith("_quant")}
-    prefix, header = "model.diffusion_model.", {checkpoint.METADATA_KEY: json.dumps(checkpoint.describe(weights))}
+    prefix, header = "model.diffusion_model.", {checkpoint.METADATA_KEY: json.dumps(part.describe(weights))}
     header["_quantization_metadata"] = json.dumps({"layers": {prefix + name: about for name, about in layers.items()}})
     tensors = {prefix + k: v for k, v in tensors.items() if not k.endswith("_quant")}
     tensorfile.write(host.base / "models" / "checkpoints" / "header.safetensors", tensors, header)
@@ -232,7 +232,7 @@ def test_files_that_we_quantise(node, host, load, pipeline_folder, sample, clip,
 
 def test_quantised_files_are_for_comfyui_alone(host, stored):
     name = stored("transformer", "core.safetensors", comfy_quant)
-    weights = checkpoint.load(host.base / "models" / "checkpoints" / name, "transformer")
+    weights = checkpoint.load(host.base / "models" / "checkpoints" / name, layouts.TRANSFORMER)
     with pytest.raises(ValueError, match=r"core\.safetensors.*quantised"):
         checkpoint.build(weights)
 

@@ -8,7 +8,7 @@ import pytest
 import standin
 import torch
 
-from sprint_core.weights import checkpoint, tensorfile
+from sprint_core.weights import checkpoint, layouts, tensorfile
 
 LIMIT = 1e-4  # ComfyUI sums in another order than the test
 TABLE = "transformer_blocks.0.scale_shift_table.weight"
@@ -85,7 +85,7 @@ def test_model_merge_simple_merges_every_tensor(node, model, second, sample, loa
 
 def test_model_merge_simple_merges_the_modulation_tables(node, model, second, sample, pipeline_folder):
     merged = node("ModelMergeSimple", model1=model, model2=second, ratio=0.0)
-    original = checkpoint.load(pipeline_folder, "transformer").tensors[TABLE]
+    original = checkpoint.load(pipeline_folder, layouts.TRANSFORMER).tensors[TABLE]
     table, seen = model.model.diffusion_model.get_submodule(TABLE.removesuffix(".weight")), []
     hook = table.register_forward_hook(lambda _, x, rows: seen.append(rows.clone()))
     sample(model=merged, steps=1)
@@ -167,4 +167,4 @@ def test_vae_save_keeps_what_no_tensor_shows(node, stored, saved, pixels):
         assert vae.first_stage_model.config.decoder_conv_act == "silu"
     latents = [node("VAEEncode", vae=v, pixels=pixels) for v in (again, original)]
     assert torch.equal(latents[0]["samples"], latents[1]["samples"])
-    assert checkpoint.load(file, "autoencoder").config == config  # the core reads it too
+    assert checkpoint.load(file, layouts.AUTOENCODER).config == config  # the core reads it too

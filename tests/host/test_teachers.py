@@ -7,7 +7,7 @@ import standin
 import torch
 
 from sprint_core import trigflow
-from sprint_core.weights import checkpoint
+from sprint_core.weights import checkpoint, layouts
 
 STEPS, CFG = 6, 4.5
 
@@ -30,7 +30,7 @@ def shifted(shift, steps):
 
 
 def test_ksampler_is_an_euler_loop_on_the_core_transformer(folder, teacher, ksample, positive, other, close):
-    net = checkpoint.build(checkpoint.load(folder, "transformer"))
+    net = checkpoint.build(checkpoint.load(folder, layouts.TRANSFORMER))
     x = torch.randn(1, 32, 3, 4, generator=torch.manual_seed(1))
     sigmas = shifted(3.0, STEPS)
     for s, s_next in zip(sigmas, sigmas[1:]):

@@ -23,7 +23,7 @@ from ...models.transformer import SanaTransformer
 from ...shapes import captions, examples, scenes
 from ...text.loading import find_tokenizer, prompt_format
 from ...text.prompts import PromptTokenizer
-from ...weights import checkpoint, presets, tensorfile
+from ...weights import checkpoint, layouts, presets, tensorfile
 from ...weights.checkpoint import CheckpointError
 from ..dataset import scenes as data
 from ..dataset.captioned import captioned
@@ -58,10 +58,10 @@ class ControlRun:
 
     def __init__(self, out: Path, recipe: Recipe, sources: ControlSources, pool: int = POOL, workers: Workers = ALONE):
         self.out, self.recipe, self.sources, self.pool, self.workers = Path(out), recipe, sources, pool, workers
-        self.given = checkpoint.load(sources.student, "transformer")
+        self.given = checkpoint.load(sources.student, layouts.TRANSFORMER)
         if not self.given.config.guidance_embed:
             raise CheckpointError(f"{sources.student}: a multi-step SANA; a ControlNet is trained on a SANA-Sprint")
-        self.encoder = checkpoint.load(sources.text_encoder, "text_encoder")
+        self.encoder = checkpoint.load(sources.text_encoder, layouts.TEXT_ENCODER)
         if self.encoder.config.width != self.given.config.caption_width:
             raise CheckpointError(
                 f"{sources.text_encoder}: embeddings of {self.encoder.config.width} numbers; {sources.student} reads "
@@ -73,7 +73,7 @@ class ControlRun:
 
     def _begun(self) -> controlnet.SanaControlNet:
         """The given ControlNet. Raises CheckpointError if it is not of this trunk."""
-        weights = checkpoint.load(self.sources.branch, "controlnet")
+        weights = checkpoint.load(self.sources.branch, layouts.CONTROLNET)
         same = tensorfile.hash_of(controlnet.of_trunk(self.given.tensors, weights.config.wiring))
         own = {k: v for k, v in weights.tensors.items() if k.startswith(controlnet.SHARED)}
         if tensorfile.hash_of(own) != same:
@@ -82,7 +82,7 @@ class ControlRun:
 
     @functools.cached_property
     def autoencoder(self) -> Autoencoder:
-        weights = checkpoint.load(self.sources.autoencoder, "autoencoder")
+        weights = checkpoint.load(self.sources.autoencoder, layouts.AUTOENCODER)
         return checkpoint.build(weights, dtype=torch.float32, device=self.workers.device)
 
     def branch(self) -> controlnet.SanaControlNet:
@@ -123,7 +123,7 @@ class ControlRun:
             return data.control_images(images.to(device), hed)
 
         made_by = f"edges {EDGES_VERSION} {data.weights_hash(hed) if hed else ''}"
-        vae, size_px = checkpoint.load(self.sources.autoencoder, "autoencoder"), self.given.settings["size_px"]
+        vae, size_px = checkpoint.load(self.sources.autoencoder, layouts.AUTOENCODER), self.given.settings["size_px"]
         folder = self.out / "encoded"
         pictures = encode_pictures(self.items, folder, vae, self.encoder, size_px, self.workers, control, made_by)
         return Embedded(transformer, pictures.null), pictures, None
@@ -140,6 +140,6 @@ class ControlRun:
             settings = {"trunk": presets.BUNDLED.name, "trunk_hash": tensorfile.hash_of(shared)}
             tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
         provenance = {"source": f"trained on {self.sources.student.name}", "command": command}
-        part = checkpoint.Weights("controlnet", branch.config, tensors, path, settings)
+        part = checkpoint.Weights(layouts.CONTROLNET, branch.config, tensors, path, settings)
         checkpoint.save(path, [part], provenance)
         return [path]

@@ -22,7 +22,7 @@ from ...shapes import captions, examples
 from ...text.formats import TextPreset
 from ...text.prompts import PromptTokenizer
 from ...text.tokenizers import HFTokenizer, tokenizer_state
-from ...weights import checkpoint, tensorfile
+from ...weights import checkpoint, layouts, tensorfile
 from .. import recipes
 from ..dataset import scenes as data
 from ..engine.randomness import initialise
@@ -100,7 +100,7 @@ class Demo:
     def autoencoder(self) -> Autoencoder:
         """The DC-AE with unit latents: the given one, or after both of its stages. Raises CheckpointError."""
         if self.given is not None:
-            given = checkpoint.load(self.given, "autoencoder")
+            given = checkpoint.load(self.given, layouts.AUTOENCODER)
             return checkpoint.build(given, dtype=torch.float32, device=self.workers.device)
         if self.workers.world > 1 or self.recipe.stages["autoencoder"].portion:
             raise ValueError(

@@ -21,7 +21,7 @@ from ...models.gemma import GemmaConfig
 from ...models.transformer import SanaTransformer
 from ...text.encoder import TextEncoder, pad_embeddings
 from ...text.loading import find_tokenizer, prompt_format
-from ...weights import checkpoint, presets
+from ...weights import checkpoint, layouts, presets
 from ...weights.checkpoint import CheckpointError, Weights
 from ..dataset import scenes as data
 from ..dataset.captioned import Item, captioned
@@ -108,10 +108,10 @@ class Published:
     def __init__(self, out: Path, recipe: Recipe, sources: Sources, workers: Workers = ALONE):
         self.out, self.recipe, self.sources, self.workers = Path(out), recipe, sources, workers
         self.size_px = presets.PRESETS[recipe.preset].size_px
-        self.given = checkpoint.load(sources.teacher, "transformer", sources.time_scale)
+        self.given = checkpoint.load(sources.teacher, layouts.TRANSFORMER, sources.time_scale)
         self.encoders = {
-            "autoencoder": checkpoint.load(sources.autoencoder, "autoencoder"),
-            "text_encoder": checkpoint.load(sources.text_encoder, "text_encoder"),
+            "autoencoder": checkpoint.load(sources.autoencoder, layouts.AUTOENCODER),
+            "text_encoder": checkpoint.load(sources.text_encoder, layouts.TEXT_ENCODER),
         }
         self.start = continued(sources.student) if sources.student else student_of
         self._check_teacher()
@@ -168,7 +168,8 @@ class Published:
         tensors = {key: tensor.detach().to("cpu", torch.bfloat16) for key, tensor in model.state_dict().items()}
         settings = {"size_px": self.size_px, "flow_shift": presets.FLOW_SHIFT}
         provenance = {"source": f"distilled from {self.sources.teacher.name}", "command": command}
-        checkpoint.save(path, [checkpoint.Weights("transformer", model.config, tensors, path, settings)], provenance)
+        weights = checkpoint.Weights(layouts.TRANSFORMER, model.config, tensors, path, settings)
+        checkpoint.save(path, [weights], provenance)
         return [path]
 
     def _transformer(self) -> SanaTransformer:

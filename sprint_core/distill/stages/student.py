@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...models.layers import MLP, sdpa, timestep_embedding
 from ...models.transformer import SanaTransformer
 from ...trigflow import SIGMA_DATA, add_noise, flow_predict_x0, predict_x0
-from ...weights import checkpoint
+from ...weights import checkpoint, layouts
 from ..engine.randomness import SampleRandom, initialise
 from ..engine.recompute import kept, recomputed
 from ..losses import ladd, scm
@@ -43,7 +43,7 @@ class Student(nn.Module):
 
 def continued(path: Path) -> Callable[[SanaTransformer], SanaTransformer]:
     """Start from the SANA-Sprint in a file rather than from its teacher. Raises CheckpointError; so does the start."""
-    weights = checkpoint.load(path, "transformer")
+    weights = checkpoint.load(path, layouts.TRANSFORMER)
 
     def start(teacher: SanaTransformer) -> SanaTransformer:
         if weights.config != replace(teacher.config, guidance_embed=True):

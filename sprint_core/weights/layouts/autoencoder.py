@@ -6,8 +6,10 @@ from typing import Any
 
 from ...config import from_dict
 from ...latent import SCALE
+from ...models.autoencoder import Autoencoder
 from ...models.autoencoder_config import RES, SANA, VIT, AutoencoderConfig
-from ..keymaps import _rules
+from ..keymaps import Naming, rules
+from ..part import Layout, Shapes
 
 # Names in the config.json of a diffusers AutoencoderDC, and what it means by leaving one out.
 _DIFFUSERS_KEYS = {
@@ -66,7 +68,7 @@ def config_to_diffusers(config: AutoencoderConfig) -> dict[str, Any]:
     return {"_class_name": "AutoencoderDC", "scaling_factor": SCALE} | written
 
 
-def _infer_stage(shapes: Mapping[str, tuple], stage: str) -> tuple[str, int, int, tuple[int, ...]]:
+def _infer_stage(shapes: Shapes, stage: str) -> tuple[str, int, int, tuple[int, ...]]:
     """Block type, channels, layers and attention kernels of the stage with this key prefix."""
 
     def found(suffix: str) -> list[tuple]:
@@ -80,7 +82,7 @@ def _infer_stage(shapes: Mapping[str, tuple], stage: str) -> tuple[str, int, int
     return RES, convs[0][0] if convs else 0, len(convs), ()
 
 
-def _infer_side(shapes: Mapping[str, tuple], side: str, root: str) -> dict[str, Any]:
+def _infer_side(shapes: Shapes, side: str, root: str) -> dict[str, Any]:
     """Per-stage settings of the encoder or decoder, whose stages have keys beginning with `root`."""
     count = 1 + max(int(key[len(root) :].split(".")[0]) for key in shapes if key.startswith(root))
     blocks, channels, layers, scales = zip(*(_infer_stage(shapes, f"{root}{i}.") for i in range(count)))
@@ -90,7 +92,7 @@ def _infer_side(shapes: Mapping[str, tuple], side: str, root: str) -> dict[str, 
     return {f"{side}_{name}": value for name, value in values.items()}
 
 
-def _infer_fields(shapes: Mapping[str, tuple]) -> dict[str, Any]:
+def _infer_fields(shapes: Shapes) -> dict[str, Any]:
     down, up = "encoder.down_blocks.", "decoder.up_blocks."
     found = {**_infer_side(shapes, "encoder", down), **_infer_side(shapes, "decoder", up)}
     stages = len(found["encoder_channels"])
@@ -109,7 +111,7 @@ def _infer_fields(shapes: Mapping[str, tuple]) -> dict[str, Any]:
     }
 
 
-def infer_config(shapes: Mapping[str, tuple]) -> AutoencoderConfig:
+def infer_config(shapes: Shapes) -> AutoencoderConfig:
     """The configuration behind a state dict in diffusers naming, from {key: shape}.
 
     Three things leave no trace in shapes. Both latent shortcuts are taken to be there, as in every
@@ -143,8 +145,8 @@ DCAE_STAGE = (
     ("local_module.main.point_conv.norm.@", "conv_out.norm.@"),
 )
 
-DCAE = (
-    _rules(
+DCAE = Naming(
+    rules(
         (
             ("encoder.project_in.conv.@", "encoder.conv_in.@"),
             ("encoder.project_in.conv.conv.@", "encoder.conv_in.conv.@"),
@@ -161,6 +163,21 @@ DCAE = (
             ("decoder.stages.*.op_list.*.main.conv.@", "decoder.up_blocks.*.*.conv.@"),
         )
     )
-    + _rules(DCAE_STAGE, "encoder.stages.*.op_list.*.", "encoder.down_blocks.*.*.")
-    + _rules(DCAE_STAGE, "decoder.stages.*.op_list.*.", "decoder.up_blocks.*.*.")
+    + rules(DCAE_STAGE, "encoder.stages.*.op_list.*.", "encoder.down_blocks.*.*.")
+    + rules(DCAE_STAGE, "decoder.stages.*.op_list.*.", "decoder.up_blocks.*.*.")
+)
+
+AUTOENCODER = Layout(
+    name="autoencoder",
+    title="a DC-AE",
+    folder="vae",
+    markers=("decoder.norm_out.weight", "decoder.project_out.op_list.0.weight"),
+    prefixes=("vae.", "first_stage_model.", "autoencoder.", "module.", ""),
+    namings=(DCAE,),  # no name of diffusers' is one of its authors'
+    diffusers_naming=lambda config: Naming(()),
+    config=AutoencoderConfig,
+    config_from_diffusers=config_from_diffusers,
+    config_to_diffusers=config_to_diffusers,
+    infer_config=infer_config,
+    network=Autoencoder,
 )

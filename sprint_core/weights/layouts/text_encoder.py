@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...models.gemma import GemmaConfig
-from ..keymaps import _rules
+from ...models.gemma import Gemma, GemmaConfig
+from ..keymaps import Naming, rules
+from ..part import Layout
 
 HF_NAMES = {
     "vocab_size": "vocab",
@@ -42,7 +43,7 @@ def config_to_hf(config: GemmaConfig) -> dict[str, Any]:
 
 
 def infer_config(shapes: Mapping[str, Sequence[int]], head_dim: int = 256) -> GemmaConfig:
-    """From the shapes of a state dict with this module's names.
+    """From the shapes of a state dict under native names.
 
     Shapes give heads * head_dim only, so head_dim must be known: 256 in the 2B and 9B models, whose
     query_scale equals it. (In the 27B both differ; it is no SANA encoder.) Raises ValueError.
@@ -62,17 +63,40 @@ def infer_config(shapes: Mapping[str, Sequence[int]], head_dim: int = 256) -> Ge
     return GemmaConfig(vocab=vocab, width=width, depth=depth, ffn=ffn, **heads)
 
 
-# Hugging Face saves Gemma without its causal-LM wrapper in diffusers folders.
-GEMMA_BARE = _rules(
-    (("embed_tokens.weight", "model.embed_tokens.weight"), ("norm.weight", "model.norm.weight"))
-) + _rules(
-    (
-        *((f"self_attn.{p}_proj.weight",) * 2 for p in "qkvo"),
-        *((f"mlp.{p}_proj.weight",) * 2 for p in ("gate", "up", "down")),
-        *((f"{p}_layernorm.weight",) * 2 for p in ("input", "post_attention", "pre_feedforward", "post_feedforward")),
+# Hugging Face saves Gemma without its causal-LM wrapper in diffusers folders, and with its head elsewhere.
+GEMMA_BARE = Naming(
+    rules((("embed_tokens.weight", "model.embed_tokens.weight"), ("norm.weight", "model.norm.weight")))
+    + rules(
+        (
+            *((f"self_attn.{p}_proj.weight",) * 2 for p in "qkvo"),
+            *((f"mlp.{p}_proj.weight",) * 2 for p in ("gate", "up", "down")),
+            *(
+                (f"{p}_layernorm.weight",) * 2
+                for p in ("input", "post_attention", "pre_feedforward", "post_feedforward")
+            ),
+        ),
+        "layers.*.",
+        "model.layers.*.",
     ),
-    "layers.*.",
-    "model.layers.*.",
+    dropped=r"lm_head\.weight",
 )
 
-GEMMA_DROPPED = ("lm_head.weight",)
+TEXT_ENCODER = Layout(
+    name="text_encoder",
+    title="a Gemma-2 text encoder",
+    folder="text_encoder",
+    markers=(
+        "model.layers.0.post_feedforward_layernorm.weight",
+        "layers.0.post_feedforward_layernorm.weight",
+    ),
+    prefixes=("text_encoders.gemma2_2b.transformer.", "gemma2_2b.transformer.", "text_encoder.", "transformer.", ""),
+    namings=(GEMMA_BARE,),
+    diffusers_naming=lambda config: GEMMA_BARE,
+    config=GemmaConfig,
+    config_from_diffusers=config_from_hf,
+    config_to_diffusers=config_to_hf,
+    infer_config=infer_config,
+    network=Gemma,
+    file_stem="model",
+    extras=("spiece_model", "tokenizer_json"),
+)

@@ -31,7 +31,7 @@ from sprint_core.text.loading import find_tokenizer
 from sprint_core.text.prompts import PromptTokenizer
 from sprint_core.text.tokenizers import HFTokenizer, tokenizer_state
 from sprint_core.trigflow import SIGMA_DATA, add_noise, flow_predict_x0
-from sprint_core.weights import checkpoint, presets
+from sprint_core.weights import checkpoint, layouts, part, presets
 
 CONFIG = TransformerConfig(width=64, depth=4, cross_heads=2, caption_width=64)
 LATENTS = torch.stack([torch.full((32, 2, 2), 1.0), torch.full((32, 2, 2), -1.0)])
@@ -166,7 +166,7 @@ def test_demo_control(short, tmp_path, capsys):
     assert path.stat().st_size < 3e6
     first = path.read_bytes()
     assert run(out, pool=4) == 0 and path.read_bytes() == first
-    weights = checkpoint.load(path, "controlnet")
+    weights = checkpoint.load(path, layouts.CONTROLNET)
     assert (weights.config.depth, weights.config.wiring, weights.config.guidance_embed) == (3, "authors", True)
     net = checkpoint.build(weights, dtype=torch.float32)
     pipeline = Pipeline.load(presets.BUNDLED)
@@ -193,9 +193,9 @@ def test_control_of_pictures(short, tmp_path, capsys):
     tensors = checkpoint.tensorfile.read(shard).tensors
     assert tensors["hints"].shape == tensors["latents"].shape
     assert not torch.equal(tensors["hints"], tensors["latents"])
-    weights = checkpoint.load(out / "sana_controlnet.safetensors", "controlnet")
+    weights = checkpoint.load(out / "sana_controlnet.safetensors", layouts.CONTROLNET)
     checkpoint.check_names(weights)
-    assert checkpoint.majority_dtype(weights.tensors) == torch.bfloat16
+    assert part.majority_dtype(weights.tensors) == torch.bfloat16
     assert run(out, **given) == 0
 
 
@@ -262,8 +262,9 @@ def test_training_on_from_a_control_net(short, tmp_path, caplog):
     assert run(tmp_path / "first", pool=4) == 0
     first = tmp_path / "first" / "sana_controlnet_tiny.safetensors"
     assert run(tmp_path / "second", pool=4, control=first) == 0
-    second = checkpoint.load(tmp_path / "second" / first.name, "controlnet").tensors
-    start, name = checkpoint.load(first, "controlnet").tensors, "controlnet_blocks.0.weight"  # which begins at zero
+    second = checkpoint.load(tmp_path / "second" / first.name, layouts.CONTROLNET).tensors
+    start = checkpoint.load(first, layouts.CONTROLNET).tensors
+    name = "controlnet_blocks.0.weight"  # which begins at zero
     assert 0 < (second[name] - start[name]).float().norm() < 3 * start[name].float().norm()
     assert run(tmp_path / "second", pool=4) == 1 and "holds another run" in caplog.text
     folder = standin.make(tmp_path / "sprint")
@@ -275,7 +276,7 @@ def test_training_on_from_a_control_net(short, tmp_path, caplog):
 
 
 def test_another_text_encoder_is_another_run(short, tmp_path, caplog):
-    weights = checkpoint.load(presets.BUNDLED, "text_encoder")
+    weights = checkpoint.load(presets.BUNDLED, layouts.TEXT_ENCODER)
     weights.extras |= tokenizer_state(find_tokenizer(weights))
     weights.tensors = {k: v + 0.01 for k, v in weights.tensors.items()}
     checkpoint.save(tmp_path / "other.safetensors", [weights], {})
@@ -286,7 +287,7 @@ def test_another_text_encoder_is_another_run(short, tmp_path, caplog):
 
 def test_the_bundled_pair_belongs_together():
     """Its ControlNet was trained on this very model: loading checks what they share."""
-    weights = checkpoint.load(presets.BUNDLED_CONTROL, "controlnet")
+    weights = checkpoint.load(presets.BUNDLED_CONTROL, layouts.CONTROLNET)
     assert weights.settings["trunk"] == presets.BUNDLED.name
     assert presets.BUNDLED_CONTROL.stat().st_size <= 3e6
     checkpoint.check_names(weights)

@@ -12,7 +12,7 @@ from sprint_core.distill.engine.randomness import SampleRandom, initialise
 from sprint_core.distill.runs import demo
 from sprint_core.pipeline import Pipeline
 from sprint_core.shapes import captions, examples, judge, scenes
-from sprint_core.weights import checkpoint
+from sprint_core.weights import checkpoint, layouts
 
 SETTINGS = [f"{stage}.{key}=2" for stage in recipes.DEMO for key in ("steps", "batch")] + ["distill.ladd_from=1"]
 SHORT = recipes.override(recipes.RECIPES["demo"], SETTINGS)
@@ -32,7 +32,7 @@ def test_from_nothing_to_an_image(tmp_path, small_shards):
     assert pipeline.text_encoder.prompts.preset == run.prompts.preset
     image = pipeline.generate(["a red circle"], seeds=[0], steps=1)
     assert image.shape == (1, 256, 256, 3)
-    assert checkpoint.load(teacher, "transformer").config.guidance_embed is False
+    assert checkpoint.load(teacher, layouts.TRANSFORMER).config.guidance_embed is False
     again = demo.Demo(tmp_path, SHORT, pool=6).export(
         tmp_path / "again", "the command"
     )  # resumes: nothing is left to do

@@ -20,7 +20,7 @@ from sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from sprint_core.text.formats import TextPreset
 from sprint_core.text.prompts import PromptTokenizer
 from sprint_core.text.tokenizers import HFTokenizer
-from sprint_core.weights import checkpoint
+from sprint_core.weights import checkpoint, layouts
 
 CONFIG = TransformerConfig(width=64, depth=3, cross_heads=2, caption_width=64, guidance_embed=False)
 PICTURES = {"red": torch.full((32, 2, 2), 1.0), "blue": torch.full((32, 2, 2), -1.0)}
@@ -105,7 +105,7 @@ def test_distillation_goes_on_from_a_student(model, tmp_path):
     path = tmp_path / "student.safetensors"
     tensors = {name: tensor.detach() for name, tensor in before.state_dict().items()}
     sizes = {"size_px": 64, "flow_shift": 1.0}
-    checkpoint.save(path, [checkpoint.Weights("transformer", before.config, tensors, tmp_path, sizes)], {})
+    checkpoint.save(path, [checkpoint.Weights(layouts.TRANSFORMER, before.config, tensors, tmp_path, sizes)], {})
     found = DistillStage(model, DATA, Objective(), start=continued(path)).modules["student"].transformer
     assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in tensors.items())
     other = SanaTransformer(dataclasses.replace(CONFIG, depth=2))

@@ -20,8 +20,7 @@ from sprint_core.distill.stages.teacher import is_stable
 from sprint_core.models.autoencoder import Autoencoder
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from sprint_core.pipeline import Pipeline
-from sprint_core.weights import checkpoint, keymaps
-from sprint_core.weights.layouts import transformer as transformer_layout
+from sprint_core.weights import checkpoint, keymaps, layouts
 
 pytestmark = pytest.mark.usefixtures("tiny")
 ESTIMATES: dict[str, list[estimate.Estimate]] = {}  # by recipe: most of a run's time, and always the same
@@ -93,7 +92,7 @@ def test_from_pictures_to_an_image(run, models, tmp_path, capsys):
     assert run() == 0
     files = json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
     assert files == [str(tmp_path / "out" / "sana_tiny.safetensors")]
-    weights = checkpoint.load(files[0], "transformer")
+    weights = checkpoint.load(files[0], layouts.TRANSFORMER)
     assert weights.config == standin.TRANSFORMER and weights.settings["size_px"] == 64
     assert {tensor.dtype for tensor in weights.tensors.values()} == {torch.bfloat16}
     pipeline = Pipeline.load(files[0], autoencoder=models, text_encoder=models, dtype=torch.float32)
@@ -115,7 +114,7 @@ def test_the_same_again_trains_nothing_and_writes_the_same(run, tmp_path, monkey
 
 def test_the_teacher_stage_alone(run, tmp_path):
     assert run(stage="teacher") == 0
-    weights = checkpoint.load(tmp_path / "out" / "sana_tiny_teacher.safetensors", "transformer")
+    weights = checkpoint.load(tmp_path / "out" / "sana_tiny_teacher.safetensors", layouts.TRANSFORMER)
     assert weights.config == standin.TEACHER
     start = standin.random_model(SanaTransformer(standin.TEACHER, device="meta"))
     moved = [name for name, tensor in weights.tensors.items() if not torch.equal(tensor, start[name].bfloat16())]
@@ -125,16 +124,16 @@ def test_the_teacher_stage_alone(run, tmp_path):
 
 def test_every_layout_of_a_teacher_gives_the_same(run, models, tmp_path):
     """Its file says what it is, or, as with the authors' own, --time-scale does."""
-    weights = checkpoint.load(models, "transformer")
+    weights = checkpoint.load(models, layouts.TRANSFORMER)
     checkpoint.save(tmp_path / "native.safetensors", [weights], {})
-    torch.save(keymaps.from_native(weights.tensors, transformer_layout.NVLABS), tmp_path / "authors.pth")
-    layouts = {
+    torch.save(keymaps.from_native(weights.tensors, layouts.transformer.NVLABS), tmp_path / "authors.pth")
+    sources = {
         "folder": {"teacher": models},
         "native": {"teacher": tmp_path / "native.safetensors"},
         "authors": {"teacher": tmp_path / "authors.pth", "time_scale": 1},
     }
     results = []
-    for name, options in layouts.items():
+    for name, options in sources.items():
         assert run(out=tmp_path / name, **options) == 0
         results.append(tensors(tmp_path / name / "sana_tiny.safetensors"))
     for other in results[1:]:
@@ -149,7 +148,7 @@ def test_a_teacher_without_stabilisers_gets_them_first(run, change, tmp_path):
     assert run(teacher=given) == 0
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {"teacher", "distill", "encoded", "sana_tiny.safetensors"}
-    assert checkpoint.load(out / "sana_tiny.safetensors", "transformer").config == standin.TRANSFORMER
+    assert checkpoint.load(out / "sana_tiny.safetensors", layouts.TRANSFORMER).config == standin.TRANSFORMER
     before = (out / "sana_tiny.safetensors").read_bytes()
     assert run(teacher=given) == 0 and (out / "sana_tiny.safetensors").read_bytes() == before
 
@@ -212,7 +211,8 @@ def test_other_models_are_refused(run, models, no_step, caplog, tmp_path):
     sprint = standin.make(tmp_path / "sprint")
     wide = standin.make(tmp_path / "wide", dataclasses.replace(standin.TEACHER, caption_width=96))
     config = dataclasses.replace(standin.AUTOENCODER, latent_channels=16)
-    vae = checkpoint.Weights("autoencoder", config, standin.random_model(Autoencoder(config, device="meta")), tmp_path)
+    tensors = standin.random_model(Autoencoder(config, device="meta"))
+    vae = checkpoint.Weights(layouts.AUTOENCODER, config, tensors, tmp_path)
     checkpoint.save(tmp_path / "vae.safetensors", [vae], {})
     refused = {
         f"{large}: width 64 and 3 blocks; tiny has 64 and 2: choose the recipe of that size": {"teacher": large},

@@ -15,7 +15,7 @@ from sprint_core.evaluate import official, scoring, sheet
 from sprint_core.models.transformer import SanaTransformer
 from sprint_core.pipeline import Pipeline
 from sprint_core.shapes import captions
-from sprint_core.weights import checkpoint, presets
+from sprint_core.weights import checkpoint, layouts, presets
 from sprint_core.weights.tensorfile import CheckpointError
 
 
@@ -115,7 +115,7 @@ def test_teacher_is_judged_too(tmp_path):
     pipeline = Pipeline.load(presets.BUNDLED)
     config = dataclasses.replace(pipeline.transformer.config, guidance_embed=False)
     tensors = standin.random_model(SanaTransformer(config, device="meta"))
-    part = checkpoint.Weights("transformer", config, tensors, tmp_path, {"size_px": 256, "flow_shift": 5.0})
+    part = checkpoint.Weights(layouts.TRANSFORMER, config, tensors, tmp_path, {"size_px": 256, "flow_shift": 5.0})
     checkpoint.save(tmp_path / "teacher.safetensors", [part], {})
     paint = scoring.teacher(tmp_path / "teacher.safetensors", pipeline, 3, 2.0)
     images = paint(["a red circle", "two blue crosses"], [0, 1])

@@ -12,7 +12,8 @@ from sprint_core import convert, pipeline
 from sprint_core.images import preview
 from sprint_core.images.preview import Factors, RGBFit
 from sprint_core.shapes import examples, scenes
-from sprint_core.weights import checkpoint, presets
+from sprint_core.weights import checkpoint, layouts, presets
+from sprint_core.weights.checkpoint import Source
 from sprint_core.weights.tensorfile import CheckpointError
 
 SCALE = 0.41407
@@ -64,7 +65,7 @@ def test_what_cannot_be_explained():
 
 def test_the_bundled_model_has_its_colours():
     """Fitted on its scenes: a preview looks like the picture, as small as it is."""
-    factors = preview.known(presets.BUNDLED)
+    factors = preview.find(Source(presets.BUNDLED))
     model = pipeline.Pipeline.load(presets.BUNDLED).autoencoder
     drawn = torch.stack([torch.from_numpy(scenes.render(examples.scene_and_caption(i, "test")[0])) for i in range(20)])
     image = drawn.movedim(-1, 1).float() / 255
@@ -77,26 +78,26 @@ def test_fitting_on_pictures(vae, pictures, capsys):
     assert fit(vae, pictures) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["pictures"], result["cells"], result["file"]) == (12, 12 * 64, str(vae / "vae.preview.json"))
-    model = checkpoint.build(checkpoint.load(vae, "autoencoder"), dtype=torch.float32)
+    model = checkpoint.build(checkpoint.load(vae, layouts.AUTOENCODER), dtype=torch.float32)
     expected = RGBFit()
     for file in sorted(pictures.rglob("*.png")):
         image = preview._picture(file)
         expected.observe(model.encode(image), (image.movedim(1, -1) + 1) / 2)
-    assert preview.known(vae) == expected.factors()
+    assert preview.find(Source(vae)) == expected.factors()
     assert result["explained"] == pytest.approx(expected.explained(), abs=1e-4)
     assert fit(vae, pictures) == 1 and fit(vae, pictures, "--force") == 0
 
 
 def test_of_a_single_file_and_of_a_pipeline(vae, pictures, tmp_path):
     assert convert.main([str(vae), str(tmp_path / "one.safetensors")]) == 0
-    assert preview.known(tmp_path / "one.safetensors") is None
+    assert preview.find(Source(tmp_path / "one.safetensors")) is None
     assert fit(tmp_path / "one.safetensors", pictures) == 0
-    assert preview.known(tmp_path / "one.safetensors") is not None
+    assert preview.find(Source(tmp_path / "one.safetensors")) is not None
     folder = standin.make(tmp_path / "whole")
-    assert preview.known(folder) is None
+    assert preview.find(Source(folder)) is None
     assert fit(folder, pictures) == 0
-    assert preview.known(folder) == preview.known(folder / "vae") is not None
-    assert preview.known(folder / "transformer") is None
+    assert preview.find(Source(folder)) == preview.find(Source(folder / "vae")) is not None
+    assert preview.find(Source(folder / "transformer")) is None
 
 
 def test_pictures_of_any_size(tmp_path):
@@ -129,7 +130,7 @@ def test_bad_input(vae, pictures, tmp_path, caplog):
 def test_a_damaged_fit(vae, content):
     (vae / "vae.preview.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"vae\.preview\.json"):
-        preview.known(vae)
+        preview.find(Source(vae))
 
 
 def test_factors_are_checked():

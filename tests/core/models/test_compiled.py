@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sprint_core.models import compiled
-from sprint_core.weights import checkpoint
+from sprint_core.weights import checkpoint, layouts
 from sprint_core.weights.presets import BUNDLED, BUNDLED_CONTROL
 
 LIMIT = 1e-4
@@ -19,7 +19,7 @@ def forget():
 
 def bundled(kind):
     return checkpoint.build(
-        checkpoint.load(BUNDLED_CONTROL if kind == "controlnet" else BUNDLED, kind), dtype=torch.float32
+        checkpoint.load(BUNDLED_CONTROL if kind == "controlnet" else BUNDLED, layouts.PARTS[kind]), dtype=torch.float32
     )
 
 

@@ -15,12 +15,10 @@ from torch import nn
 from sprint_core.models import controlnet
 from sprint_core.models.controlnet import AUTHORS, DIFFUSERS, ControlNetConfig, SanaControlNet
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
-from sprint_core.weights import checkpoint, keymaps, presets, tensorfile
+from sprint_core.weights import checkpoint, keymaps, layouts, presets, tensorfile
 from sprint_core.weights.checkpoint import CheckpointError, load
-from sprint_core.weights.kinds import kinds_in
-from sprint_core.weights.layouts import controlnet as controlnet_layout
-from sprint_core.weights.layouts import transformer as transformer_layout
-from sprint_core.weights.layouts.controlnet import control_config_from_diffusers
+from sprint_core.weights.kinds import parts_in
+from sprint_core.weights.layouts.controlnet import config_from_diffusers
 from sprint_core.weights.presets import PRESETS
 
 SIZE = (4, 6)
@@ -46,8 +44,8 @@ def theirs(blocks: int = 2) -> SanaControlNetModel:
 
 
 def ours(model: nn.Module) -> SanaControlNet:
-    branch = SanaControlNet(control_config_from_diffusers(dict(model.config)), device="meta")
-    branch.load_state_dict(keymaps.to_native(model.state_dict(), transformer_layout.DIFFUSERS), assign=True)
+    branch = SanaControlNet(config_from_diffusers(dict(model.config)), device="meta")
+    branch.load_state_dict(keymaps.to_native(model.state_dict(), layouts.transformer.DIFFUSERS), assign=True)
     return branch.requires_grad_(False)
 
 
@@ -179,8 +177,8 @@ def authors_pth(branch: SanaControlNet, depth: int = 4) -> dict[str, torch.Tenso
     """The authors' file of a branch: a whole trunk around it."""
     config = dataclasses.replace(TRUNK, guidance_embed=False, depth=depth, qk_norm=branch.config.qk_norm)
     base = SanaTransformer(config, device="meta")
-    whole = keymaps.from_native(standin.random_model(base, seed=9), transformer_layout.NVLABS)
-    return whole | keymaps.from_native(branch.state_dict(), controlnet_layout.NVLABS_CONTROL)
+    whole = keymaps.from_native(standin.random_model(base, seed=9), layouts.transformer.NVLABS)
+    return whole | keymaps.from_native(branch.state_dict(), layouts.controlnet.NVLABS)
 
 
 @pytest.fixture
@@ -192,19 +190,19 @@ def published() -> SanaControlNet:
 def test_authors_pth(tmp_path, tiny_row, published):
     path = tmp_path / "Sana_ControlNet_HED.pth"
     torch.save({"state_dict": authors_pth(published)}, path)
-    weights = load(path, "controlnet")
+    weights = load(path, layouts.CONTROLNET)
     assert weights.config == published.config
     got = checkpoint.build(weights)
     want = published(X, S, CAPTION, HINT, None, MASK)
     assert all(torch.equal(a, b) for a, b in zip(got(X, S, CAPTION, HINT, None, MASK), want))
-    assert kinds_in(authors_pth(published)) == ["controlnet"]
+    assert parts_in(authors_pth(published)) == ["controlnet"]
 
 
 def test_diffusers_folder(tmp_path):
     folder = tmp_path / "pipeline" / "controlnet"
     theirs().save_pretrained(folder)
     for path in (folder, folder.parent):
-        weights = load(path, "controlnet")
+        weights = load(path, layouts.CONTROLNET)
         assert weights.config == ours(theirs()).config
         got = checkpoint.build(weights)(X, S, CAPTION, HINT)
         assert all(torch.equal(a, b) for a, b in zip(got[1:], ours(theirs())(X, S, CAPTION, HINT)[1:]))
@@ -212,65 +210,65 @@ def test_diffusers_folder(tmp_path):
 
 def test_our_own_file(tmp_path):
     branch = of_config(wiring=DIFFUSERS, time_scale=1.0)
-    part = checkpoint.Weights("controlnet", branch.config, branch.state_dict(), tmp_path)
+    part = checkpoint.Weights(layouts.CONTROLNET, branch.config, branch.state_dict(), tmp_path)
     checkpoint.save(tmp_path / "control.safetensors", [part], {"source": "a test"})
-    assert load(tmp_path / "control.safetensors", "controlnet").config == branch.config
+    assert load(tmp_path / "control.safetensors", layouts.CONTROLNET).config == branch.config
 
 
 def test_a_file_that_shares_its_trunk(tmp_path):
     """What the branch has from its trunk is not stored twice."""
     branch = controlnet.copy_of(trunk(), 2)
-    trunk_part = checkpoint.Weights("transformer", TRUNK, trunk().state_dict(), tmp_path, {"size_px": 256})
+    trunk_part = checkpoint.Weights(layouts.TRANSFORMER, TRUNK, trunk().state_dict(), tmp_path, {"size_px": 256})
     checkpoint.save(tmp_path / "trunk.safetensors", [trunk_part], {})
     shared = controlnet.of_trunk(trunk().state_dict(), AUTHORS)
     tensors = {k: v for k, v in branch.state_dict().items() if k not in shared}
     settings = {"trunk": "trunk.safetensors", "trunk_hash": tensorfile.hash_of(shared)}
-    part = checkpoint.Weights("controlnet", branch.config, tensors, tmp_path, settings)
+    part = checkpoint.Weights(layouts.CONTROLNET, branch.config, tensors, tmp_path, settings)
     checkpoint.save(tmp_path / "control.safetensors", [part], {})
-    got = checkpoint.build(load(tmp_path / "control.safetensors", "controlnet")).state_dict()
+    got = checkpoint.build(load(tmp_path / "control.safetensors", layouts.CONTROLNET)).state_dict()
     assert all(torch.equal(got[name], tensor) for name, tensor in branch.state_dict().items())
     trunk_part.tensors = {k: v + 1 for k, v in trunk_part.tensors.items()}
     checkpoint.save(tmp_path / "trunk.safetensors", [trunk_part], {})
     with pytest.raises(CheckpointError, match=r"control\.safetensors: it was trained on another version of trunk"):
-        load(tmp_path / "control.safetensors", "controlnet")
+        load(tmp_path / "control.safetensors", layouts.CONTROLNET)
     (tmp_path / "trunk.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"control\.safetensors: it needs trunk\.safetensors.* beside it"):
-        load(tmp_path / "control.safetensors", "controlnet")
+        load(tmp_path / "control.safetensors", layouts.CONTROLNET)
     for name in (5, ["a"], "../trunk.safetensors", ""):
         part.settings = settings | {"trunk": name}
         checkpoint.save(tmp_path / "control.safetensors", [part], {})
         with pytest.raises(
             CheckpointError, match=r"control\.safetensors: .*(its settings cannot be used|not a complete)"
         ):
-            checkpoint.build(load(tmp_path / "control.safetensors", "controlnet"))
+            checkpoint.build(load(tmp_path / "control.safetensors", layouts.CONTROLNET))
 
 
 def test_overrides(tmp_path, tiny_row, published):
     path = save(tmp_path / "c.safetensors", authors_pth(published))
-    weights = load(path, "controlnet", time_scale=1.0, wiring=DIFFUSERS)
+    weights = load(path, layouts.CONTROLNET, time_scale=1.0, wiring=DIFFUSERS)
     assert weights.config == dataclasses.replace(published.config, time_scale=1.0, wiring=DIFFUSERS)
     checkpoint.check_names(weights)
     folder = tmp_path / "diffusers"
     theirs().save_pretrained(folder)
     with pytest.raises(CheckpointError, match=r"comes without block 0 of its trunk.*choose the wiring diffusers"):
-        load(folder, "controlnet", wiring=AUTHORS)
+        load(folder, layouts.CONTROLNET, wiring=AUTHORS)
 
 
 @pytest.mark.parametrize("size", COUNTS)
 def test_full_size(size):
     width, heads, parameters = COUNTS[size]
     their = {"_class_name": "SanaControlNetModel", "num_attention_heads": width // 32, "attention_head_dim": 32}
-    config = control_config_from_diffusers(their | {"num_layers": 7, "num_cross_attention_heads": heads})
+    config = config_from_diffusers(their | {"num_layers": 7, "num_cross_attention_heads": heads})
     assert sum(p.numel() for p in SanaControlNet(config, device="meta").parameters()) == parameters
     shapes = {k: tuple(v.shape) for k, v in SanaControlNet(config, device="meta").state_dict().items()}
-    assert controlnet_layout.infer_control_config(shapes) == config
+    assert layouts.controlnet.infer_config(shapes) == config
     assert next(p for p in PRESETS.values() if p.transformer.width == width).transformer.cross_heads == heads
 
 
 def test_a_width_that_nothing_published_has(tmp_path):
     path = save(tmp_path / "c.safetensors", authors_pth(of_config(guidance_embed=False)))
     with pytest.raises(CheckpointError, match=r"c\.safetensors: .*no published SANA model has width 64"):
-        load(path, "controlnet")
+        load(path, layouts.CONTROLNET)
 
 
 def test_a_missing_block(tmp_path, tiny_row, published):
@@ -278,15 +276,15 @@ def test_a_missing_block(tmp_path, tiny_row, published):
     with pytest.raises(
         CheckpointError, match=r"not a complete file for a SANA ControlNet|cannot tell the configuration"
     ):
-        checkpoint.build(load(save(tmp_path / "c.safetensors", tensors), "controlnet"))
+        checkpoint.build(load(save(tmp_path / "c.safetensors", tensors), layouts.CONTROLNET))
 
 
 def test_other_controlnets(tmp_path):
     flux = {"controlnet_blocks.0.weight": torch.zeros(2, 2), "transformer_blocks.0.attn.to_q.weight": torch.zeros(2, 2)}
     with pytest.raises(CheckpointError, match=r"this is a ControlNet of another model, not a SANA ControlNet"):
-        load(save(tmp_path / "flux.safetensors", flux), "controlnet")
+        load(save(tmp_path / "flux.safetensors", flux), layouts.CONTROLNET)
     with pytest.raises(CheckpointError, match="this is a SANA transformer, not a SANA ControlNet"):
-        load(save(tmp_path / "sana.safetensors", trunk().state_dict()), "controlnet")
+        load(save(tmp_path / "sana.safetensors", trunk().state_dict()), layouts.CONTROLNET)
 
 
 def test_damaged_description(tmp_path):
@@ -294,5 +292,5 @@ def test_damaged_description(tmp_path):
     about = {"controlnet": {"config": dataclasses.asdict(branch.config) | {"wiring": "x"}, "settings": {}}}
     path = save(tmp_path / "c.safetensors", branch.state_dict(), {checkpoint.METADATA_KEY: json.dumps(about)})
     with pytest.raises(CheckpointError, match="wiring is 'x'"):
-        load(path, "controlnet")
+        load(path, layouts.CONTROLNET)
     assert tensorfile.read(path).tensors

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sprint_core.models.tiny_autoencoder import HALVES, TinyAutoencoder
-from sprint_core.weights.layouts import tiny_autoencoder as tiny_autoencoder_layout
+from sprint_core.weights import checkpoint
 from sprint_core.weights.tensorfile import CheckpointError
 
 SCALE = 0.41407
@@ -61,22 +61,22 @@ def test_size_of_the_published_networks(model):
 
 @pytest.mark.parametrize("name", ["taesana_encoder.pth", "taesana_decoder.pth"])
 def test_the_two_files_find_each_other(model, files, name):
-    loaded = tiny_autoencoder_layout.load(files / name)
-    assert loaded.halves == HALVES
+    loaded = checkpoint.load_tiny(files / name)
+    assert loaded.config.halves == HALVES
     latent = torch.randn(1, 32, 2, 2)
-    assert torch.equal(loaded.build().decode(latent), model.decode(latent))
+    assert torch.equal(checkpoint.build(loaded).decode(latent), model.decode(latent))
 
 
 def test_containers_may_differ(model, files):
     safetensors.torch.save_file(model.encoder.state_dict(), files / "taesana_encoder.safetensors")
     (files / "taesana_encoder.pth").unlink()
-    assert tiny_autoencoder_layout.load(files / "taesana_decoder.pth").halves == HALVES
+    assert checkpoint.load_tiny(files / "taesana_decoder.pth").config.halves == HALVES
 
 
 @pytest.mark.parametrize("half, lost", [HALVES, HALVES[::-1]])
 def test_one_half_alone(files, half, lost):
     (files / f"taesana_{lost}.pth").unlink()
-    alone = tiny_autoencoder_layout.load(files / f"taesana_{half}.pth").build()
+    alone = checkpoint.build(checkpoint.load_tiny(files / f"taesana_{half}.pth"))
     image, latent = torch.rand(1, 3, 64, 64), torch.randn(1, 32, 2, 2)
     works, fails = (alone.encode, alone.decode)[:: 1 if half == "encoder" else -1]
     given = (image, latent)[:: 1 if half == "encoder" else -1]
@@ -89,7 +89,7 @@ def test_one_half_alone(files, half, lost):
 def test_both_in_one_file(model, tmp_path, prefix):
     tensors = {prefix + name: tensor for name, tensor in model.state_dict().items()}
     safetensors.torch.save_file(tensors, tmp_path / "tiny.safetensors")
-    assert tiny_autoencoder_layout.load(tmp_path / "tiny.safetensors").halves == HALVES
+    assert checkpoint.load_tiny(tmp_path / "tiny.safetensors").config.halves == HALVES
 
 
 def test_by_tiles(model):
@@ -105,7 +105,7 @@ def test_other_files_are_none(tmp_path):
     safetensors.torch.save_file({"1.weight": torch.zeros(64, 4, 3, 3)}, tmp_path / "taesd_decoder.safetensors")
     safetensors.torch.save_file({"0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "taesd_encoder.safetensors")
     for path in (*tmp_path.iterdir(), tmp_path):
-        assert tiny_autoencoder_layout.load(path) is None
+        assert checkpoint.load_tiny(path) is None
 
 
 def test_damaged_files(model, tmp_path):
@@ -115,13 +115,13 @@ def test_damaged_files(model, tmp_path):
     state["99.weight"] = torch.zeros(1)
     torch.save(state, tmp_path / "taesana_decoder.pth")
     with pytest.raises(CheckpointError) as error:
-        tiny_autoencoder_layout.load(tmp_path / "taesana_decoder.pth")
+        checkpoint.load_tiny(tmp_path / "taesana_decoder.pth")
     for part in ("taesana_decoder.pth", "decoder.29.weight", "decoder.3.conv.0.weight", "decoder.99.weight"):
         assert part in str(error.value)
     torch.save({"0.weight": torch.zeros(3)}, tmp_path / "taesana_encoder.pth")
     torch.save(model.decoder.state_dict(), tmp_path / "taesana_decoder.pth")
     with pytest.raises(CheckpointError, match=r"taesana_encoder\.pth: not a TAESANA encoder"):
-        tiny_autoencoder_layout.load(tmp_path / "taesana_decoder.pth")
+        checkpoint.load_tiny(tmp_path / "taesana_decoder.pth")
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 33, 64), (1, 4, 64, 64), (3, 64, 64)])

@@ -21,7 +21,7 @@ from sprint_core.text.encoder import EncoderCache, Recent, TextEncoder, encode_i
 from sprint_core.text.formats import TextPreset, load_instruction, text_preset
 from sprint_core.text.prompts import PromptTokenizer, select_tokens
 from sprint_core.text.tokenizers import HFTokenizer, SentencePieceTokenizer, load_tokenizer, tokenizer_state
-from sprint_core.weights import checkpoint
+from sprint_core.weights import checkpoint, layouts
 from sprint_core.weights.layouts.text_encoder import config_from_hf
 
 SHORT = "A Cat with a blue hat"
@@ -318,8 +318,8 @@ def test_layers_leave_memory_after_use(folder, tmp_path):
     """Those of a mapped file; the second prompt finds them as the first did."""
     gemma = Gemma(GemmaConfig(vocab=700, width=64, ffn=1 << 14, depth=2, heads=4, kv_heads=2, head_dim=16))
     path = tmp_path / "gemma.safetensors"
-    checkpoint.save(path, [checkpoint.Weights("text_encoder", gemma.config, gemma.state_dict(), path)], {})
-    mapped = checkpoint.build(checkpoint.load(path, "text_encoder"))
+    checkpoint.save(path, [checkpoint.Weights(layouts.TEXT_ENCODER, gemma.config, gemma.state_dict(), path)], {})
+    mapped = checkpoint.build(checkpoint.load(path, layouts.TEXT_ENCODER))
     tokenizer = load_tokenizer(folder)
     encoder = TextEncoder(mapped, tokenizer, text_preset())
     prompts = ["a cat", "a red hat"]

@@ -19,12 +19,9 @@ from sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from sprint_core.text.formats import text_preset
 from sprint_core.text.loading import find_tokenizer, prompt_format
 from sprint_core.text.tokenizers import load_tokenizer, tokenizer_state
-from sprint_core.weights import checkpoint, keymaps, presets, tensorfile
+from sprint_core.weights import checkpoint, keymaps, layouts, part, presets, tensorfile
 from sprint_core.weights.checkpoint import CheckpointError, build, load
-from sprint_core.weights.kinds import KINDS, kinds_in
-from sprint_core.weights.layouts import autoencoder as autoencoder_layout
-from sprint_core.weights.layouts import text_encoder as text_encoder_layout
-from sprint_core.weights.layouts import transformer as transformer_layout
+from sprint_core.weights.kinds import parts_in
 from sprint_core.weights.presets import Preset
 
 PIPELINE = ("transformer", "autoencoder", "text_encoder")  # the parts of a folder
@@ -64,15 +61,15 @@ def assert_same(weights: checkpoint.Weights, tensors: dict[str, torch.Tensor]) -
 def transformer_layouts(folder: Path) -> dict[str, Path]:
     """The same tiny transformer in every container."""
     folder.mkdir(exist_ok=True)
-    tensors = transformer_layout.to_diffusers(NATIVE["transformer"], SPRINT.guidance_embed)
-    layouts = {"pipeline folder": standin.make(folder / "pipeline")}
-    layouts["component folder"] = folder / "pipeline" / "transformer"
-    layouts["nvlabs .pth"] = save_pickle(folder / "Sana_Sprint.pth", nvlabs())
-    layouts["nvlabs .pth, legacy"] = save_pickle(folder / "old.pth", nvlabs(), _use_new_zipfile_serialization=False)
-    layouts["nvlabs .safetensors"] = save(folder / "nvlabs.safetensors", nvlabs())
-    for prefix in KINDS["transformer"].prefixes:
-        layouts[f"diffusers, {prefix!r}"] = save(folder / f"d{prefix}.safetensors", prefixed(prefix, tensors))
-        layouts[f"nvlabs, {prefix!r}"] = save(folder / f"n{prefix}.safetensors", prefixed(prefix, nvlabs()))
+    tensors = layouts.TRANSFORMER.to_diffusers(NATIVE["transformer"], SPRINT)
+    files = {"pipeline folder": standin.make(folder / "pipeline")}
+    files["component folder"] = folder / "pipeline" / "transformer"
+    files["nvlabs .pth"] = save_pickle(folder / "Sana_Sprint.pth", nvlabs())
+    files["nvlabs .pth, legacy"] = save_pickle(folder / "old.pth", nvlabs(), _use_new_zipfile_serialization=False)
+    files["nvlabs .safetensors"] = save(folder / "nvlabs.safetensors", nvlabs())
+    for prefix in layouts.PARTS["transformer"].prefixes:
+        files[f"diffusers, {prefix!r}"] = save(folder / f"d{prefix}.safetensors", prefixed(prefix, tensors))
+        files[f"nvlabs, {prefix!r}"] = save(folder / f"n{prefix}.safetensors", prefixed(prefix, nvlabs()))
     shards = folder / "shards"
     shards.mkdir()
     names = sorted(tensors)
@@ -84,16 +81,16 @@ def transformer_layouts(folder: Path) -> dict[str, Path]:
         save(shards / f"{stem}.safetensors", {name: tensors[name] for name in held})
     index = {"weight_map": {name: f"{stem}.safetensors" for stem, held in parts.items() for name in held}}
     (shards / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    (shards / "config.json").write_text(json.dumps(transformer_layout.config_to_diffusers(SPRINT)))
-    layouts["shards"] = shards
+    (shards / "config.json").write_text(json.dumps(layouts.transformer.config_to_diffusers(SPRINT)))
+    files["shards"] = shards
     variant = folder / "variant"
     variant.mkdir()
     save(variant / "diffusion_pytorch_model.fp16.safetensors", tensors)
-    layouts["variant"] = variant
+    files["variant"] = variant
     everything = prefixed("model.diffusion_model.", nvlabs()) | prefixed("vae.", NATIVE["autoencoder"])
     everything |= prefixed("text_encoders.gemma2_2b.transformer.", NATIVE["text_encoder"])
-    layouts["all in one"] = save(folder / "all.safetensors", everything)
-    return layouts
+    files["all in one"] = save(folder / "all.safetensors", everything)
+    return files
 
 
 @torch.no_grad()
@@ -108,7 +105,7 @@ def test_every_layout_of_a_transformer_gives_the_same_bytes(tmp_path):
     inputs = (x, torch.tensor([0.7]), caption, torch.tensor([4.5]))
     mapped, copied, files = [], set(), set()
     for name, path in transformer_layouts(tmp_path / "in").items():
-        weights = load(path, "transformer")
+        weights = load(path, layouts.TRANSFORMER)
         assert weights.config == SPRINT, name
         assert_same(weights, NATIVE["transformer"])
         model = build(weights)
@@ -123,32 +120,32 @@ def test_every_layout_of_a_transformer_gives_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("config", [SPRINT, TEACHER, SANA15, SANA10], ids=["sprint", "teacher", "1.5", "1.0"])
 def test_configuration_of_every_kind(tmp_path, config, caplog):
     folder = standin.make(tmp_path / "pipeline", config)
-    assert load(folder, "transformer").config == config
+    assert load(folder, layouts.TRANSFORMER).config == config
     assert not caplog.records  # a config.json leaves nothing to assume
     path = save_pickle(tmp_path / "sana.pth", nvlabs(config))
-    weights = load(path, "transformer")
+    weights = load(path, layouts.TRANSFORMER)
     if config == TEACHER:  # SANA 1.5 has the same tensors
         assert weights.config == SANA15
-        assert load(path, "transformer", time_scale=1.0).config == config
+        assert load(path, layouts.TRANSFORMER, time_scale=1.0).config == config
     else:
         assert weights.config == config
-    assert load(path, "transformer", time_scale=7.0).config == dataclasses.replace(config, time_scale=7.0)
+    assert load(path, layouts.TRANSFORMER, time_scale=7.0).config == dataclasses.replace(config, time_scale=7.0)
 
 
 def test_an_assumed_time_scale_is_said(tmp_path, caplog):
     path = save(tmp_path / "sana15.safetensors", nvlabs(SANA15))
     with caplog.at_level(logging.WARNING):
-        assert "0..1000" in load(path, "transformer").assumed
+        assert "0..1000" in load(path, layouts.TRANSFORMER).assumed
     assert "sana15.safetensors: assumed time scale 0..1000" in caplog.text
     caplog.clear()
-    assert not load(path, "transformer", time_scale=1000.0).assumed
-    assert not load(save(tmp_path / "s.safetensors", nvlabs(SPRINT)), "transformer").assumed
-    assert not load(save(tmp_path / "1.safetensors", nvlabs(SANA10)), "transformer").assumed
+    assert not load(path, layouts.TRANSFORMER, time_scale=1000.0).assumed
+    assert not load(save(tmp_path / "s.safetensors", nvlabs(SPRINT)), layouts.TRANSFORMER).assumed
+    assert not load(save(tmp_path / "1.safetensors", nvlabs(SANA10)), layouts.TRANSFORMER).assumed
     assert not caplog.records
     bare = tmp_path / "folder"
     bare.mkdir()
     save(bare / "model.safetensors", nvlabs(SANA15))
-    assert load(bare, "transformer").assumed  # a folder without config.json says no more than a file
+    assert load(bare, layouts.TRANSFORMER).assumed  # a folder without config.json says no more than a file
 
 
 @pytest.mark.parametrize(
@@ -156,7 +153,7 @@ def test_an_assumed_time_scale_is_said(tmp_path, caplog):
     [(0, 0, 1.0, 3.0), (1024, 0, 1.0, 3.0), (4096, 64, 1.0, 3.0), (16384, 128, 2.0, 6.0)],
 )
 def test_position_embeddings_tell_2k_and_4k(tmp_path, positions, base, scale, shift):
-    weights = load(save_pickle(tmp_path / "sana.pth", nvlabs(SANA10, positions)), "transformer")
+    weights = load(save_pickle(tmp_path / "sana.pth", nvlabs(SANA10, positions)), layouts.TRANSFORMER)
     assert (weights.config.pos_embed_base, weights.config.pos_embed_scale) == (base, scale)
     assert weights.settings["flow_shift"] == shift
 
@@ -167,14 +164,15 @@ def test_settings_of_a_transformer(tmp_path):
     for data, shift in (({"flow_shift": 2.5}, 2.5), ({"shift": 4.0}, 4.0), ({}, 3.0)):
         scheduler.write_text(json.dumps(data))
         for path in (folder, folder / "transformer"):
-            assert load(path, "transformer").settings == {"flow_shift": shift, "size_px": 1024}
-    assert load(save_pickle(tmp_path / "s.pth", nvlabs()), "transformer").settings["size_px"] == 64  # the tiny row's
+            assert load(path, layouts.TRANSFORMER).settings == {"flow_shift": shift, "size_px": 1024}
+    sprint = load(save_pickle(tmp_path / "s.pth", nvlabs()), layouts.TRANSFORMER)
+    assert sprint.settings["size_px"] == 64  # the tiny row's
 
 
 def test_unpublished_sizes_need_a_configuration(tmp_path):
-    tensors = keymaps.from_native(native(dataclasses.replace(SPRINT, depth=1)), transformer_layout.NVLABS)
+    tensors = keymaps.from_native(native(dataclasses.replace(SPRINT, depth=1)), layouts.transformer.NVLABS)
     with pytest.raises(CheckpointError, match=r"x.pth: cannot tell .* a config\.json is needed"):
-        load(save_pickle(tmp_path / "x.pth", tensors), "transformer")
+        load(save_pickle(tmp_path / "x.pth", tensors), layouts.TRANSFORMER)
 
 
 # --- auto-encoders --------------------------------------------------------------------------------
@@ -182,13 +180,13 @@ def test_unpublished_sizes_need_a_configuration(tmp_path):
 
 def test_every_layout_of_an_autoencoder(tmp_path, folder):
     tensors = NATIVE["autoencoder"]
-    original = keymaps.from_native(tensors, autoencoder_layout.DCAE)
+    original = keymaps.from_native(tensors, layouts.autoencoder.DCAE)
     paths = [folder, folder / "vae", save_pickle(tmp_path / "dc-ae.pt", original)]
-    for i, prefix in enumerate(KINDS["autoencoder"].prefixes):
+    for i, prefix in enumerate(layouts.PARTS["autoencoder"].prefixes):
         paths.append(save(tmp_path / f"native{i}.safetensors", prefixed(prefix, tensors)))
         paths.append(save(tmp_path / f"original{i}.safetensors", prefixed(prefix, original)))
     for path in paths:
-        weights = load(path, "autoencoder")
+        weights = load(path, layouts.AUTOENCODER)
         assert weights.config == standin.AUTOENCODER
         assert_same(weights, tensors)
 
@@ -208,15 +206,15 @@ def gemma_folder(path: Path, tensors: dict, config: GemmaConfig = GEMMA) -> Path
 
 def test_every_layout_of_a_text_encoder(tmp_path):
     tensors = NATIVE["text_encoder"]
-    bare = keymaps.from_native(tensors, text_encoder_layout.GEMMA_BARE)
+    bare = keymaps.from_native(tensors, layouts.text_encoder.GEMMA_BARE)
     causal = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
     assert "embed_tokens.weight" in bare
     paths = [gemma_folder(tmp_path / "bare", bare), gemma_folder(tmp_path / "causal", causal)]
-    for i, prefix in enumerate(KINDS["text_encoder"].prefixes):
+    for i, prefix in enumerate(layouts.PARTS["text_encoder"].prefixes):
         paths.append(save(tmp_path / f"{i}.safetensors", prefixed(prefix, causal)))
         paths.append(save(tmp_path / f"bare{i}.safetensors", prefixed(prefix, bare)))
     for path in paths:
-        weights = load(path, "text_encoder")
+        weights = load(path, layouts.TEXT_ENCODER)
         assert weights.config == GEMMA and not weights.extras
         assert_same(weights, tensors)
 
@@ -224,40 +222,40 @@ def test_every_layout_of_a_text_encoder(tmp_path):
 @pytest.mark.parametrize("key", ["spiece_model", "tokenizer_json"])
 def test_a_tokenizer_in_the_same_file(tmp_path, key):
     path = save(tmp_path / "gemma.safetensors", NATIVE["text_encoder"] | {key: SPIECE})
-    weights = load(path, "text_encoder")
+    weights = load(path, layouts.TEXT_ENCODER)
     assert set(weights.extras) == {key} and torch.equal(weights.extras[key], SPIECE)
     assert_same(weights, NATIVE["text_encoder"])
 
 
 def test_tokenizers_are_found(tmp_path, folder):
     tokens = load_tokenizer(folder).encode("a cat")
-    assert find_tokenizer(load(folder, "text_encoder")).encode("a cat") == tokens
+    assert find_tokenizer(load(folder, layouts.TEXT_ENCODER)).encode("a cat") == tokens
 
     file = save(tmp_path / "gemma.safetensors", NATIVE["text_encoder"])
     with pytest.raises(CheckpointError, match=r"gemma\.safetensors: no tokenizer .* put tokenizer\.json or"):
-        find_tokenizer(load(file, "text_encoder"))
+        find_tokenizer(load(file, layouts.TEXT_ENCODER))
     elsewhere = folder / "tokenizer"
     (tmp_path / "tokenizer.json").write_bytes((elsewhere / "tokenizer.json").read_bytes())
-    assert find_tokenizer(load(file, "text_encoder")).encode("a cat") == tokens
+    assert find_tokenizer(load(file, layouts.TEXT_ENCODER)).encode("a cat") == tokens
 
     json_tensor = torch.frombuffer(bytearray((elsewhere / "tokenizer.json").read_bytes()), dtype=torch.uint8)
     embedded = save(tmp_path / "with.safetensors", NATIVE["text_encoder"] | {"tokenizer_json": json_tensor})
     (tmp_path / "tokenizer.json").unlink()
-    assert find_tokenizer(load(embedded, "text_encoder")).encode("a cat") == tokens
+    assert find_tokenizer(load(embedded, layouts.TEXT_ENCODER)).encode("a cat") == tokens
     damaged = save(tmp_path / "damaged.safetensors", NATIVE["text_encoder"] | {"spiece_model": SPIECE})
     with pytest.raises(CheckpointError, match=r"damaged\.safetensors: its tokenizer cannot be used"):
-        find_tokenizer(load(damaged, "text_encoder"))
+        find_tokenizer(load(damaged, layouts.TEXT_ENCODER))
 
 
 # --- native files ---------------------------------------------------------------------------------
 
 
 def test_native_file_of_one_part(tmp_path):
-    weights = load(save_pickle(tmp_path / "x.pth", nvlabs(SANA15)), "transformer", time_scale=1.0)
+    weights = load(save_pickle(tmp_path / "x.pth", nvlabs(SANA15)), layouts.TRANSFORMER, time_scale=1.0)
     weights.settings["flow_shift"] = 5.0
     path = tmp_path / "native.safetensors"
     checkpoint.save(path, [weights], {"source": "Sana.pth", "command": "convert"})
-    again = load(path, "transformer")
+    again = load(path, layouts.TRANSFORMER)
     assert (again.config, again.settings, again.assumed) == (TEACHER, weights.settings, "")
     assert_same(again, weights.tensors)
     about = json.loads(tensorfile.read(path).metadata["sana_sprint"])
@@ -265,28 +263,28 @@ def test_native_file_of_one_part(tmp_path):
 
 
 def test_native_file_of_all_parts(tmp_path, folder):
-    parts = [load(folder, kind) for kind in PIPELINE]
+    parts = [load(folder, layouts.PARTS[kind]) for kind in PIPELINE]
     encoder = parts[-1]
     preset = dataclasses.replace(text_preset("diffusers"), max_tokens=77)
     encoder.settings["text"] = dataclasses.asdict(preset)
     encoder.extras |= tokenizer_state(find_tokenizer(encoder))
     path = tmp_path / "all.safetensors"
     checkpoint.save(path, parts, {})
-    assert kinds_in(tensorfile.read(path).tensors) == list(PIPELINE)
-    for part in parts:
-        again = load(path, part.kind)
-        assert (again.config, again.settings) == (part.config, part.settings)
-        assert_same(again, part.tensors)
+    assert parts_in(tensorfile.read(path).tensors) == list(PIPELINE)
+    for weights in parts:
+        again = load(path, weights.layout)
+        assert (again.config, again.settings) == (weights.config, weights.settings)
+        assert_same(again, weights.tensors)
     assert prompt_format(again) == preset
-    assert prompt_format(load(folder, "text_encoder")) == text_preset("nvlabs")
+    assert prompt_format(load(folder, layouts.TEXT_ENCODER)) == text_preset("nvlabs")
     assert find_tokenizer(again).encode("hi") == find_tokenizer(encoder).encode("hi")
 
 
 def test_description_as_a_tensor(tmp_path):
     """A host that saves tensors and drops the header keeps the configuration."""
-    weights = load(save_pickle(tmp_path / "x.pth", nvlabs(SANA15)), "transformer", time_scale=1.0)
+    weights = load(save_pickle(tmp_path / "x.pth", nvlabs(SANA15)), layouts.TRANSFORMER, time_scale=1.0)
     tensors = weights.tensors | {checkpoint.TENSOR_KEY: checkpoint.describe_tensor(weights)}
-    again = load(save(tmp_path / "host.safetensors", prefixed("diffusion_model.", tensors)), "transformer")
+    again = load(save(tmp_path / "host.safetensors", prefixed("diffusion_model.", tensors)), layouts.TRANSFORMER)
     assert (again.config, again.settings) == (TEACHER, weights.settings)
     assert_same(again, weights.tensors)
 
@@ -304,7 +302,7 @@ def test_description_as_a_tensor(tmp_path):
 def test_damaged_description(tmp_path, about):
     path = save(tmp_path / "x.safetensors", NATIVE["transformer"], {"sana_sprint": about})
     with pytest.raises(CheckpointError, match=r"x\.safetensors: (its sana_sprint metadata|cannot tell)"):
-        load(path, "transformer")
+        load(path, layouts.TRANSFORMER)
 
 
 # --- building -------------------------------------------------------------------------------------
@@ -313,8 +311,8 @@ def test_damaged_description(tmp_path, about):
 def test_dtypes(tmp_path, caplog):
     tensors = {k: v.bfloat16() for k, v in NATIVE["transformer"].items()}
     tensors["caption_norm.weight"] = tensors["caption_norm.weight"].float()
-    weights = load(save(tmp_path / "x.safetensors", tensors), "transformer")
-    assert checkpoint.majority_dtype(weights.tensors) == torch.bfloat16
+    weights = load(save(tmp_path / "x.safetensors", tensors), layouts.TRANSFORMER)
+    assert part.majority_dtype(weights.tensors) == torch.bfloat16
     with caplog.at_level(logging.INFO):
         assert {p.dtype for p in build(weights).parameters()} == {torch.bfloat16}
     assert "bfloat16, 214,816 parameters" in caplog.text
@@ -324,7 +322,7 @@ def test_dtypes(tmp_path, caplog):
 
 
 def test_untouched_weights_stay_mapped(tmp_path):
-    weights = load(save(tmp_path / "x.safetensors", NATIVE["transformer"]), "transformer")
+    weights = load(save(tmp_path / "x.safetensors", NATIVE["transformer"]), layouts.TRANSFORMER)
     before = {name: tensor.data_ptr() for name, tensor in weights.tensors.items()}
     assert {name: p.data_ptr() for name, p in build(weights).named_parameters()} == before
 
@@ -335,14 +333,14 @@ sys.path += [sys.argv[1], sys.argv[1] + "/tests"]
 import torch
 import standin
 from sprint_core.models import transformer
-from sprint_core.weights import checkpoint, presets
+from sprint_core.weights import checkpoint, layouts, presets
 
 def peak():
     with open("/proc/self/status") as status:
         return 1024 * int(next(line.split()[1] for line in status if line.startswith("VmHWM")))
 
 def use(path):
-    for p in checkpoint.build(checkpoint.load(path, "transformer")).parameters():
+    for p in checkpoint.build(checkpoint.load(path, layouts.TRANSFORMER)).parameters():
         p.view(-1)[::1024].max()  # reads every page
 
 presets.PRESETS["tiny"] = presets.Preset("tiny", "", standin.TRANSFORMER, 64)
@@ -362,7 +360,7 @@ def test_loading_takes_little_more_memory_than_the_file(tmp_path):
     shapes = shapes_of(SanaTransformer(config, device="meta"))
     tensors = {name: torch.full(shape, 0.5) for name, shape in shapes.items()}
     paths = [save(tmp_path / "tiny.safetensors", NATIVE["transformer"]), save(tmp_path / "x.safetensors", tensors)]
-    paths.append(save_pickle(tmp_path / "x.pth", keymaps.from_native(tensors, transformer_layout.NVLABS)))
+    paths.append(save_pickle(tmp_path / "x.pth", keymaps.from_native(tensors, layouts.transformer.NVLABS)))
     size = paths[1].stat().st_size
     assert size > 180e6
     command = [sys.executable, "-c", MEMORY, Path(checkpoint.__file__).parents[2], *paths]
@@ -377,7 +375,7 @@ def test_loading_takes_little_more_memory_than_the_file(tmp_path):
 def test_pipeline_folders_with_a_part_missing(tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no 'transformer' folder; download it whole"):
-        load(tmp_path, "transformer")
+        load(tmp_path, layouts.TRANSFORMER)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"_class_name": "FluxTransformer2DModel"}', '{"_class_name": "Sana"}'])
@@ -385,7 +383,7 @@ def test_bad_config_json(tmp_path, text):
     save(tmp_path / "model.safetensors", NATIVE["transformer"])
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=tmp_path.name):
-        load(tmp_path, "transformer")
+        load(tmp_path, layouts.TRANSFORMER)
 
 
 def test_missing_extra_and_misshapen_tensors_are_listed(tmp_path):
@@ -394,7 +392,7 @@ def test_missing_extra_and_misshapen_tensors_are_listed(tmp_path):
         del tensors[f"transformer_blocks.1.attn1.to_{x}.weight"]
     tensors["proj_out.bias"] = torch.zeros(31)
     tensors |= {f"new.{i:02}": torch.zeros(1) for i in range(12)}
-    weights = load(save(tmp_path / "x.safetensors", tensors), "transformer")
+    weights = load(save(tmp_path / "x.safetensors", tensors), layouts.TRANSFORMER)
     with pytest.raises(CheckpointError) as error:
         build(weights)
     message = str(error.value)
@@ -407,7 +405,7 @@ def test_missing_extra_and_misshapen_tensors_are_listed(tmp_path):
 
 def test_quantised_files_are_for_the_host(tmp_path):
     tensors = NATIVE["transformer"] | {"proj_out.comfy_quant": torch.zeros(2, dtype=torch.uint8)}
-    weights = load(save(tmp_path / "x.safetensors", tensors), "transformer")
+    weights = load(save(tmp_path / "x.safetensors", tensors), layouts.TRANSFORMER)
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES)
     with pytest.raises(CheckpointError, match="quantised; it runs inside ComfyUI only"):
         build(weights)
@@ -419,9 +417,9 @@ def test_config_json_of_another_library_is_ignored(tmp_path):
     folder.mkdir()
     save(folder / "model.safetensors", NATIVE["autoencoder"])
     (folder / "config.json").write_text('{"model_name": "dc-ae-f32c32-sana-1.1"}')
-    assert load(folder, "autoencoder").config == standin.AUTOENCODER
+    assert load(folder, layouts.AUTOENCODER).config == standin.AUTOENCODER
 
 
 def test_time_scale_against_the_file_is_said(folder, caplog):
-    assert load(folder, "transformer", time_scale=1000.0).config.time_scale == 1000.0
+    assert load(folder, layouts.TRANSFORMER, time_scale=1000.0).config.time_scale == 1000.0
     assert "though the file says 0..1" in caplog.text

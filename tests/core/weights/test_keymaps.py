@@ -15,10 +15,7 @@ from sprint_core.models.autoencoder import Autoencoder
 from sprint_core.models.autoencoder_config import SANA
 from sprint_core.models.gemma import Gemma, GemmaConfig
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
-from sprint_core.weights import keymaps
-from sprint_core.weights.layouts import autoencoder as autoencoder_layout
-from sprint_core.weights.layouts import text_encoder as text_encoder_layout
-from sprint_core.weights.layouts import transformer as transformer_layout
+from sprint_core.weights import keymaps, layouts
 from sprint_core.weights.layouts.transformer import config_from_diffusers
 from sprint_core.weights.presets import PRESETS
 
@@ -93,21 +90,19 @@ def shapes(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
 @pytest.mark.parametrize("name", COUNTS)
 def test_nvlabs_names_at_full_size(name):
     config = PRESETS[name].transformer
-    native = keymaps.to_native(
-        meta(nvlabs_shapes(config)), transformer_layout.NVLABS, transformer_layout.NVLABS_DROPPED
-    )
+    native = keymaps.to_native(meta(nvlabs_shapes(config)), layouts.transformer.NVLABS)
     assert len(native) == COUNTS[name]
     assert shapes(native) == shapes_of(SanaTransformer(config, device="meta"))
-    assert shapes(keymaps.from_native(native, transformer_layout.NVLABS)) == nvlabs_shapes(config)
+    assert shapes(keymaps.from_native(native, layouts.transformer.NVLABS)) == nvlabs_shapes(config)
 
 
 @pytest.mark.parametrize("settings", [{}, {"qk_norm": "rms"}, {"qk_norm": "rms", "guidance_embeds": True}])
 def test_nvlabs_names_are_invertible(settings):
     config = config_from_diffusers(TINY | settings)
     published = standin.random_tensors(nvlabs_shapes(config))
-    extras = {name: torch.zeros(2, 2) for name in transformer_layout.NVLABS_DROPPED}
-    native = keymaps.to_native(published | extras, transformer_layout.NVLABS, transformer_layout.NVLABS_DROPPED)
-    assert_same_tensors(keymaps.from_native(native, transformer_layout.NVLABS), published)
+    extras = {name: torch.zeros(2, 2) for name in ("y_embedder.y_embedding", "pos_embed", "logvar_linear.weight")}
+    native = keymaps.to_native(published | extras, layouts.transformer.NVLABS)
+    assert_same_tensors(keymaps.from_native(native, layouts.transformer.NVLABS), published)
     q, k, v = (native[f"transformer_blocks.1.attn1.to_{x}.weight"] for x in "qkv")
     assert torch.equal(torch.cat([q, k, v]), published["blocks.1.attn.qkv.weight"])
 
@@ -116,8 +111,8 @@ def test_nvlabs_names_as_diffusers_converts_them():
     """Its converter knows SANA 1.0 only; ours goes through native names to diffusers'."""
     config = config_from_diffusers(TINY)
     published = standin.random_tensors(nvlabs_shapes(config))
-    native = keymaps.to_native(published, transformer_layout.NVLABS)
-    ours = transformer_layout.to_diffusers(native, config.guidance_embed)
+    native = keymaps.to_native(published, layouts.transformer.NVLABS)
+    ours = layouts.TRANSFORMER.to_diffusers(native, config)
     extras = {"pos_embed": torch.zeros(1), "y_embedder.y_embedding": torch.zeros(1)}
     assert_same_tensors(ours, convert_sana_transformer_to_diffusers(published | extras))
 
@@ -126,14 +121,14 @@ def test_nvlabs_names_as_diffusers_converts_them():
 def test_diffusers_names_are_invertible(guidance):
     config = config_from_diffusers(TINY | {"guidance_embeds": guidance})
     native = standin.random_model(SanaTransformer(config, device="meta"))
-    published = transformer_layout.to_diffusers(native, config.guidance_embed)
+    published = layouts.TRANSFORMER.to_diffusers(native, config)
     nested = "time_embed.timestep_embedder" if guidance else "time_embed.emb.timestep_embedder"
     assert {"scale_shift_table", "transformer_blocks.0.scale_shift_table", f"{nested}.linear_1.bias"} <= set(published)
-    assert_same_tensors(keymaps.to_native(published, transformer_layout.DIFFUSERS), native)
+    assert_same_tensors(keymaps.to_native(published, layouts.transformer.DIFFUSERS), native)
 
 
 def test_unknown_names_stay():
-    kept = keymaps.to_native({"blocks.0.attn.qkv.bias": torch.zeros(3)}, transformer_layout.NVLABS)
+    kept = keymaps.to_native({"blocks.0.attn.qkv.bias": torch.zeros(3)}, layouts.transformer.NVLABS)
     assert set(kept) == {"blocks.0.attn.qkv.bias"}
 
 
@@ -168,20 +163,20 @@ DCAE_NAMES = {
 
 def test_autoencoder_names_at_full_size():
     native = meta(shapes_of(Autoencoder(SANA, device="meta")))
-    published = keymaps.from_native(native, autoencoder_layout.DCAE)
+    published = keymaps.from_native(native, layouts.autoencoder.DCAE)
     assert not set(native) & set(published)
-    assert shapes(keymaps.to_native(published, autoencoder_layout.DCAE)) == shapes(native)
+    assert shapes(keymaps.to_native(published, layouts.autoencoder.DCAE)) == shapes(native)
     assert shapes(convert_autoencoder_dc_checkpoint_to_diffusers(published)) == shapes(native)
     for name, holds in DCAE_NAMES.items():
-        assert set(keymaps.to_native({name: torch.zeros(3, 1, 1, 1)}, autoencoder_layout.DCAE)) == set(holds), name
+        assert set(keymaps.to_native({name: torch.zeros(3, 1, 1, 1)}, layouts.autoencoder.DCAE)) == set(holds), name
         assert set(holds) <= set(native)
 
 
 @pytest.mark.parametrize("config", [standin.AUTOENCODER, WITHOUT_FIRST_STAGE], ids=["sana", "no first stage"])
 def test_autoencoder_names_are_invertible(config):
     native = standin.random_model(Autoencoder(config, device="meta"))
-    published = keymaps.from_native(native, autoencoder_layout.DCAE)
-    assert_same_tensors(keymaps.to_native(published, autoencoder_layout.DCAE), native)
+    published = keymaps.from_native(native, layouts.autoencoder.DCAE)
+    assert_same_tensors(keymaps.to_native(published, layouts.autoencoder.DCAE), native)
     assert_same_tensors(convert_autoencoder_dc_checkpoint_to_diffusers(dict(published)), native)
 
 
@@ -193,15 +188,8 @@ def test_gemma_names(config):
     model = Gemma(config, device="meta")
     native = shapes_of(model)
     bare = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
-    renamed = keymaps.to_native(bare, text_encoder_layout.GEMMA_BARE, text_encoder_layout.GEMMA_DROPPED)
+    renamed = keymaps.to_native(bare, layouts.text_encoder.GEMMA_BARE)
     assert shapes(renamed) == native
-    assert set(keymaps.from_native(renamed, text_encoder_layout.GEMMA_BARE)) == set(bare)
+    assert set(keymaps.from_native(renamed, layouts.text_encoder.GEMMA_BARE)) == set(bare)
     head = {"lm_head.weight": torch.empty(1)}
-    assert (
-        shapes(
-            keymaps.to_native(
-                model.state_dict() | head, text_encoder_layout.GEMMA_BARE, text_encoder_layout.GEMMA_DROPPED
-            )
-        )
-        == native
-    )
+    assert shapes(keymaps.to_native(model.state_dict() | head, layouts.text_encoder.GEMMA_BARE)) == native

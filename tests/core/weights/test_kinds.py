@@ -4,8 +4,9 @@ import pytest
 import torch
 from tiny_networks import NATIVE, nvlabs, save
 
+from sprint_core.weights import layouts
 from sprint_core.weights.checkpoint import load
-from sprint_core.weights.kinds import KINDS, kinds_in
+from sprint_core.weights.kinds import parts_in
 from sprint_core.weights.tensorfile import CheckpointError
 
 SDXL = ("model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.mid.block_1.conv1.weight")
@@ -23,13 +24,13 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", layouts.PARTS)
 @pytest.mark.parametrize("family", FOREIGN)
 def test_foreign_families(tmp_path, family, kind):
     path = save(tmp_path / "file.safetensors", {name: torch.zeros(2, 2) for name in FOREIGN[family]})
     with pytest.raises(CheckpointError, match=rf"file\.safetensors: this is {family}, not a.*; choose another file"):
-        load(path, kind)
-    assert not kinds_in(FOREIGN[family])
+        load(path, layouts.PARTS[kind])
+    assert not parts_in(FOREIGN[family])
 
 
 def test_relatives(tmp_path):
@@ -44,16 +45,16 @@ def test_relatives(tmp_path):
         (NATIVE["text_encoder"] | gemma3, "text_encoder", "a Gemma 3 text encoder"),
     ):
         with pytest.raises(CheckpointError, match=f"this is {family}, not"):
-            load(save(tmp_path / "x.safetensors", tensors), kind)
+            load(save(tmp_path / "x.safetensors", tensors), layouts.PARTS[kind])
 
 
-@pytest.mark.parametrize("slot", KINDS)
-@pytest.mark.parametrize("held", KINDS)
+@pytest.mark.parametrize("slot", layouts.PARTS)
+@pytest.mark.parametrize("held", layouts.PARTS)
 def test_parts_in_the_wrong_slot(tmp_path, held, slot):
     path = save(tmp_path / "x.safetensors", NATIVE[held])
     if held == slot:
-        assert kinds_in(NATIVE[held]) == [slot]
+        assert parts_in(NATIVE[held]) == [slot]
     else:
-        words = f"this is {KINDS[held].words}, not {KINDS[slot].words}; choose another file"
+        words = f"this is {layouts.PARTS[held].title}, not {layouts.PARTS[slot].title}; choose another file"
         with pytest.raises(CheckpointError, match=words):
-            load(path, slot)
+            load(path, layouts.PARTS[slot])

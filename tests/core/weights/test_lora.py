@@ -8,9 +8,8 @@ import torch
 
 from sprint_core.models.gemma import Gemma
 from sprint_core.models.transformer import SanaTransformer
-from sprint_core.weights import keymaps, lora
+from sprint_core.weights import keymaps, layouts, lora
 from sprint_core.weights.checkpoint import CheckpointError
-from sprint_core.weights.layouts import transformer as transformer_layout
 
 MODEL = SanaTransformer(standin.TRANSFORMER, device="meta")
 SHAPES = {name: tuple(tensor.shape) for name, tensor in MODEL.state_dict().items()}
@@ -90,7 +89,7 @@ def test_namings(naming, alpha):
 @pytest.mark.parametrize("flat", [False, True], ids=["dots", "underscores"])
 def test_fused_layers_of_the_authors(flat):
     """A LoRA of qkv or kv changes each native layer as it changes its rows of the fused one."""
-    names = keymaps.foreign_names([name for name in SHAPES if name.endswith(".weight")], transformer_layout.NVLABS)
+    names = keymaps.foreign_names([name for name in SHAPES if name.endswith(".weight")], layouts.transformer.NVLABS)
     fused = {name: native for name, native in names.items() if len(native) > 1}
     assert len(fused) == 2 * standin.TRANSFORMER.depth
     tensors, want = {}, {}
