@@ -12,9 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.theirs import known
 from sprint_core.distill import recipes
+from sprint_core.distill.dataset.batch import Batch
 from sprint_core.distill.engine.randomness import SampleRandom, initialise
 from sprint_core.distill.losses.jvp import plain_attention
-from sprint_core.distill.runs.published import Embedded
+from sprint_core.distill.stages.base import Embedded
 from sprint_core.distill.stages.student import DistillStage
 from sprint_core.distill.stages.teacher import student_of
 from sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
@@ -67,12 +68,12 @@ class TheirTransformer(nn.Module):
 class Noise:
     """Latents and captions of the bundled model's size, as good as any: numbers of the sample's own."""
 
-    identity = "noise"
+    fingerprint = "noise"
 
-    def batch(self, random: SampleRandom) -> tuple[Tensor, list[Tensor]]:
+    def batch(self, random: SampleRandom) -> Batch:
         side = recipes.DEMO_PX // DOWNSCALE
         captions = random.normal(CAPTION_TOKENS, recipes.DEMO_TRANSFORMER.caption_width)
-        return random.normal(LATENT_CHANNELS, side, side), list(captions)
+        return Batch(random.normal(LATENT_CHANNELS, side, side), list(captions))
 
 
 class Training:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ..weights import checkpoint, layouts, presets
 from . import recipes
-from .engine.workers import Workers, launched
+from .engine.processes import ProcessGroup, launched_processes
 from .runs import ablations, control, demo, estimate
 from .runs.published import Published, Sources
 
@@ -95,21 +95,21 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
     return recipes.override(recipe, args.settings)
 
 
-def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers, command: str) -> list[Path]:
+def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
     if args.data != SCENES:
         raise ValueError(f"--data {args.data}: the demo learns from scenes; --recipe sprint-0.6B takes pictures")
-    run = demo.Demo(args.out, recipe, args.pool or demo.POOL, args.autoencoder, workers, args.student)
+    run = demo.Demo(args.out, recipe, args.pool or demo.POOL, args.autoencoder, processes, args.student)
     if args.stage in ("autoencoder", "decoder"):  # a DC-AE is of use only after both
         return run.export_autoencoder(args.out, command)
     if args.stage == "features":
         return run.export_features(args.out, command)
-    if args.stage in ("reader", "teacher"):
-        {"reader": run.gemma, "teacher": run.teacher}[args.stage]()
+    if args.stage in ("captioning", "teacher"):
+        {"captioning": run.gemma, "teacher": run.teacher}[args.stage]()
         return []
     return run.export(args.out, command)
 
 
-def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers, command: str) -> list[Path]:
+def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
     parts = {"--student": args.student, "--vae": args.autoencoder, "--text-encoder": args.text_encoder}
     if args.recipe == "demo-control":
         if args.data != SCENES:
@@ -121,32 +121,34 @@ def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, workers: Work
         raise ValueError(f"--recipe {args.recipe} needs {', '.join(missing)}")
     pictures = None if args.data == SCENES else Path(args.data)
     sources = control.ControlSources(*parts.values(), pictures, args.hed, args.control)
-    run = control.ControlRun(args.out, recipe, sources, args.pool or control.POOL, workers)
-    estimate.check_memory(estimate.of_recipe(recipe, workers, run.given), workers)
+    run = control.ControlRun(args.out, recipe, sources, args.pool or control.POOL, processes)
+    estimate.check_memory(estimate.of_recipe(recipe, processes, run.given), processes)
     branch = run.branch()
-    return run.export(branch, command) if workers.rank == 0 else []
+    return run.export(branch, command) if processes.rank == 0 else []
 
 
-def _run_published(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers, command: str) -> list[Path]:
+def _run_published(
+    args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str
+) -> list[Path]:
     missing = [option for name, option in NEEDED.items() if getattr(args, name) is None]
     if missing or args.data == SCENES:
         raise ValueError(f"--recipe {args.recipe} needs {', '.join([*missing, *['--data'] * (args.data == SCENES)])}")
     if args.stage not in (*recipe.stages, "all"):
         raise ValueError(f"--stage {args.stage}: {args.recipe} has the stages {', '.join(recipe.stages)}")
     sources = Sources(args.teacher, args.autoencoder, args.text_encoder, Path(args.data), args.time_scale, args.student)
-    run = Published(args.out, recipe, sources, workers)  # before the estimate, which takes a while
-    planned = [one for one in estimate.of_recipe(recipe, workers) if args.stage in (one.stage, "all")]
-    estimate.check_memory(planned, workers)
+    run = Published(args.out, recipe, sources, processes)  # before the estimate, which takes a while
+    planned = [one for one in estimate.of_recipe(recipe, processes) if args.stage in (one.stage, "all")]
+    estimate.check_memory(planned, processes)
     model = run.teacher().transformer if args.stage == "teacher" else run.student()
-    return run.export(model, command) if workers.rank == 0 else []
+    return run.export(model, command) if processes.rank == 0 else []
 
 
-def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers) -> dict:
+def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup) -> dict:
     """What each stage would take on this process."""
     result = {}
     trunk = checkpoint.load(args.student, layouts.TRANSFORMER) if recipe.is_control and args.student else None
-    for one in estimate.of_recipe(recipe, workers, trunk):
-        speed = estimate.matmul_speed(workers.device, recipe.stages[one.stage].precision)
+    for one in estimate.of_recipe(recipe, processes, trunk):
+        speed = estimate.matmul_speed(processes.device, recipe.stages[one.stage].precision)
         tqdm.write(one.text(speed))
         result[one.stage] = {
             "parameters": one.trained,
@@ -154,7 +156,7 @@ def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, workers: Workers)
             "sec_per_step_at_least": float(f"{one.per_step / speed:.3g}"),
             "steps": one.steps,
         }
-    return {"dry_run": result, "device": str(workers.device)}
+    return {"dry_run": result, "device": str(processes.device)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,21 +167,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     try:
         recipe = _recipe(args)
-        workers = launched(args.device)
+        processes = launched_processes(args.device)
         if args.dry_run:
-            result = _dry_run(args, recipe, workers)
+            result = _dry_run(args, recipe, processes)
         elif args.ablations:
             result = ablations.run(
-                args.out, recipe, args.pool or demo.POOL, args.autoencoder, workers, ablations.PROMPTS
+                args.out, recipe, args.pool or demo.POOL, args.autoencoder, processes, ablations.PROMPTS
             )
         else:
             run = _run_control if recipe.is_control else _run_published if recipe.preset else _run_demo
-            files = run(args, recipe, workers, command)
+            files = run(args, recipe, processes, command)
             result = {"files": [str(path) for path in files]}
     except (ValueError, OSError) as error:
         log.error("error: %s", error)
         return 1
-    if workers.rank == 0:
+    if processes.rank == 0:
         tqdm.write(json.dumps(result | {"seconds": round(time.perf_counter() - started, 1)}))
     return 0
 

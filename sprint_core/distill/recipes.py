@@ -48,15 +48,17 @@ class Schedule:
     ema: float = 0.999
     precision: str = "fp32"  # or "bf16": autocast
     optimizer: str = "adamw"  # or "came"
-    recompute: bool = False  # a block's activations in the backward pass: less memory, a third more time
-    portion: int = 0  # samples that one process takes at a time, the rest accumulates; 0: all of its share
+    activation_checkpointing: bool = False  # of the blocks: less memory, a third more time
+    micro_batch: int = 0  # samples that a process takes at a time, accumulating gradients; 0: its share of the batch
 
     def __post_init__(self) -> None:
         for name, known in (("precision", ("fp32", "bf16")), ("optimizer", ("adamw", "came"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; there are {' and '.join(known)}")
-        if min(self.steps, self.batch) < 1 or min(self.portion, self.warmup_steps) < 0:
-            raise ValueError(f"steps and batch must be 1 or more, portion and warmup_steps 0 or more; this is {self}")
+        if min(self.steps, self.batch) < 1 or min(self.micro_batch, self.warmup_steps) < 0:
+            raise ValueError(
+                f"steps and batch must be 1 or more, micro_batch and warmup_steps 0 or more; this is {self}"
+            )
         if not (0 < self.lr <= 1 and 0 < self.clip < math.inf and 0 <= self.decay <= 1):
             raise ValueError(f"lr must lie in 0 to 1, clip above 0, decay in 0 to 1; this is {self}")
         if not all(0 <= share < 1 for share in (self.ema, *self.betas)):
@@ -151,7 +153,7 @@ DEMO = {
     "autoencoder": Schedule( 6000,  8, 5e-4),
     "decoder":     Schedule( 3000,  6, 3e-4, decay=0.9),
     "features":    Schedule( 1500, 32, 2e-3),
-    "reader":      Schedule(  800, 64, 1e-3),
+    "captioning":  Schedule(  800, 64, 1e-3),
     "teacher":     Schedule( 8000, 32, 1e-3, decay=0.5, precision="bf16"),
     "distill":     Schedule( 2400, 32, 3e-4, decay=0.4, betas=(0.9, 0.99), clip=0.5, ema=0.998, precision="bf16"),
 }

@@ -16,7 +16,7 @@ def run_two(file: str, out: Path) -> None:
         port = str(free.getsockname()[1])
     shared = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/core"))),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }

@@ -18,6 +18,7 @@ from ...models.autoencoder import Autoencoder
 from ...shapes import examples, scenes
 from ...weights import tensorfile
 from ..engine.randomness import SampleRandom
+from .batch import Batch
 
 SHARD = 1000  # scenes
 BATCH = 50
@@ -42,12 +43,12 @@ def _scene(seed: int, free: bool) -> scenes.Scene:
     return examples.scene_and_caption(seed, free=free)[0]
 
 
-def weights_hash(model: nn.Module) -> str:
+def weights_fingerprint(model: nn.Module) -> str:
     """Identifies a model by its weights."""
     return tensorfile.hash_of(model.state_dict())
 
 
-def scenes_hash(draw: Callable[..., Tensor] = images) -> str:
+def scenes_fingerprint(draw: Callable[..., Tensor] = images) -> str:
     """Identifies how scenes are drawn, by some of them; of control images more, as there are more kinds."""
     pixels = (
         draw(range(SAMPLED) if draw is images else range(0, 20 * SAMPLED, 3))
@@ -112,16 +113,16 @@ class SceneLatents:
 
     def __init__(self, model: Autoencoder, folder: Path, count: int, draw: Callable[..., Tensor] = images):
         self.folder, self.count, self.draw = Path(folder), count, draw
-        self.shard_of = {"autoencoder": weights_hash(model), "scenes": scenes_hash(draw)}
-        self.identity = " ".join([*self.shard_of.values(), str(count)])
+        self.shard_of = {"autoencoder": weights_fingerprint(model), "scenes": scenes_fingerprint(draw)}
+        self.fingerprint = " ".join([*self.shard_of.values(), str(count)])
         name = self.folder.name
         shards = [self._shard(model, start) for start in tqdm(range(0, count, SHARD), desc=name, leave=False)]
         self.latents = torch.cat(shards)
 
-    def batch(self, random: SampleRandom) -> tuple[Tensor, list[str]]:
+    def batch(self, random: SampleRandom) -> Batch:
         """Latents [b, 32, 8, 8] and captions, each time worded anew."""
         chosen = random.integers(self.count)
-        return self.latents[chosen].float(), captions(chosen, random)
+        return Batch(self.latents[chosen].float(), captions(chosen, random))
 
     def _shard(self, model: Autoencoder, start: int) -> Tensor:
         path = self.folder / f"latents_{start // SHARD:05d}.safetensors"
@@ -145,12 +146,13 @@ class ControlledScenes:
     def __init__(self, model: Autoencoder, folder: Path, count: int):
         self.scenes = SceneLatents(model, folder / "latents", count, drawn_anywhere)
         self.hints = SceneLatents(model, folder / "edges", count, scene_edges).latents
-        self.identity = f"{self.scenes.identity} edges {scenes_hash(scene_edges)}"
+        self.fingerprint = f"{self.scenes.fingerprint} edges {scenes_fingerprint(scene_edges)}"
 
-    def batch(self, random: SampleRandom) -> tuple[Tensor, list[str], Tensor]:
+    def batch(self, random: SampleRandom) -> Batch:
         """Latents [b, 32, 8, 8], captions, and the control images' latents."""
         chosen = random.integers(self.scenes.count)
-        return self.scenes.latents[chosen].float(), captions(chosen, random, free=True), self.hints[chosen].float()
+        texts = captions(chosen, random, free=True)
+        return Batch(self.scenes.latents[chosen].float(), texts, self.hints[chosen].float())
 
 
 @torch.inference_mode()

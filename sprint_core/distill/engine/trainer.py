@@ -1,6 +1,6 @@
 """The training loop that every stage shares: steps, gradients, averages, saving and resuming.
 
-A stage says what is learnt and what it costs (`Stage`); `Trainer` does the rest. All that a run is lies
+A stage (stage.py) says what is learnt and what its loss is; `Trainer` does the rest. All that a run is lies
 in one state file, written atomically, and randomness belongs to samples (randomness.py): the same command
 after any interruption continues as if there had been none, bit for bit on the CPU.
 """
@@ -11,18 +11,18 @@ import pickle
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
 
 from ..recipes import Schedule
 from .came import CAME
+from .processes import SINGLE_PROCESS, ProcessGroup
 from .randomness import SampleRandom
-from .record import Record
-from .workers import ALONE, Workers
+from .records import Record
+from .stage import Averaged, Stage
 
 SAVE_EVERY_SEC = 120
 SAVE_SHARE = 0.05  # of the time at most
@@ -31,52 +31,41 @@ SAMPLE_EVERY = 500
 MIB = 2**20
 
 
-class Stage(Protocol):
-    """What a stage of training is to the trainer."""
-
-    name: str
-    modules: Mapping[str, nn.Module]  # what is trained and saved; one optimiser each
-    averaged: str  # the module whose moving average is the result
-    settings: Mapping[str, str]  # what, with the schedule, tells its runs apart
-
-    def phases(self, step: int) -> tuple[str, ...]:
-        """The modules that this step trains, in order."""
-
-    def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss that module `phase` is to lower, a mean over the samples, and metrics."""
-
-    def samples(self, average: nn.Module) -> Tensor | None:
-        """Pictures [b, h, w, 3] in [0, 1] of what the average can do by now."""
-
-
-class Trainer:
+class Trainer(Generic[Averaged]):
     """Trains one stage in one folder. Raises ValueError if that belongs to another run, OSError for want of disk."""
 
-    def __init__(self, stage: Stage, schedule: Schedule, out: Path, seed: int = 0, workers: Workers = ALONE):
-        self.stage, self.schedule, self.seed, self.workers = stage, schedule, seed, workers
+    def __init__(
+        self,
+        stage: Stage[Averaged],
+        schedule: Schedule,
+        out: Path,
+        seed: int = 0,
+        processes: ProcessGroup = SINGLE_PROCESS,
+    ):
+        self.stage, self.schedule, self.seed, self.processes = stage, schedule, seed, processes
         self.folder = Path(out) / stage.name
         for module in stage.modules.values():
-            module.to(workers.device)
+            module.to(processes.device)
         self.optimizers = {name: _optimizer(module, schedule) for name, module in stage.modules.items()}
-        self.average = copy.deepcopy(stage.modules[stage.averaged]).requires_grad_(False)
+        self.average = copy.deepcopy(stage.average_source).requires_grad_(False)
         self.step, self.skipped = 0, 0
         self.run = {"stage": stage.name, "schedule": schedule.chosen, "seed": seed, **stage.settings}
         if self.state_file.is_file():
             self._load()
-        elif workers.rank == 0:
+        elif processes.rank == 0:
             self._check_disk()
 
     @property
     def state_file(self) -> Path:
         return self.folder / "state.pt"
 
-    def train(self, until: int | None = None) -> nn.Module:
+    def train(self, until: int | None = None) -> Averaged:
         """Train to the end, or to a step; returns the moving average."""
         end = min(self.schedule.steps, until or self.schedule.steps)
         if self.step >= end:
             return self.average
         saved, pause, metrics = time.monotonic(), SAVE_EVERY_SEC, {}
-        with Record(self.folder, self.schedule, self.step, writes=self.workers.rank == 0) as record:
+        with Record(self.folder, self.schedule, self.step, writes=self.processes.rank == 0) as record:
             while self.step < end:
                 metrics |= self._one_step()  # of phases that take turns, the latest of each
                 self.step += 1
@@ -107,25 +96,25 @@ class Trainer:
         return metrics
 
     def _gradients(self, phase: str) -> dict[str, Tensor]:
-        """Gradients of the mean loss over this process's samples, in portions that fit the memory."""
-        samples, totals = self.workers.share(self.schedule.batch), defaultdict(float)
-        size = self.schedule.portion or len(samples)
+        """Gradients of the mean loss over this process's samples, in micro-batches that fit the memory."""
+        samples, totals = self.processes.share(self.schedule.batch), defaultdict(float)
+        size = self.schedule.micro_batch or len(samples)
         for start in range(0, len(samples), size):
-            portion = samples[start : start + size]
-            random = SampleRandom(self.seed, self.step, f"{self.stage.name}/{phase}", portion)
-            with torch.autocast(self.workers.device.type, torch.bfloat16, enabled=self.schedule.precision == "bf16"):
+            micro_batch = samples[start : start + size]
+            random = SampleRandom(self.seed, self.step, f"{self.stage.name}/{phase}", micro_batch)
+            with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.schedule.precision == "bf16"):
                 loss, metrics = self.stage.loss(phase, self.step, random)
-            share = len(portion) / len(samples)
+            share = len(micro_batch) / len(samples)
             (loss * share).backward()
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 totals[name] += value * share
         return totals
 
     def _descend(self, phase: str) -> Tensor:
-        """One optimiser step; a step with a gradient that is not finite is skipped and counted."""
+        """One optimizer step; a step with a gradient that is not finite is skipped and counted."""
         module, optimizer = self.stage.modules[phase], self.optimizers[phase]
         parameters = [p for p in module.parameters() if p.grad is not None]
-        self.workers.average(parameters)
+        self.processes.average_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, self.schedule.clip)
         if not torch.isfinite(norm):
             self.skipped += 1
@@ -139,20 +128,20 @@ class Trainer:
     def _update_average(self) -> None:
         """Exponential moving average; early on over fewer steps, so that the start is forgotten."""
         decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
-        source = dict(self.stage.modules[self.stage.averaged].named_parameters())
+        source = dict(self.stage.average_source.named_parameters())
         for name, parameter in self.average.named_parameters():
             parameter.lerp_(source[name], 1 - decay)
 
     @torch.no_grad()
     def _sample(self, record: Record) -> None:
-        if self.workers.rank == 0 and (images := self.stage.samples(self.average)) is not None:
+        if self.processes.rank == 0 and (images := self.stage.samples(self.average)) is not None:
             record.samples(self.step, images)
 
     # --- the state file -------------------------------------------------------------------------------
 
     def save(self) -> float:
         """Write the state; a full disk or an interruption leaves the last good one. Returns the seconds it took."""
-        if self.workers.rank:
+        if self.processes.rank:
             return 0.0
         started = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +163,7 @@ class Trainer:
 
     def _load(self) -> None:
         try:
-            state = torch.load(self.state_file, weights_only=True, map_location=self.workers.device)
+            state = torch.load(self.state_file, weights_only=True, map_location=self.processes.device)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
             advice = f"delete {self.folder} to train this stage anew"
             raise ValueError(f"{self.state_file} is damaged ({str(error).splitlines()[0]}); {advice}") from None

@@ -12,8 +12,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...trigflow import SIGMA_DATA, T_MAX, add_noise, flow_input, s_from_t
+from ..engine.activation_checkpointing import AroundBlock, direct
 from ..engine.randomness import SampleRandom
-from ..engine.recompute import kept
 from .scm import Proposal
 from .transform import per_sample
 
@@ -50,21 +50,28 @@ class Critic(nn.Module):
         self.blocks = block_ids(depth)
         self.heads = nn.ModuleList(Head(width) for _ in self.blocks)
 
-    def forward(self, teacher: Callable[..., Tensor], x_t: Tensor, t: Tensor, around=kept, **condition) -> Tensor:
-        """teacher: a SanaTransformer; x_t [b, c, h, w] at angles t [b]; condition: its caption and mask.
+    def forward(
+        self,
+        teacher: Callable[..., Tensor],
+        x_t: Tensor,
+        t: Tensor,
+        around_block: AroundBlock = direct,
+        **conditioning: Tensor,
+    ) -> Tensor:
+        """teacher: a SanaTransformer; x_t [b, c, h, w] at angles t [b]; conditioning: its caption, mask, guidance.
 
-        around runs the teacher's blocks, as in recompute.py.
+        around_block runs the teacher's blocks: with or without activation checkpointing.
         """
         features: list[Tensor] = []
 
         def collect(i: int, run: Callable, x: Tensor, caption: Tensor) -> Tensor:
-            x = around(i, run, x, caption)
+            x = around_block(i, run, x, caption)
             if i in self.blocks:
                 features.append(x)
             return x
 
-        teacher(flow_input(x_t, per_sample(t, x_t)), s_from_t(t), around_block=collect, **condition)
-        logits = [head(f, x_t.shape[-2:]).flatten(1) for head, f in zip(self.heads, features)]
+        teacher(flow_input(x_t, per_sample(t, x_t)), s_from_t(t), around_block=collect, **conditioning)
+        logits = [head(f, x_t.shape[-2:]).flatten(1) for head, f in zip(self.heads, features, strict=True)]
         return torch.cat(logits, dim=1)
 
 

@@ -33,11 +33,11 @@ from ...text.encoder import TextEncoder
 from ...weights import presets, tensorfile
 from .. import recipes
 from ..dataset import scenes as data
+from ..engine.processes import ProcessGroup
 from ..engine.trainer import Trainer
-from ..engine.workers import Workers
 from ..losses.transform import trigflow_network
 from ..recipes import Objective, Recipe, Schedule
-from ..stages.base import Captioned, Encoding
+from ..stages.base import Captioned, TextConditioned
 from ..stages.student import DistillStage
 from ..stages.teacher import TeacherStage, euler, unchecked_student
 from . import ablation_tables as tables
@@ -71,19 +71,19 @@ class Run:
     teacher: Mapping[str, object] = field(default_factory=dict)  # what its teacher's configuration has other
 
 
-ALONE = {"ladd_weight": 0.0}
+SCM_ALONE = {"ladd_weight": 0.0}
 RUNS = (
     Run("base"),
-    Run("scm", ALONE),
+    Run("scm", SCM_ALONE),
     Run("ladd", {"scm_weight": 0.0, "ladd_from": 0}),
     Run("no-guidance", {"guidance": (presets.GUIDANCE,)}, guidance_embed=False),
     Run("weight-1", {"ladd_weight": 1.0}),
     Run("weight-0.1", {"ladd_weight": 0.1}),
     Run("share-0", {"max_time_share": 0.0}),
     Run("share-0.7", {"max_time_share": 0.7}),
-    Run("sparse-time", ALONE, teacher={"time_scale": 1000.0}),
-    Run("no-norm", ALONE, teacher={"qk_norm": False}),
-    Run("neither", ALONE, teacher={"time_scale": 1000.0, "qk_norm": False}),
+    Run("sparse-time", SCM_ALONE, teacher={"time_scale": 1000.0}),
+    Run("no-norm", SCM_ALONE, teacher={"qk_norm": False}),
+    Run("neither", SCM_ALONE, teacher={"time_scale": 1000.0, "qk_norm": False}),
 )
 
 
@@ -118,7 +118,9 @@ class Watched(Trainer):
 
 
 @torch.no_grad()
-def rotations(model: Encoding, z: Tensor, captions: Sequence, flow_shift: float, steps: int, cfg: float) -> Tensor:
+def rotations(
+    model: TextConditioned, z: Tensor, captions: Sequence, flow_shift: float, steps: int, cfg: float
+) -> Tensor:
     """teacher.euler in TrigFlow: the transformed network at the same times, as angles. Scaled latents."""
     conditions = model.encode(captions), model.encode([""] * len(captions))
     networks = [trigflow_network(functools.partial(_velocity, model, *condition)) for condition in conditions]
@@ -131,7 +133,7 @@ def rotations(model: Encoding, z: Tensor, captions: Sequence, flow_shift: float,
     return x_t / trigflow.SIGMA_DATA
 
 
-def _velocity(model: Encoding, caption: Tensor, mask: Tensor, x_s: Tensor, s: Tensor) -> Tensor:
+def _velocity(model: TextConditioned, caption: Tensor, mask: Tensor, x_s: Tensor, s: Tensor) -> Tensor:
     return model.transformer(x_s, s, caption, mask=mask)
 
 
@@ -144,12 +146,12 @@ class Ablations:
     def __init__(self, run: demo.Demo, prompts: int):
         self.demo, self.prompts, self.folder = run, prompts, run.out / "ablations"
         self.teacher = run.teacher()
-        self.identity = data.weights_hash(self.teacher)
+        self.fingerprint = data.weights_fingerprint(self.teacher)
 
     def sampled(self, seed: int) -> dict[str, dict]:
         """The teacher's pictures by either sampler, from the same noise: results by SAMPLERS' names."""
         paths = {name: self.folder / f"{name}-{seed}" / "result.json" for name in SAMPLERS}
-        key = {"teacher": self.identity, "prompts": self.prompts}
+        key = {"teacher": self.fingerprint, "prompts": self.prompts}
         known = {name: _read(path, key) for name, path in paths.items()}
         if all(known.values()):
             return known
@@ -168,9 +170,9 @@ class Ablations:
         schedule, objective = self._plan(run)
         start = functools.partial(unchecked_student, guidance_embed=run.guidance_embed)
         stage = DistillStage(teacher, self.demo.latents, objective, start=start)
-        stage.settings |= {"teacher": data.weights_hash(teacher), "guidance_embed": str(run.guidance_embed)}
+        stage.settings |= {"teacher": data.weights_fingerprint(teacher), "guidance_embed": str(run.guidance_embed)}
         folder = self.folder / f"{run.name}-{seed}"
-        trainer = Watched(stage, schedule, folder, seed, self.demo.workers)
+        trainer = Watched(stage, schedule, folder, seed, self.demo.processes)
         key = trainer.run | {"prompts": self.prompts}
         if known := _read(folder / "result.json", key):
             return known
@@ -196,14 +198,14 @@ class Ablations:
         """The teacher without a stabiliser, fine-tuned so that it works without it."""
         changed = copy.deepcopy(self.teacher)
         config = dataclasses.replace(changed.transformer.config, **run.teacher)
-        transformer = SanaTransformer(config).to(self.demo.workers.device)
+        transformer = SanaTransformer(config).to(self.demo.processes.device)
         transformer.load_state_dict(changed.transformer.state_dict(), strict=False)  # a norm that is gone has gains
         changed.transformer = transformer
         steps = FINE_TUNE * self.demo.recipe.stages["distill"].steps
         schedule = dataclasses.replace(self.demo.recipe.stages["teacher"], steps=steps, warmup_steps=WARMUP_STEPS)
         stage = TeacherStage(changed, self.demo.latents, recipes.DEMO_FLOW_SHIFT)
-        stage.settings |= {"teacher": self.identity}
-        trainer = Trainer(stage, schedule, self.folder / f"teacher-{run.name}", workers=self.demo.workers)
+        stage.settings |= {"teacher": self.fingerprint}
+        trainer = Trainer(stage, schedule, self.folder / f"teacher-{run.name}", processes=self.demo.processes)
         return trainer.train().eval().requires_grad_(False)
 
     def _pipeline(self, transformer: SanaTransformer, teacher: Captioned) -> Pipeline:
@@ -215,7 +217,7 @@ class Ablations:
 
         @torch.inference_mode()
         def paint(texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-            z = sampler.initial_noise(seeds, shape).to(self.demo.workers.device)
+            z = sampler.initial_noise(seeds, shape).to(self.demo.processes.device)
             latents = sample(self.teacher, z, texts, recipes.DEMO_FLOW_SHIFT, TEACHER_STEPS, presets.GUIDANCE)
             return pipeline.decode(latents).cpu()
 
@@ -243,13 +245,13 @@ def held_out(count: int, seed: int) -> tuple[list[examples.Prompt], Tensor]:
 # --- all of it ----------------------------------------------------------------------------------------
 
 
-def run(out: Path, recipe: Recipe, pool: int, given: Path | None, workers: Workers, prompts: int) -> dict:
+def run(out: Path, recipe: Recipe, pool: int, given: Path | None, processes: ProcessGroup, prompts: int) -> dict:
     """Every run that is missing, then the tables: ablations.md and .png in DIR/ablations, and the JSON document.
 
     recipe: SHORT or like it, with the stage distill of each run; the rest as for demo.Demo. Raises ValueError.
     """
-    _check(recipe.objective, workers)
-    ablations = Ablations(demo.Demo(out, recipe, pool, given, workers), prompts)
+    _check(recipe.objective, processes)
+    ablations = Ablations(demo.Demo(out, recipe, pool, given, processes), prompts)
     results = _all_results(ablations)
     found = {name: tables.pooled([results[name, seed] for seed in SEEDS]) for name, _ in results}
     steps, batch, seeds = recipe.stages["distill"].steps, recipe.stages["distill"].batch, ", ".join(map(str, SEEDS))
@@ -263,12 +265,12 @@ def run(out: Path, recipe: Recipe, pool: int, given: Path | None, workers: Worke
     return {"ablations": rows, "files": [str(path) for path in files]}
 
 
-def _check(objective: Objective, workers: Workers) -> None:
+def _check(objective: Objective, processes: ProcessGroup) -> None:
     """Refuse what the tables could not say. Raises ValueError."""
     published = Objective()
     if fixed := [name for name in VARIED if getattr(objective, name) != getattr(published, name)]:
         raise ValueError(f"--ablations varies {', '.join(fixed)} of distill itself: leave it as published")
-    if workers.world > 1:
+    if processes.world_size > 1:
         raise ValueError("--ablations trains small models one after another: start it as one process")
 
 

@@ -27,14 +27,14 @@ from ...weights import checkpoint, layouts, presets, tensorfile
 from ...weights.checkpoint import CheckpointError
 from ..dataset import scenes as data
 from ..dataset.captioned import captioned
-from ..dataset.encoded import EncodedPictures
+from ..dataset.latent_cache import EncodedPictures
+from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from ..engine.trainer import Trainer
-from ..engine.workers import ALONE, Workers
 from ..recipes import Recipe
 from ..stages.autoencoder import displayed
-from ..stages.base import Captioned, Encoding, Preview
+from ..stages.base import Captioned, Embedded, Preview, TextConditioned
 from ..stages.control import ControlStage
-from .published import Embedded, encode_pictures
+from .published import encode_pictures
 
 SEED = 42
 POOL = 8000  # scenes of the demo's
@@ -56,8 +56,15 @@ class ControlSources:
 class ControlRun:
     """A run in one folder. Raises ValueError, CheckpointError or OSError before the first step where it cannot be."""
 
-    def __init__(self, out: Path, recipe: Recipe, sources: ControlSources, pool: int = POOL, workers: Workers = ALONE):
-        self.out, self.recipe, self.sources, self.pool, self.workers = Path(out), recipe, sources, pool, workers
+    def __init__(
+        self,
+        out: Path,
+        recipe: Recipe,
+        sources: ControlSources,
+        pool: int = POOL,
+        processes: ProcessGroup = SINGLE_PROCESS,
+    ):
+        self.out, self.recipe, self.sources, self.pool, self.processes = Path(out), recipe, sources, pool, processes
         self.given = checkpoint.load(sources.student, layouts.TRANSFORMER)
         if not self.given.config.guidance_embed:
             raise CheckpointError(f"{sources.student}: a multi-step SANA; a ControlNet is trained on a SANA-Sprint")
@@ -78,54 +85,56 @@ class ControlRun:
         own = {k: v for k, v in weights.tensors.items() if k.startswith(controlnet.SHARED)}
         if tensorfile.hash_of(own) != same:
             raise CheckpointError(f"{self.sources.branch}: a ControlNet of another model than {self.sources.student}")
-        return copy.deepcopy(checkpoint.build(weights, dtype=torch.float32, device=self.workers.device))
+        return copy.deepcopy(checkpoint.build(weights, dtype=torch.float32, device=self.processes.device))
 
     @functools.cached_property
     def autoencoder(self) -> Autoencoder:
         weights = checkpoint.load(self.sources.autoencoder, layouts.AUTOENCODER)
-        return checkpoint.build(weights, dtype=torch.float32, device=self.workers.device)
+        return checkpoint.build(weights, dtype=torch.float32, device=self.processes.device)
 
     def branch(self) -> controlnet.SanaControlNet:
         """Trained to the end."""
-        mapped = checkpoint.build(self.given, dtype=torch.float32, device=self.workers.device)
+        mapped = checkpoint.build(self.given, dtype=torch.float32, device=self.processes.device)
         transformer = copy.deepcopy(mapped)  # out of its file
         trunk, pictures, preview = (self._of_scenes if self.items is None else self._of_pictures)(transformer)
         schedule = self.recipe.stages["control"]
-        stage = ControlStage(trunk, pictures, self.recipe.objective, preview, schedule.recompute, self.begun)
+        stage = ControlStage(
+            trunk, pictures, self.recipe.objective, preview, schedule.activation_checkpointing, self.begun
+        )
         stage.settings |= {
-            "trunk": data.weights_hash(transformer),
+            "trunk": data.weights_fingerprint(transformer),
             "text_encoder": tensorfile.hash_of(self.encoder.tensors),
         }
         if self.begun is not None:
-            stage.settings |= {"branch": data.weights_hash(self.begun)}
-        return Trainer(stage, schedule, self.out, SEED, self.workers).train().branch.eval()
+            stage.settings |= {"branch": data.weights_fingerprint(self.begun)}
+        return Trainer(stage, schedule, self.out, SEED, self.processes).train().branch.eval()
 
-    def _of_scenes(self, transformer: SanaTransformer) -> tuple[Encoding, data.ControlledScenes, Preview]:
-        gemma = checkpoint.build(self.encoder, dtype=torch.float32, device=self.workers.device)
+    def _of_scenes(self, transformer: SanaTransformer) -> tuple[TextConditioned, data.ControlledScenes, Preview]:
+        gemma = checkpoint.build(self.encoder, dtype=torch.float32, device=self.processes.device)
         prompts = PromptTokenizer(find_tokenizer(self.encoder), prompt_format(self.encoder))
-        with self.workers.first():
+        with self.processes.main_process_first():
             pictures = data.ControlledScenes(self.autoencoder, self.out, self.pool)
         shown = [prompt for name in captions.CATEGORIES for prompt in examples.prompts(name, 2, free=True)]
         control = data.control_images(data.pixels_of(scenes.render(prompt.scene) for prompt in shown))
         with torch.no_grad():
-            hints = self.autoencoder.encode(control.to(self.workers.device)) * SCALE
+            hints = self.autoencoder.encode(control.to(self.processes.device)) * SCALE
         model = self.autoencoder
         decode = lambda latents: displayed(model.decode(latents / SCALE))  # noqa: E731
         preview = Preview([prompt.text for prompt in shown], hints.shape[1:], decode, hints)
         return Captioned(transformer, gemma, prompts), pictures, preview
 
-    def _of_pictures(self, transformer: SanaTransformer) -> tuple[Encoding, EncodedPictures, None]:
-        device = self.workers.device
+    def _of_pictures(self, transformer: SanaTransformer) -> tuple[TextConditioned, EncodedPictures, None]:
+        device = self.processes.device
         hed = self.hed.to(device) if self.hed else None
 
         @torch.inference_mode()
         def control(images: Tensor) -> Tensor:
             return data.control_images(images.to(device), hed)
 
-        made_by = f"edges {EDGES_VERSION} {data.weights_hash(hed) if hed else ''}"
+        made_by = f"edges {EDGES_VERSION} {data.weights_fingerprint(hed) if hed else ''}"
         vae, size_px = checkpoint.load(self.sources.autoencoder, layouts.AUTOENCODER), self.given.settings["size_px"]
         folder = self.out / "encoded"
-        pictures = encode_pictures(self.items, folder, vae, self.encoder, size_px, self.workers, control, made_by)
+        pictures = encode_pictures(self.items, folder, vae, self.encoder, size_px, self.processes, control, made_by)
         return Embedded(transformer, pictures.null), pictures, None
 
     def export(self, branch: controlnet.SanaControlNet, command: str) -> list[Path]:

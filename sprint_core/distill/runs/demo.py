@@ -1,6 +1,6 @@
 """The bundled model, from nothing: every stage of it, and its export as native files.
 
-    autoencoder -> fold -> decoder -> latents -> reader -> teacher -> distill -> export
+    autoencoder -> fold -> decoder -> latents -> captioning -> teacher -> distill -> export
 
 Each stage resumes where it stopped; one that has ended costs nothing.
 """
@@ -25,13 +25,14 @@ from ...text.tokenizers import HFTokenizer, tokenizer_state
 from ...weights import checkpoint, layouts, tensorfile
 from .. import recipes
 from ..dataset import scenes as data
+from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from ..engine.randomness import initialise
-from ..engine.trainer import Stage, Trainer
-from ..engine.workers import ALONE, Workers
+from ..engine.stage import Averaged, Stage
+from ..engine.trainer import Trainer
 from ..recipes import Recipe
 from ..stages import autoencoder, features
 from ..stages.base import Captioned, Preview
-from ..stages.captioning import Reader, ReaderStage
+from ..stages.captioning import CaptioningModel, CaptioningStage
 from ..stages.student import DistillStage, continued
 from ..stages.teacher import TeacherStage, student_of
 
@@ -89,10 +90,10 @@ class Demo:
         recipe: Recipe = recipes.RECIPES["demo"],
         pool: int = POOL,
         given: Path | None = None,
-        workers: Workers = ALONE,
+        processes: ProcessGroup = SINGLE_PROCESS,
         student: Path | None = None,
     ):
-        self.out, self.recipe, self.pool, self.given, self.workers = Path(out), recipe, pool, given, workers
+        self.out, self.recipe, self.pool, self.given, self.processes = Path(out), recipe, pool, given, processes
         self.start = continued(student) if student else student_of
         self.prompts = prompts()
 
@@ -101,20 +102,20 @@ class Demo:
         """The DC-AE with unit latents: the given one, or after both of its stages. Raises CheckpointError."""
         if self.given is not None:
             given = checkpoint.load(self.given, layouts.AUTOENCODER)
-            return checkpoint.build(given, dtype=torch.float32, device=self.workers.device)
-        if self.workers.world > 1 or self.recipe.stages["autoencoder"].portion:
+            return checkpoint.build(given, dtype=torch.float32, device=self.processes.device)
+        if self.processes.world_size > 1 or self.recipe.stages["autoencoder"].micro_batch:
             raise ValueError(
-                "the auto-encoder trains as one process, without portions; then pass it: --autoencoder FILE"
+                "the auto-encoder trains as one process, without micro-batches; then pass it: --autoencoder FILE"
             )
         model = Autoencoder(recipes.DEMO_AUTOENCODER)
         initialise(model, SEED)
         steps = self.recipe.stages["autoencoder"].steps
         folded = self._train(autoencoder.WholeStage(model, data.images, steps, self.pool)).eval()
         starts = range(0, min(1000, self.pool), 50)
-        probe = [data.images(range(start, start + 50)).to(self.workers.device) for start in starts]
+        probe = [data.images(range(start, start + 50)).to(self.processes.device) for start in starts]
         autoencoder.fold(folded, *autoencoder.latent_statistics(folded, probe))
         stage = autoencoder.DecoderStage(folded, data.images, self.pool)
-        stage.settings |= {"encoder": data.weights_hash(folded.encoder)}
+        stage.settings |= {"encoder": data.weights_fingerprint(folded.encoder)}
         folded.decoder = self._train(stage)
         return folded.eval().requires_grad_(False)
 
@@ -122,14 +123,14 @@ class Demo:
     def latents(self) -> data.SceneLatents:
         """Encoded once for the teacher and the student."""
         model = self.autoencoder
-        with self.workers.first():
+        with self.processes.main_process_first():
             return data.SceneLatents(model, self.out / "latents", self.pool)
 
     def gemma(self) -> Gemma:
         """The text encoder as the teacher's training finds it."""
-        model = Reader(fresh_gemma(SEED))
-        initialise(model.answers, SEED)
-        return self._train(ReaderStage(model, self.prompts, self.pool)).gemma
+        model = CaptioningModel(fresh_gemma(SEED))
+        initialise(model.heads, SEED)
+        return self._train(CaptioningStage(model, self.prompts, self.pool)).gemma
 
     def teacher(self) -> Captioned:
         config = dataclasses.replace(recipes.DEMO_TRANSFORMER, guidance_embed=False)
@@ -138,7 +139,7 @@ class Demo:
         gemma = self.gemma()
         model = Captioned(transformer, gemma, self.prompts)
         stage = TeacherStage(model, self.latents, recipes.DEMO_FLOW_SHIFT, self.preview)
-        stage.settings |= {"text_encoder": data.weights_hash(gemma)}
+        stage.settings |= {"text_encoder": data.weights_fingerprint(gemma)}
         return self._train(stage).eval().requires_grad_(False)
 
     def student(self) -> tuple[Captioned, SanaTransformer]:
@@ -146,7 +147,7 @@ class Demo:
         teacher = self.teacher()
         stage = DistillStage(teacher, self.latents, self.recipe.objective, self.preview, start=self.start)
         begun = stage.modules["student"].transformer
-        stage.settings |= {"teacher": data.weights_hash(teacher), "student": data.weights_hash(begun)}
+        stage.settings |= {"teacher": data.weights_fingerprint(teacher), "student": data.weights_fingerprint(begun)}
         return teacher, self._train(stage).transformer.eval()
 
     @property
@@ -157,8 +158,8 @@ class Demo:
         decode = lambda latents: autoencoder.displayed(model.decode(latents / SCALE))  # noqa: E731
         return Preview(shown, self.latents.latents.shape[1:], decode)
 
-    def _train(self, stage: Stage) -> torch.nn.Module:
-        return Trainer(stage, self.recipe.stages[stage.name], self.out, SEED, self.workers).train()
+    def _train(self, stage: Stage[Averaged]) -> Averaged:
+        return Trainer(stage, self.recipe.stages[stage.name], self.out, SEED, self.processes).train()
 
     def export_features(self, folder: Path, command: str) -> list[Path]:
         """Train and write the feature network of features.py."""
@@ -180,7 +181,7 @@ class Demo:
         """Write the model as native files: the student with its encoder and DC-AE, and the teacher."""
         vae = self.autoencoder
         teacher, student = self.student()
-        if self.workers.rank:
+        if self.processes.rank:
             return []
         described = {"instruction": None, "max_tokens": MAX_TOKENS, "lower": False}
         encoder = self._part(

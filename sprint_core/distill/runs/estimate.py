@@ -24,17 +24,18 @@ from ...models.gemma import Gemma
 from ...models.transformer import SanaTransformer
 from ...weights import checkpoint, presets
 from .. import recipes
+from ..dataset.batch import Batch
+from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from ..engine.randomness import SampleRandom
-from ..engine.trainer import Stage
-from ..engine.workers import ALONE, Workers
+from ..engine.stage import Stage
 from ..recipes import Recipe, Schedule
 from ..stages import autoencoder, features
-from ..stages.captioning import Reader, ReaderStage
+from ..stages.base import Embedded
+from ..stages.captioning import CaptioningModel, CaptioningStage
 from ..stages.control import ControlStage
 from ..stages.student import DistillStage
 from ..stages.teacher import TeacherStage
 from . import demo
-from .published import Embedded
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ CAPTION_TOKENS = 300  # the longest; the demo's few are counted as so many, too
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase of a stage, for one portion of samples."""
+    """One phase of a stage, for one micro_batch of samples."""
 
     name: str
     samples: int
@@ -87,27 +88,29 @@ def _duration(seconds: float) -> str:
 
 
 class MetaData:
-    """Latents and caption embeddings that have a shape only. One of the protocol `Data`."""
+    """Latents and caption embeddings that have a shape only."""
 
-    identity = "meta"
+    fingerprint = "meta"
 
     def __init__(self, latent: Sequence[int], caption: Sequence[int], hints: bool = False):
         self.latent, self.caption, self.hints = tuple(latent), tuple(caption), hints
 
-    def batch(self, random: SampleRandom) -> tuple:
+    def batch(self, random: SampleRandom) -> Batch:
         b = len(random)
         latents = torch.empty(b, *self.latent, device="meta")
         captions = [torch.empty(self.caption, device="meta") for _ in range(b)]
-        return (latents, captions, latents) if self.hints else (latents, captions)
+        return Batch(latents, captions, latents if self.hints else None)
 
 
-def estimate(stage: Stage, frozen: Sequence[nn.Module], schedule: Schedule, workers: Workers = ALONE) -> Estimate:
+def estimate(
+    stage: Stage, frozen: Sequence[nn.Module], schedule: Schedule, processes: ProcessGroup = SINGLE_PROCESS
+) -> Estimate:
     """Of a stage that was built on the meta device; frozen: the networks it reads besides its own.
 
     Each phase is counted as at the end of the run, where it is largest.
     """
-    share = len(workers.share(schedule.batch))
-    samples = min(schedule.portion or share, share)
+    share = len(processes.share(schedule.batch))
+    samples = min(schedule.micro_batch or share, share)
     end = schedule.steps  # where all that joins later takes part
     names = sorted({name for step in range(end, end + 4) for name in stage.phases(step)})
     weights = [p for module in (*stage.modules.values(), *frozen) for p in module.parameters()]
@@ -148,13 +151,15 @@ class _Saved:
         self.tensor = tensor.detach()  # or the graph would own itself through it
 
 
-def of_recipe(recipe: Recipe, workers: Workers = ALONE, trunk: checkpoint.Weights | None = None) -> list[Estimate]:
+def of_recipe(
+    recipe: Recipe, processes: ProcessGroup = SINGLE_PROCESS, trunk: checkpoint.Weights | None = None
+) -> list[Estimate]:
     """Every stage of a recipe. trunk: of a ControlNet's; without it, the one that the recipe is for."""
     if recipe.is_control:
         stages = _control_stages(recipe, trunk)
     else:
         stages = _transformer_stages(recipe) | ({} if recipe.preset else _demo_stages())
-    return [estimate(*stages[name], schedule, workers) for name, schedule in recipe.stages.items()]
+    return [estimate(*stages[name], schedule, processes) for name, schedule in recipe.stages.items()]
 
 
 def _transformer_stages(recipe: Recipe) -> dict[str, tuple[Stage, Sequence[nn.Module]]]:
@@ -165,9 +170,9 @@ def _transformer_stages(recipe: Recipe) -> dict[str, tuple[Stage, Sequence[nn.Mo
     data = MetaData((LATENT_CHANNELS, side, side), (CAPTION_TOKENS, config.caption_width))
     null = torch.empty(1, config.caption_width, device="meta")
     teachers = [Embedded(SanaTransformer(config, device="meta"), null) for _ in range(2)]
-    again = {name: recipe.stages[name].recompute for name in ("teacher", "distill")}
-    distill = DistillStage(teachers[1], data, recipe.objective, recompute=again["distill"])
-    teacher = TeacherStage(teachers[0], data, recompute=again["teacher"])
+    again = {name: recipe.stages[name].activation_checkpointing for name in ("teacher", "distill")}
+    distill = DistillStage(teachers[1], data, recipe.objective, activation_checkpointing=again["distill"])
+    teacher = TeacherStage(teachers[0], data, activation_checkpointing=again["teacher"])
     return {"teacher": (teacher, ()), "distill": (distill, [teachers[1]])}
 
 
@@ -180,8 +185,8 @@ def _control_stages(recipe: Recipe, trunk: checkpoint.Weights | None) -> dict[st
     side = size_px // DOWNSCALE
     data = MetaData((LATENT_CHANNELS, side, side), (CAPTION_TOKENS, config.caption_width), hints=True)
     model = Embedded(SanaTransformer(config, device="meta"), torch.empty(1, config.caption_width, device="meta"))
-    recompute = recipe.stages["control"].recompute
-    return {"control": (ControlStage(model, data, recipe.objective, recompute=recompute), [model])}
+    checkpointing = recipe.stages["control"].activation_checkpointing
+    return {"control": (ControlStage(model, data, recipe.objective, activation_checkpointing=checkpointing), [model])}
 
 
 def _demo_stages() -> dict[str, tuple[Stage, Sequence[nn.Module]]]:
@@ -194,16 +199,16 @@ def _demo_stages() -> dict[str, tuple[Stage, Sequence[nn.Module]]]:
     whole = autoencoder.WholeStage(models[0], images, steps=0, pool=1)
     decoder = autoencoder.DecoderStage(models[1], images, pool=1)
     known = features.FeatureStage(FeatureNetwork(features.QUESTIONS).to("meta"), pool=1)
-    read = ReaderStage(Reader(Gemma(recipes.DEMO_TEXT, device="meta")).to("meta"), demo.prompts(), pool=1)
+    read = CaptioningStage(CaptioningModel(Gemma(recipes.DEMO_TEXT, device="meta")).to("meta"), demo.prompts(), pool=1)
     frozen = {"decoder": [models[1].encoder]}
     return {stage.name: (stage, frozen.get(stage.name, ())) for stage in (whole, decoder, known, read)}
 
 
-def check_memory(estimates: Sequence[Estimate], workers: Workers) -> None:
+def check_memory(estimates: Sequence[Estimate], processes: ProcessGroup) -> None:
     """Refuse a run whose state cannot fit, warn of one whose activations may not. Raises ValueError."""
-    free = free_bytes(workers.device)
+    free = free_bytes(processes.device)
     for one in estimates:
-        about = f"{one.stage}: {workers.device} has {free / GIB:.1f} GiB free; it needs"
+        about = f"{one.stage}: {processes.device} has {free / GIB:.1f} GiB free; it needs"
         if one.state_bytes > free:
             raise ValueError(
                 f"{about} {one.state_bytes / GIB:.1f} GiB for weights, gradients and averages alone; choose a device "
@@ -211,7 +216,7 @@ def check_memory(estimates: Sequence[Estimate], workers: Workers) -> None:
             )
         if one.memory_bytes > free:
             log.warning(
-                "%s up to %.1f GiB; fewer samples at a time help: --set %s.portion=N",
+                "%s up to %.1f GiB; fewer samples at a time help: --set %s.micro_batch=N",
                 about,
                 one.memory_bytes / GIB,
                 one.stage,

@@ -8,7 +8,7 @@ The DC-AE and Gemma-2 encode and are released; training sees the transformer alo
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +19,17 @@ from ...latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from ...models.autoencoder_config import AutoencoderConfig
 from ...models.gemma import GemmaConfig
 from ...models.transformer import SanaTransformer
-from ...text.encoder import TextEncoder, pad_embeddings
+from ...text.encoder import TextEncoder
 from ...text.loading import find_tokenizer, prompt_format
 from ...weights import checkpoint, layouts, presets
 from ...weights.checkpoint import CheckpointError, Weights
 from ..dataset import scenes as data
 from ..dataset.captioned import Item, captioned
-from ..dataset.encoded import EncodedPictures
+from ..dataset.latent_cache import EncodedPictures
+from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from ..engine.trainer import Stage, Trainer
-from ..engine.workers import ALONE, Workers
 from ..recipes import Recipe
+from ..stages.base import Embedded
 from ..stages.student import DistillStage, continued
 from ..stages.teacher import TeacherStage, is_stable, student_of
 
@@ -45,21 +46,6 @@ class Sources:
     pictures: Path
     time_scale: float | None = None  # of the teacher, where its file does not say
     student: Path | None = None  # a SANA-Sprint to distil on from
-
-
-class Embedded(nn.Module):
-    """A transformer whose captions were encoded before: `encode` only pads them."""
-
-    def __init__(self, transformer: SanaTransformer, null: Tensor):
-        super().__init__()
-        self.transformer = transformer
-        self.null = null  # embedding [n, c] of the empty caption
-
-    def encode(self, captions: Sequence[Tensor | str]) -> tuple[Tensor, Tensor]:
-        """Caption embeddings [b, n, c] and their mask [b, n]; "" is the empty caption."""
-        first = next(self.transformer.parameters())
-        rows = [self.null if isinstance(caption, str) else caption for caption in captions]
-        return pad_embeddings([row.to(first.device, torch.float32) for row in rows])
 
 
 def stabilised(teacher: SanaTransformer) -> SanaTransformer:
@@ -81,7 +67,7 @@ def encode_pictures(
     autoencoder: Weights,
     text_encoder: Weights,
     size_px: int,
-    workers: Workers,
+    processes: ProcessGroup,
     control: Callable[[Tensor], Tensor] | None = None,
     made_by: str = "",
 ) -> EncodedPictures:
@@ -89,7 +75,7 @@ def encode_pictures(
 
     control: makes a ControlNet's images of pictures, made_by: what tells it from other ways to make them.
     """
-    device, dtype = workers.device, _inference_dtype(workers.device)
+    device, dtype = processes.device, _inference_dtype(processes.device)
     vae, gemma = (checkpoint.build(weights, dtype=dtype, device=device) for weights in (autoencoder, text_encoder))
     encoder = TextEncoder(gemma, find_tokenizer(text_encoder), prompt_format(text_encoder))
 
@@ -97,16 +83,16 @@ def encode_pictures(
     def encode_image(images: Tensor) -> Tensor:
         return (vae.encode(images.to(device, dtype)) * SCALE).float().cpu()
 
-    identity = f"{data.weights_hash(vae)} {data.weights_hash(gemma)} {size_px} {made_by}".strip()
-    with workers.first():
-        return EncodedPictures(items, folder, encode_image, encoder.encode, size_px, identity, control)
+    fingerprint = f"{data.weights_fingerprint(vae)} {data.weights_fingerprint(gemma)} {size_px} {made_by}".strip()
+    with processes.main_process_first():
+        return EncodedPictures(items, folder, encode_image, encoder.encode, size_px, fingerprint, control)
 
 
 class Published:
     """A run in one folder. Raises ValueError, CheckpointError or OSError before the first step where it cannot be."""
 
-    def __init__(self, out: Path, recipe: Recipe, sources: Sources, workers: Workers = ALONE):
-        self.out, self.recipe, self.sources, self.workers = Path(out), recipe, sources, workers
+    def __init__(self, out: Path, recipe: Recipe, sources: Sources, processes: ProcessGroup = SINGLE_PROCESS):
+        self.out, self.recipe, self.sources, self.processes = Path(out), recipe, sources, processes
         self.size_px = presets.PRESETS[recipe.preset].size_px
         self.given = checkpoint.load(sources.teacher, layouts.TRANSFORMER, sources.time_scale)
         self.encoders = {
@@ -144,21 +130,25 @@ class Published:
     def encoded(self) -> EncodedPictures:
         """Latents and embeddings of all pictures, encoded once; both encoders are released afterwards."""
         vae, gemma = self.encoders.pop("autoencoder"), self.encoders.pop("text_encoder")
-        return encode_pictures(self.items, self.out / "encoded", vae, gemma, self.size_px, self.workers)
+        return encode_pictures(self.items, self.out / "encoded", vae, gemma, self.size_px, self.processes)
 
     def teacher(self) -> Embedded:
         """The given model, fine-tuned with the stabilisers that sCM needs."""
         model = Embedded(stabilised(self._transformer()).requires_grad_(True), self.encoded.null)
-        stage = TeacherStage(model, self.encoded, recompute=self.recipe.stages["teacher"].recompute)
+        stage = TeacherStage(
+            model, self.encoded, activation_checkpointing=self.recipe.stages["teacher"].activation_checkpointing
+        )
         return self._train(stage, model)
 
     def student(self) -> SanaTransformer:
         """Distilled from the given teacher, or from the fine-tuned one where it lacks the stabilisers."""
         stable = is_stable(self.given.config)
         teacher = Embedded(self._transformer(), self.encoded.null) if stable else self.teacher()
-        recompute = self.recipe.stages["distill"].recompute
-        stage = DistillStage(teacher, self.encoded, self.recipe.objective, recompute=recompute, start=self.start)
-        stage.settings |= {"student": data.weights_hash(stage.modules["student"].transformer)}
+        checkpointing = self.recipe.stages["distill"].activation_checkpointing
+        stage = DistillStage(
+            teacher, self.encoded, self.recipe.objective, activation_checkpointing=checkpointing, start=self.start
+        )
+        stage.settings |= {"student": data.weights_fingerprint(stage.modules["student"].transformer)}
         return self._train(stage, teacher).transformer
 
     def export(self, model: SanaTransformer, command: str) -> list[Path]:
@@ -174,12 +164,12 @@ class Published:
 
     def _transformer(self) -> SanaTransformer:
         """The given one, in fp32 and copied out of its file: training changes weights in place."""
-        return copy.deepcopy(checkpoint.build(self.given, dtype=torch.float32, device=self.workers.device))
+        return copy.deepcopy(checkpoint.build(self.given, dtype=torch.float32, device=self.processes.device))
 
     def _train(self, stage: Stage, teacher: Embedded) -> nn.Module:
         """The moving average of a stage that starts from this teacher; from another one it would be another run."""
-        stage.settings = {**stage.settings, "teacher": data.weights_hash(teacher)}
-        return Trainer(stage, self.recipe.stages[stage.name], self.out, SEED, self.workers).train().eval()
+        stage.settings = {**stage.settings, "teacher": data.weights_fingerprint(teacher)}
+        return Trainer(stage, self.recipe.stages[stage.name], self.out, SEED, self.processes).train().eval()
 
 
 def _inference_dtype(device: torch.device) -> torch.dtype:

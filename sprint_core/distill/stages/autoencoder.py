@@ -1,5 +1,7 @@
 """Training a small DC-AE: first whole, then the decoder alone on the encoder's normalised latents."""
 
+from collections.abc import Callable, Iterable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,11 +9,13 @@ from torch import Tensor, nn
 from ...latent import SCALE
 from ...models.autoencoder import Autoencoder
 from ..engine.randomness import SampleRandom
+from ..engine.stage import Stage
 
 CROP_PX, CROP_SHARE = 128, 0.5  # the first half of the steps sees crops: a quarter of the cost
 NOISE = 0.05  # on the latents, in their own standard deviations, so that the decoder forgives the sampler
 EDGE_WEIGHT = 0.5
-SHOWN = 8  # pictures in the sample grids
+Images = Callable[[Sequence[int]], Tensor]  # seeds -> images [b, 3, px, px] in [-1, 1]
+SHOWN = 8  # images in the sample grids
 
 
 def image_loss(image: Tensor, target: Tensor) -> Tensor:
@@ -30,59 +34,52 @@ def displayed(images: Tensor) -> Tensor:
     return images.clamp(-1, 1).add(1).div(2).movedim(1, -1)
 
 
-class WholeStage:
-    """Encoder and decoder together. `images(seeds)` -> [b, 3, px, px] in [-1, 1].
+class WholeStage(Stage[Autoencoder]):
+    """Encoder and decoder together, on the images with seeds below `pool`.
 
-    Its noise follows the spread of the whole batch's latents, so that it must not be split.
+    Its noise follows the spread of the whole batch's latents, so that a batch must not be split.
     """
 
     name = averaged = "autoencoder"
 
-    def __init__(self, model: Autoencoder, images, steps: int, pool: int):
-        self.modules = {self.name: model}
-        self.images, self.steps, self.pool, self.settings = images, steps, pool, {"pool": str(pool)}
-
-    def phases(self, step: int) -> tuple[str, ...]:
-        return (self.name,)
+    def __init__(self, model: Autoencoder, images: Images, steps: int, pool: int):
+        super().__init__({self.name: model}, {"pool": str(pool)})
+        self.model, self.images = model, images
+        self.steps, self.pool = steps, pool
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        target = self.images(random.integers(self.pool)).to(_device(self.modules[self.name]))
+        target = self.images(random.integers(self.pool)).to(self.device)
         if step < CROP_SHARE * self.steps:
             target = crop(target, random)
-        model = self.modules[self.name]
-        latent = model.encode(target)
+        latent = self.model.encode(target)
         noise = NOISE * latent.detach().std(dim=(0, 2, 3), keepdim=True) * random.normal(*latent.shape[1:]).to(latent)
-        image = model.decode(latent + noise)
+        image = self.model.decode(latent + noise)
         return image_loss(image, target), {"psnr": psnr(image.detach(), target), "latent_std": latent.detach().std()}
 
     def samples(self, average: Autoencoder) -> Tensor:
         """Round trips."""
-        return displayed(average.decode(average.encode(self.images(range(SHOWN)).to(_device(average)))))
+        return displayed(average.decode(average.encode(self.images(range(SHOWN)).to(self.device))))
 
 
 def crop(images: Tensor, random: SampleRandom) -> Tensor:
     """One square of CROP_PX from each image."""
     room = images.shape[-1] - CROP_PX + 1
-    corners = zip(random.integers(room), random.integers(room))
-    return torch.stack([x[:, i : i + CROP_PX, j : j + CROP_PX] for x, (i, j) in zip(images, corners)])
+    corners = zip(random.integers(room), random.integers(room), strict=True)
+    return torch.stack([x[:, i : i + CROP_PX, j : j + CROP_PX] for x, (i, j) in zip(images, corners, strict=True)])
 
 
-class DecoderStage:
+class DecoderStage(Stage[nn.Module]):
     """The decoder on a frozen encoder, after `fold`: exact again at the borders, and sharper."""
 
     name = averaged = "decoder"
 
-    def __init__(self, model: Autoencoder, images, pool: int):
+    def __init__(self, model: Autoencoder, images: Images, pool: int):
         self.model = model.requires_grad_(False)
-        self.modules = {self.name: model.decoder.requires_grad_(True)}
+        super().__init__({self.name: model.decoder.requires_grad_(True)}, {"pool": str(pool)})
         self.images, self.pool = images, pool
-        self.settings = {"pool": str(pool)}
-
-    def phases(self, step: int) -> tuple[str, ...]:
-        return (self.name,)
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        target = self.images(random.integers(self.pool)).to(_device(self.model))
+        target = self.images(random.integers(self.pool)).to(self.device)
         with torch.no_grad():
             latent = self.model.encode(target)
             latent = latent + NOISE / SCALE * random.normal(*latent.shape[1:]).to(latent)
@@ -91,11 +88,7 @@ class DecoderStage:
 
     def samples(self, average: nn.Module) -> Tensor:
         """Round trips."""
-        return displayed(average(self.model.encode(self.images(range(SHOWN)).to(_device(average)))))
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+        return displayed(average(self.model.encode(self.images(range(SHOWN)).to(self.device))))
 
 
 @torch.no_grad()
@@ -114,7 +107,7 @@ def fold(model: Autoencoder, mean: Tensor, std: Tensor) -> None:
 
 
 @torch.no_grad()
-def latent_statistics(model: Autoencoder, batches) -> tuple[Tensor, Tensor]:
+def latent_statistics(model: Autoencoder, batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and std per channel of the encoder's latents over batches of images."""
     latents = torch.cat([model.encode(batch).movedim(1, -1).flatten(0, -2) for batch in batches])
     return latents.mean(0), latents.std(0)

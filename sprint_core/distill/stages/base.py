@@ -1,8 +1,8 @@
-"""What the stages share: what they ask of their data and text encoder, and what their sample grids show."""
+"""What the stages share: transformers that encode their captions, and what the sample grids show."""
 
+import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,32 +12,60 @@ from ...models.gemma import Gemma
 from ...models.transformer import SanaTransformer
 from ...text.encoder import encode_ids, pad_embeddings
 from ...text.prompts import PromptTokenizer
-from ..engine.randomness import SampleRandom
 
-FRESH_SEED = 0  # of what a student has and its teacher has not
-
-
-class Data(Protocol):
-    """Scaled latents and captions: texts, or their embeddings [n, c] where they were encoded before."""
-
-    identity: str  # of what encoded them
-
-    def batch(self, random: SampleRandom) -> tuple[Tensor, list]:
-        """Latents [b, 32, h, w] and b captions."""
+FRESH_SEED = 0  # initialises what a student has and its teacher has not
 
 
-class Encoding(Protocol):
-    """A transformer and what encodes captions for it; "" is the caption of unguided predictions."""
+class TextConditioned(nn.Module, abc.ABC):
+    """A transformer and what encodes captions for it; "" is the caption of unconditional predictions."""
 
     transformer: SanaTransformer
 
+    @abc.abstractmethod
     def encode(self, captions: Sequence) -> tuple[Tensor, Tensor]:
         """Caption embeddings [b, n, c] and their mask [b, n]."""
 
 
+class Captioned(TextConditioned):
+    """A transformer with its text encoder, so that both are saved as one; captions are texts."""
+
+    def __init__(self, transformer: SanaTransformer, gemma: Gemma, prompts: PromptTokenizer):
+        super().__init__()
+        self.transformer, self.gemma = transformer, gemma
+        self.prompts = prompts
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        device = next(self.gemma.parameters()).device
+        rows = encode_ids(self.gemma, [self.prompts.tokens(c) for c in captions], device=device)
+        return pad_embeddings(rows)
+
+    def __deepcopy__(self, memo: dict) -> "Captioned":
+        """Copies the networks; the tokenizer, which cannot be copied, is shared."""
+        transformer, gemma = SanaTransformer(self.transformer.config), Gemma(self.gemma.config)
+        for twin, network in ((transformer, self.transformer), (gemma, self.gemma)):
+            twin.to(next(network.parameters()))
+            twin.load_state_dict(network.state_dict())
+        return Captioned(transformer, gemma, self.prompts)
+
+
+class Embedded(TextConditioned):
+    """A transformer whose captions were encoded before: `encode` only pads them."""
+
+    def __init__(self, transformer: SanaTransformer, null: Tensor):
+        super().__init__()
+        self.transformer = transformer
+        self.null = null  # embedding [n, c] of the empty caption
+
+    def encode(self, captions: Sequence[Tensor | str]) -> tuple[Tensor, Tensor]:
+        first = next(self.transformer.parameters())
+        rows = [self.null if isinstance(caption, str) else caption for caption in captions]
+        return pad_embeddings([row.to(first.device, torch.float32) for row in rows])
+
+
 @dataclass(frozen=True)
 class Preview:
-    """What a stage shows of itself: pictures for some captions, always from the same noise."""
+    """What a sample grid shows: images for some captions, always from the same noise."""
 
     captions: Sequence
     shape: tuple[int, ...]  # of a latent
@@ -47,27 +75,3 @@ class Preview:
     def noise(self, device: torch.device) -> Tensor:
         """[b, *shape]."""
         return sampler.initial_noise(range(len(self.captions)), self.shape).to(device)
-
-
-class Captioned(nn.Module):
-    """A transformer with its text encoder, so that both are saved as one."""
-
-    def __init__(self, transformer: SanaTransformer, gemma: Gemma, prompts: PromptTokenizer):
-        super().__init__()
-        self.transformer, self.gemma = transformer, gemma
-        self.prompts = prompts
-
-    @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Caption embeddings [b, n, c] and their mask [b, n]."""
-        device = next(self.gemma.parameters()).device
-        rows = encode_ids(self.gemma, [self.prompts.tokens(c) for c in captions], device=device)
-        return pad_embeddings(rows)
-
-    def __deepcopy__(self, memo: dict) -> "Captioned":
-        """Copies the networks; the tokenizer, which cannot be copied, is shared."""
-        networks = (self.transformer, self.gemma)
-        twins = [type(m)(m.config).to(next(m.parameters())) for m in networks]
-        for twin, network in zip(twins, networks):
-            twin.load_state_dict(network.state_dict())
-        return Captioned(*twins, self.prompts)

@@ -1,4 +1,4 @@
-"""Training the demo's text encoder to understand captions, before a teacher learns to paint from it.
+"""Pre-training of the demo's text encoder by captioning questions, before a teacher learns to paint from it.
 
 SANA's Gemma comes trained on text. An encoder that starts from nothing, with nothing but the teacher's loss,
 stays a bag of words for thousands of steps: it knows which colours and shapes are named, not which belong together.
@@ -14,64 +14,59 @@ from ...text.encoder import encode_ids, pad_embeddings
 from ...text.prompts import PromptTokenizer
 from ..dataset import scenes as data
 from ..engine.randomness import SampleRandom
+from ..engine.stage import Stage
 
-# What each part of a meaning may be; None is unsaid. A caption names one or two things.
+# A question about a caption is the list of its possible labels; None: the caption does not say. A caption names one
+# or two things, and of each its shape, colour, size and place.
 THING = ([None, *scenes.SHAPES], [None, *scenes.COLOURS], [None, *captions.SIZE_WORDS], [None, *captions.PLACES])
-PARTS = (*THING, *THING, list(captions.NUMBERS), [None, "left", "above"], [None, *scenes.BACKGROUNDS])
+QUESTIONS = (*THING, *THING, list(captions.NUMBERS), [None, "left", "above"], [None, *scenes.BACKGROUNDS])
 
 
-def meaning(caption: str) -> list[int]:
-    """What a caption says, as the index in each of PARTS."""
-    said = captions.parse(caption)
-    values = [getattr(thing, name) for thing in said.things for name in ("shape", "colour", "size", "place")]
-    values += [None] * (2 * len(THING) - len(values)) + [said.things[0].count, said.relation, said.background]
-    return [part.index(value) for part, value in zip(PARTS, values)]
+def labels(caption: str) -> list[int]:
+    """What a caption says: for each of QUESTIONS the index of its label."""
+    meaning = captions.parse(caption)
+    values = [getattr(thing, name) for thing in meaning.things for name in ("shape", "colour", "size", "place")]
+    values += [None] * (2 * len(THING) - len(values))
+    values += [meaning.things[0].count, meaning.relation, meaning.background]
+    return [question.index(value) for question, value in zip(QUESTIONS, values, strict=True)]
 
 
-class Reader(nn.Module):
-    """Says of every token what the caption means so far: states [b, n, c] -> a list of logits [b, n, k] per part.
+class CaptioningModel(nn.Module):
+    """A text encoder with a head per question: states [b, n, c] -> a list of logits [b, n, labels].
 
-    Where an answer is read in a state is drawn once and stays: heads that learn would find it however faint it is,
-    and what is faint escapes the teacher.
+    The heads are drawn once and stay. Heads that learn would find a label in a state however faint it is there, and
+    what is faint escapes the teacher.
     """
 
     def __init__(self, gemma: Gemma):
         super().__init__()
         self.gemma = gemma
-        self.answers = nn.ModuleList(nn.Linear(gemma.config.width, len(part), bias=False) for part in PARTS)
-        self.answers.requires_grad_(False)
+        self.heads = nn.ModuleList(nn.Linear(gemma.config.width, len(question), bias=False) for question in QUESTIONS)
+        self.heads.requires_grad_(False)
 
     def forward(self, states: Tensor) -> list[Tensor]:
-        return [answer(states) for answer in self.answers]
+        return [head(states) for head in self.heads]
 
 
-class ReaderStage:
-    """Cross-entropy of each part at each token. Those of the first words can only guess: attention is causal."""
+class CaptioningStage(Stage[CaptioningModel]):
+    """Cross-entropy of each label at each token. The first tokens can only guess, because the mask is causal."""
 
-    name = averaged = "reader"
+    name = averaged = "captioning"
 
-    def __init__(self, model: Reader, prompts: PromptTokenizer, pool: int):
-        self.modules = {self.name: model}
-        self.prompts, self.pool, self.settings = prompts, pool, {"pool": str(pool)}
-
-    def phases(self, step: int) -> tuple[str, ...]:
-        return (self.name,)
+    def __init__(self, model: CaptioningModel, prompts: PromptTokenizer, pool: int):
+        super().__init__({self.name: model}, {"pool": str(pool)})
+        self.model, self.prompts, self.pool = model, prompts, pool
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        model = self.modules[self.name]
-        device = next(model.parameters()).device
         texts = data.captions(random.integers(self.pool), random)
-        meanings = torch.tensor([meaning(caption) for caption in texts], device=device)
-        rows = encode_ids(model.gemma, [self.prompts.tokens(caption) for caption in texts], device=device)
-        states, read = pad_embeddings(rows)
-        shares = read / read.sum(1, keepdim=True) / len(read)  # each caption counts once, each of its tokens as much
-        last = (read.sum(1) - 1)[:, None, None]
+        targets = torch.tensor([labels(caption) for caption in texts], device=self.device)
+        tokens = [self.prompts.tokens(caption) for caption in texts]
+        states, mask = pad_embeddings(encode_ids(self.model.gemma, tokens, device=self.device))
+        shares = mask / mask.sum(1, keepdim=True) / len(mask)  # captions count alike, and in each one its tokens
+        last = (mask.sum(1) - 1)[:, None, None]
         total, right = states.new_zeros(()), []
-        for logits, target in zip(model(states), meanings.unbind(1)):
-            everywhere = target[:, None].expand(read.shape)
+        for logits, target in zip(self.model(states), targets.unbind(1), strict=True):
+            everywhere = target[:, None].expand(mask.shape)
             total = total + (F.cross_entropy(logits.mT, everywhere, reduction="none") * shares).sum()
             right.append(logits.argmax(-1, keepdim=True).gather(1, last)[:, 0, 0] == target)
         return total, {"right": torch.stack(right).all(0).float().mean()}
-
-    def samples(self, average: Reader) -> None:
-        """Nothing to see."""

@@ -1,19 +1,19 @@
 """What a ControlNet learns: sCM and LADD as for the student, of trunk and branch together."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...models import controlnet
 from ...models.layers import sdpa
-from ...trigflow import SIGMA_DATA
-from ..dataset import scenes as data
-from ..dataset.encoded import EncodedPictures
+from ...models.transformer import Attention
+from ..dataset.batch import Dataset
+from ..engine.activation_checkpointing import AroundBlock
 from ..losses.transform import per_sample
 from ..recipes import Objective
-from .base import Encoding, Preview
-from .student import DistillStage, Given, LogVariance
+from .base import Preview, TextConditioned
+from .sprint import Conditioning, LogVariance, SprintStage, Weighted
 
 
-class Controlled(nn.Module):
+class Controlled(Weighted):
     """What is trained: the branch, without what it shares with its trunk, and sCM's weight."""
 
     def __init__(self, branch: controlnet.SanaControlNet):
@@ -28,40 +28,43 @@ def block_count(depth: int) -> int:
     return min(controlnet.PUBLISHED_BLOCKS, depth // 2)
 
 
-class ControlStage(DistillStage):
-    """Branch and critic in turn; `data` has hints. The trunk is a SANA-Sprint; branch: one to train on from."""
+class ControlStage(SprintStage[Controlled]):
+    """A ControlNet of a frozen SANA-Sprint; the dataset's batches have hints. branch: one to train on from."""
 
     name = "control"
 
     def __init__(
         self,
-        trunk: Encoding,
-        data: data.ControlledScenes | EncodedPictures,
+        trunk: TextConditioned,
+        dataset: Dataset,
         objective: Objective,
         preview: Preview | None = None,
-        recompute: bool = False,
+        activation_checkpointing: bool = False,
         branch: controlnet.SanaControlNet | None = None,
     ):
-        self.teacher = trunk.requires_grad_(False).eval()
         if branch is None:
             branch = controlnet.copy_of(trunk.transformer, block_count(trunk.transformer.config.depth))
-        self._prepare(Controlled(branch), data, objective, preview, recompute)
+        super().__init__(trunk, Controlled(branch), dataset, objective, preview, activation_checkpointing)
 
-    def _batch(self, random):
-        latents, texts, hints = self.data.batch(random)
-        w = random.choice(self.objective.guidance).to(self._device)
-        x0 = SIGMA_DATA * latents.to(self._device)
-        return x0, Given(w, self._text(texts), hints.to(self._device))
-
-    def _trajectory(self, x0: Tensor, z: Tensor, x_t: Tensor, t: Tensor, given: Given) -> Tensor:
+    def _trajectory(self, x0: Tensor, z: Tensor, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The image's own: x_t = cos t x0 + sin t z."""
         angle = per_sample(t, x_t)
         return angle.cos() * z - angle.sin() * x0
 
-    def _velocity(self, student: nn.Module, given: Given, x: Tensor, s: Tensor, attention=sdpa, around=None) -> Tensor:
-        told = {"guidance": given.w, "attention": attention, "around_block": around, **given.text}
-        residuals = student.branch(x, s, hint=given.hint, **told)
-        return self.teacher.transformer(x, s, control=residuals, **told)
+    def _velocity(
+        self,
+        student: Controlled,
+        conditioning: Conditioning,
+        x: Tensor,
+        s: Tensor,
+        attention: Attention = sdpa,
+        around_block: AroundBlock | None = None,
+    ) -> Tensor:
+        inputs = {"guidance": conditioning.guidance, **conditioning.text}
+        how = {"attention": attention, "around_block": around_block}
+        residuals = student.branch(x, s, hint=conditioning.hint, **inputs, **how)
+        return self.teacher.transformer(x, s, control=residuals, **inputs, **how)
 
-    def _judge(self, x_t: Tensor, t: Tensor, given: Given) -> Tensor:
-        told = {"guidance": given.w, **given.text}
-        return self.modules["critic"](self.teacher.transformer, x_t, t, around=self.around, **told)
+    def _judge(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        inputs = {"guidance": conditioning.guidance, **conditioning.text}
+        return self.critic(self.teacher.transformer, x_t, t, around_block=self.around_block, **inputs)

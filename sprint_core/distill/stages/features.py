@@ -1,4 +1,4 @@
-"""Training the feature network of the Frechet distance: it learns to say what stands in a picture."""
+"""Training the feature network of the Frechet distance: it learns to say what stands in an image."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -11,15 +11,16 @@ from ...evaluate.frechet import FeatureNetwork
 from ...shapes import scenes
 from ...shapes.examples import scene_and_caption
 from ..engine.randomness import SampleRandom
+from ..engine.stage import Stage
 
-# Yes-or-no questions about a scene, in the order of the answers.
+# Yes-or-no questions about a scene, in the order of the labels.
 LOOKS = list(product(scenes.SHAPES, scenes.COLOURS))
 CELLS = list(product(range(3), range(3)))
 QUESTIONS = len(LOOKS) + len(CELLS) + len(scenes.RADIUS_PX) + len(scenes.BACKGROUNDS)
 
 
-def answers(scene: scenes.Scene) -> list[bool]:
-    """Which looks, cells, sizes and background a scene has."""
+def labels(scene: scenes.Scene) -> list[bool]:
+    """The answer to each question: which looks, cells, sizes and background a scene has."""
     things = scene.things
     looks, cells = {(thing.shape, thing.colour) for thing in things}, {(thing.row, thing.column) for thing in things}
     sizes = {thing.size for thing in things}
@@ -29,31 +30,23 @@ def answers(scene: scenes.Scene) -> list[bool]:
 
 
 def examples(seeds: Sequence[int], split: str = "train") -> tuple[Tensor, Tensor]:
-    """Pictures [b, h, w, 3] in [0, 1] and their answers [b, questions]."""
+    """Images [b, h, w, 3] in [0, 1] and their labels [b, questions] of 0 and 1."""
     drawn = [scene_and_caption(seed, split)[0] for seed in seeds]
     images = torch.from_numpy(scenes.render_batch(drawn)).float() / 255.0
-    return images, torch.tensor([answers(scene) for scene in drawn]).float()
+    return images, torch.tensor([labels(scene) for scene in drawn]).float()
 
 
-class FeatureStage:
-    """Binary cross-entropy of each answer."""
+class FeatureStage(Stage[FeatureNetwork]):
+    """Binary cross-entropy of each label."""
 
     name = averaged = "features"
 
     def __init__(self, model: FeatureNetwork, pool: int):
-        self.modules = {self.name: model}
-        self.pool, self.settings = pool, {"pool": str(pool)}
-
-    def phases(self, step: int) -> tuple[str, ...]:
-        return (self.name,)
+        super().__init__({self.name: model}, {"pool": str(pool)})
+        self.model, self.pool = model, pool
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        model = self.modules[self.name]
-        device = next(model.parameters()).device
-        images, targets = (part.to(device) for part in examples(random.integers(self.pool)))
-        logits = model(images)
+        images, targets = (part.to(self.device) for part in examples(random.integers(self.pool)))
+        logits = self.model(images)
         right = ((logits > 0) == (targets > 0.5)).float().mean()
         return F.binary_cross_entropy_with_logits(logits, targets), {"right": right}
-
-    def samples(self, average: FeatureNetwork) -> None:
-        """Nothing to see."""

@@ -1,41 +1,30 @@
-"""The distillation stage: sCM and LADD together, student and critic in turn (paper, section 3.2)."""
+"""The distillation stage: the student follows the trajectories of its teacher under classifier-free guidance."""
 
 import copy
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...models.layers import MLP, sdpa, timestep_embedding
-from ...models.transformer import SanaTransformer
-from ...trigflow import SIGMA_DATA, add_noise, flow_predict_x0, predict_x0
+from ...models.layers import sdpa
+from ...models.transformer import Attention, SanaTransformer
+from ...trigflow import SIGMA_DATA
 from ...weights import checkpoint, layouts
-from ..engine.randomness import SampleRandom, initialise
-from ..engine.recompute import kept, recomputed
-from ..losses import ladd, scm
-from ..losses.jvp import plain_attention
-from ..losses.transform import Network, per_sample, trigflow_network
+from ..dataset.batch import Dataset
+from ..engine.activation_checkpointing import AroundBlock
+from ..losses import scm
+from ..losses.transform import trigflow_network
 from ..recipes import Objective
-from .base import FRESH_SEED, Data, Encoding, Preview
+from .base import Preview, TextConditioned
+from .sprint import Conditioning, LogVariance, SprintStage, Weighted
 from .teacher import student_of
 
 
-class LogVariance(nn.Module):
-    """w(t), the learnt weight of sCM's loss: zero at first. [b] -> [b]."""
+class Student(Weighted):
+    """What is trained: a SANA-Sprint, and sCM's weight."""
 
-    def __init__(self, width: int = 64):
-        super().__init__()
-        self.mlp = MLP(128, width, nn.SiLU())
-        self.out = nn.Linear(width, 1)
-
-    def forward(self, t: Tensor) -> Tensor:
-        return self.out(self.mlp(timestep_embedding(t, 128)))[:, 0]
-
-
-class Student(nn.Module):
     def __init__(self, transformer: SanaTransformer):
         super().__init__()
         self.transformer, self.log_variance = transformer, LogVariance()
@@ -54,153 +43,44 @@ def continued(path: Path) -> Callable[[SanaTransformer], SanaTransformer]:
     return start
 
 
-@dataclass(frozen=True)
-class Given:
-    """What the student is told: the guidance scale w [b], caption and mask, and a ControlNet's hint."""
+class DistillStage(SprintStage[Student]):
+    """Distillation of a teacher. start: makes the student at its first step from the teacher's transformer."""
 
-    w: Tensor
-    text: Mapping[str, Tensor]
-    hint: Tensor | None = None
-
-
-class DistillStage:
-    """Student and critic in turn. The teacher and its text encoder are frozen."""
-
-    name, averaged = "distill", "student"
+    name = "distill"
 
     def __init__(
         self,
-        teacher: Encoding,
-        data: Data,
+        teacher: TextConditioned,
+        dataset: Dataset,
         objective: Objective,
         preview: Preview | None = None,
-        recompute: bool = False,
+        activation_checkpointing: bool = False,
         start: Callable[[SanaTransformer], SanaTransformer] = student_of,
     ):
-        self.teacher = teacher.requires_grad_(False).eval()
         student = Student(start(teacher.transformer).requires_grad_(True))
-        self._prepare(student, data, objective, preview, recompute)
+        super().__init__(teacher, student, dataset, objective, preview, activation_checkpointing)
 
-    def _prepare(
-        self, student: nn.Module, data: Data, objective: Objective, preview: Preview | None, recompute: bool
-    ) -> None:
-        """student: any module with a `log_variance`."""
-        config = self.teacher.transformer.config
-        self.modules = {"student": student, "critic": ladd.Critic(config.width, config.depth)}
-        for fresh in (student.log_variance, self.modules["critic"]):
-            initialise(fresh, FRESH_SEED)
-        for parameter in student.log_variance.out.parameters():
-            nn.init.zeros_(parameter)
-        for module in self.modules.values():
-            module.to(next(self.teacher.transformer.parameters()).device)
-        self.data, self.objective, self.preview = data, objective, preview
-        self.around = recomputed if recompute else kept
-        self.proposal = scm.Proposal(objective.noise_mean, objective.noise_std)
-        self.critic_proposal = scm.Proposal(objective.critic_mean, objective.critic_std)
-        self.settings = {"latents": data.identity, **objective.chosen}
-
-    def phases(self, step: int) -> tuple[str, ...]:
-        """In turn; without the adversary, the student alone."""
-        return ("critic",) if self._adversary(step) and step % 2 else ("student",)
-
-    def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        x0, given = self._batch(random)
-        if phase == "critic":
-            return self._critic_loss(x0, given, random)
-        total, metrics = x0.new_zeros(()), {}
-        if self.objective.scm_weight:
-            consistency, metrics = self._scm_loss(x0, given, step, random)
-            total = total + self.objective.scm_weight * consistency
-        if self._adversary(step):
-            fake = self._sample(x0, given, random)
-            angle = self.critic_proposal.draw(random).to(x0)
-            adversarial = ladd.generator_loss(self._judge(ladd.renoise(fake, angle, random), angle, given))
-            total = total + self.objective.ladd_weight * adversarial
-            metrics["adversarial"] = adversarial.detach()
-        return total, metrics
-
-    def samples(self, average: nn.Module) -> Tensor | None:
-        """One step each from the preview's captions."""
-        if self.preview is None:
-            return None
-        z = self.preview.noise(self._device)
-        times = z.new_ones(len(z))
-        given = Given(times * self.objective.guidance[-1], self._text(self.preview.captions), self.preview.hints)
-        v = self._velocity(average, given, z, times)
-        return self.preview.decode(flow_predict_x0(v, z, 1.0))
-
-    # --- what a ControlNet's stage does otherwise -----------------------------------------------------
-
-    def _batch(self, random: SampleRandom) -> tuple[Tensor, Given]:
-        """x0 of standard deviation sigma_data, and what the student is told of it."""
-        latents, captions = self.data.batch(random)
-        x0 = SIGMA_DATA * latents.to(self._device)
-        w = random.choice(self.objective.guidance).to(x0)
-        return x0, Given(w, self._text(captions))
-
-    def _trajectory(self, x0: Tensor, z: Tensor, x_t: Tensor, t: Tensor, given: Given) -> Tensor:
-        """dx_t/dt along which the student is to be consistent: the guided teacher's."""
+    def _trajectory(self, x0: Tensor, z: Tensor, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The teacher's, with classifier-free guidance."""
         nulls = self._text([""] * len(x_t))
-        return scm.guided_velocity(self._teacher, x_t / SIGMA_DATA, t, given.w, given.text, nulls)
+        x, guidance = x_t / SIGMA_DATA, conditioning.guidance
+        return scm.guided_velocity(self._teacher, x, t, guidance, conditioning.text, nulls)
 
-    def _velocity(self, student: nn.Module, given: Given, x: Tensor, s: Tensor, attention=sdpa, around=None) -> Tensor:
-        """The student's flow velocity; around: as SanaTransformer's around_block."""
-        return student.transformer(x, s, guidance=given.w, attention=attention, around_block=around, **given.text)
+    def _velocity(
+        self,
+        student: Student,
+        conditioning: Conditioning,
+        x: Tensor,
+        s: Tensor,
+        attention: Attention = sdpa,
+        around_block: AroundBlock | None = None,
+    ) -> Tensor:
+        inputs = {"guidance": conditioning.guidance, **conditioning.text}
+        return student.transformer(x, s, **inputs, attention=attention, around_block=around_block)
 
-    def _judge(self, x_t: Tensor, t: Tensor, given: Given) -> Tensor:
-        """The critic's logits of a noised picture."""
-        return self.modules["critic"](self.teacher.transformer, x_t, t, around=self.around, **given.text)
-
-    # --- the losses -----------------------------------------------------------------------------------
-
-    def _scm_loss(self, x0: Tensor, given: Given, step: int, random: SampleRandom):
-        student = self.modules["student"]
-        t = self.proposal.draw(random).to(x0)
-        z, x_t = self._noised(x0, t, random)
-        with torch.no_grad():
-            dxdt = self._trajectory(x0, z, x_t, t, given)
-        r = min(1.0, step / max(1, self.objective.tangent_warmup_steps))
-        plain = trigflow_network(functools.partial(self._velocity, student, given, attention=plain_attention))
-        F, g, metrics = scm.tangent_target(self._student(given), x_t, t, dxdt, r, plain)
-        loss = scm.loss(F, g, t, student.log_variance(t))
-        return loss, metrics | {"scm": loss.detach(), "x_error": (SIGMA_DATA * F.detach() - dxdt).square().mean()}
-
-    def _critic_loss(self, x0: Tensor, given: Given, random: SampleRandom):
-        _, strangers = self._batch(random)
-        wrong = replace(given, text=strangers.text)  # captions of other pictures
-        with torch.no_grad():
-            fake = self._sample(x0, given, random)
-        t = self.critic_proposal.draw(random).to(x0)
-        real, fake = ladd.renoise(x0, t, random), ladd.renoise(fake, t, random)
-        logits = [self._judge(x_t, t, told) for x_t, told in ((real, given), (fake, given), (real, wrong))]
-        metrics = {"real": logits[0].detach().mean(), "fake": logits[1].detach().mean()}
-        return ladd.critic_loss(logits[0], logits[1:]), metrics
-
-    def _sample(self, x0: Tensor, given: Given, random: SampleRandom) -> Tensor:
-        """The student's prediction from angles of the generator, half of them at pi/2."""
-        t = ladd.generator_angles(self.proposal, self.objective.max_time_share, random).to(x0)
-        _, x_t = self._noised(x0, t, random)
-        return predict_x0(self._student(given)(x_t / SIGMA_DATA, t), x_t, per_sample(t, x_t))
-
-    def _noised(self, x0: Tensor, t: Tensor, random: SampleRandom) -> tuple[Tensor, Tensor]:
-        """Noise z of standard deviation sigma_data, and x_t."""
-        z = SIGMA_DATA * random.normal(*x0.shape[1:]).to(x0)
-        return z, add_noise(x0, z, per_sample(t, x0))
-
-    def _student(self, given: Given) -> Network:
-        student = self.modules["student"]
-        return trigflow_network(functools.partial(self._velocity, student, given, around=self.around))
+    def _judge(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.critic(self.teacher.transformer, x_t, t, around_block=self.around_block, **conditioning.text)
 
     def _teacher(self, x: Tensor, t: Tensor, text: Mapping[str, Tensor]) -> Tensor:
+        """The teacher as a TrigFlow network."""
         return trigflow_network(lambda x, s: self.teacher.transformer(x, s, **text))(x, t)
-
-    def _adversary(self, step: int) -> bool:
-        return self.objective.ladd_weight > 0 and step >= self.objective.ladd_from
-
-    def _text(self, captions: Sequence) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return dict(zip(("caption", "mask"), self.teacher.encode(captions)))
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.modules["student"].parameters()).device

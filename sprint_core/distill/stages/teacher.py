@@ -1,7 +1,7 @@
 """Training a flow-matching teacher with the stabilisers that sCM needs: dense time and q/k norm.
 
-The text encoder is frozen. (The demo's has learnt to read before, reader.py: trained on with a teacher it forgets
-again which thing is left of which, as that shows late in the teacher's loss.)
+The text encoder is frozen. (The demo's was pre-trained, captioning.py: trained on with a teacher it forgets again
+which thing is left of which, as that shows late in the teacher's loss.)
 """
 
 import dataclasses
@@ -16,54 +16,55 @@ from ...models.layers import sdpa
 from ...models.transformer import SanaTransformer, TransformerConfig
 from ...trigflow import flow_add_noise, flow_predict_x0
 from ...weights import presets
+from ..dataset.batch import Dataset
+from ..engine.activation_checkpointing import around_block
 from ..engine.randomness import SampleRandom, initialise
-from ..engine.recompute import kept, recomputed
+from ..engine.stage import Stage
 from ..losses.jvp import plain_attention
 from ..losses.transform import per_sample
-from .base import FRESH_SEED, Data, Encoding, Preview
+from .base import FRESH_SEED, Preview, TextConditioned
 
 CAPTION_DROPOUT = 0.1
 
 
-class TeacherStage:
+class TeacherStage(Stage[TextConditioned]):
     """Flow matching: v(x_s, s) is to be z - x0, with s from a logit-normal that `flow_shift` moves towards noise."""
 
     name = averaged = "teacher"
 
     def __init__(
         self,
-        model: Encoding,
-        data: Data,
+        model: TextConditioned,
+        dataset: Dataset,
         flow_shift: float = presets.FLOW_SHIFT,
         preview: Preview | None = None,
-        recompute: bool = False,
+        activation_checkpointing: bool = False,
     ):
-        self.modules = {self.name: model}
-        self.data, self.preview, self.around = data, preview, recomputed if recompute else kept
+        super().__init__({self.name: model}, {"latents": dataset.fingerprint, "flow_shift": str(flow_shift)})
+        self.model, self.dataset, self.preview = model, dataset, preview
         self.flow_shift = flow_shift
-        self.settings = {"latents": data.identity, "flow_shift": str(flow_shift)}
-
-    def phases(self, step: int) -> tuple[str, ...]:
-        return (self.name,)
+        self.around_block = around_block(activation_checkpointing)
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        model = self.modules[self.name]
-        x0, captions = self.data.batch(random)
-        x0 = x0.to(next(model.parameters()).device)
+        batch = self.dataset.batch(random)
+        x0 = batch.latents.to(self.device)
         dropped = (random.uniform() < CAPTION_DROPOUT).tolist()
-        caption, mask = model.encode(["" if drop else c for c, drop in zip(captions, dropped)])
-        z, s = random.normal(*x0.shape[1:]).to(x0), trigflow.shift(random.normal().sigmoid(), self.flow_shift).to(x0)
+        captions = ["" if drop else caption for caption, drop in zip(batch.captions, dropped, strict=True)]
+        caption, mask = self.model.encode(captions)
+        z = random.normal(*x0.shape[1:]).to(x0)
+        s = trigflow.shift(random.normal().sigmoid(), self.flow_shift).to(x0)
         x_s = flow_add_noise(x0, z, per_sample(s, x0))
         # torch's fused attention has a slow backward pass with a mask on the CPU: a quarter of the demo's step
         attention = plain_attention if x0.device.type == "cpu" else sdpa
-        v = model.transformer(x_s, s, caption, mask=mask, attention=attention, around_block=self.around)
+        transformer = self.model.transformer
+        v = transformer(x_s, s, caption, mask=mask, attention=attention, around_block=self.around_block)
         return F.mse_loss(v, z - x0), {}
 
-    def samples(self, average: nn.Module) -> Tensor | None:
-        """Guided samples of 20 steps for the preview's captions."""
+    def samples(self, average: TextConditioned) -> Tensor | None:
+        """Samples of 20 steps with classifier-free guidance for the preview's captions."""
         if self.preview is None:
             return None
-        noise = self.preview.noise(next(average.parameters()).device)
+        noise = self.preview.noise(self.device)
         return self.preview.decode(euler(average, noise, self.preview.captions, self.flow_shift))
 
 
@@ -86,7 +87,7 @@ def student_of(teacher: SanaTransformer) -> SanaTransformer:
 
 
 def unchecked_student(teacher: SanaTransformer, guidance_embed: bool = True) -> SanaTransformer:
-    """`student_of` any teacher, and without a guidance embedding if so wanted: for the ablations."""
+    """As `student_of`, but of any teacher, and with or without a guidance embedding: for the ablations."""
     config = dataclasses.replace(teacher.config, guidance_embed=guidance_embed)
     like = next(teacher.parameters())
     student = SanaTransformer(config, dtype=like.dtype, device=like.device)
@@ -101,14 +102,19 @@ def unchecked_student(teacher: SanaTransformer, guidance_embed: bool = True) -> 
 
 @torch.no_grad()
 def euler(
-    model: Encoding, z: Tensor, captions: Sequence, flow_shift: float, steps: int = 20, cfg: float = presets.GUIDANCE
+    model: TextConditioned,
+    z: Tensor,
+    captions: Sequence,
+    flow_shift: float,
+    steps: int = 20,
+    cfg: float = presets.GUIDANCE,
 ) -> Tensor:
     """The teacher's own multi-step samples from noise z: scaled latents."""
     conditions = model.encode(captions), model.encode([""] * len(captions))
 
     def denoise(x_s: Tensor, s: Tensor) -> Tensor:
         times = s.expand(len(x_s))
-        v = sampler.guided(*(model.transformer(x_s, times, c, mask=mask) for c, mask in conditions), cfg)
-        return flow_predict_x0(v, x_s, s)
+        conditional, unconditional = (model.transformer(x_s, times, c, mask=mask) for c, mask in conditions)
+        return flow_predict_x0(sampler.guided(conditional, unconditional, cfg), x_s, s)
 
     return sampler.euler(denoise, z, torch.tensor(trigflow.shifted_sigmas(steps, flow_shift), device=z.device))

@@ -13,8 +13,8 @@ from sprint_core.distill import __main__ as command
 from sprint_core.distill import recipes
 from sprint_core.distill.dataset import scenes as data
 from sprint_core.distill.engine import trainer
+from sprint_core.distill.engine.processes import ProcessGroup
 from sprint_core.distill.engine.randomness import initialise
-from sprint_core.distill.engine.workers import Workers
 from sprint_core.distill.runs import ablation_tables as tables
 from sprint_core.distill.runs import ablations, demo
 from sprint_core.distill.stages.student import DistillStage
@@ -53,7 +53,7 @@ def steps(monkeypatch) -> list[str]:
 
 
 def run(out: Path) -> dict:
-    return ablations.run(out, TINY, 6, AUTOENCODER, Workers(), PROMPTS)
+    return ablations.run(out, TINY, 6, AUTOENCODER, ProcessGroup(), PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_what_the_tables_cannot_say_is_refused(tmp_path, caplog, more, message):
 
 def test_several_processes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="one process"):
-        ablations.run(tmp_path, TINY, 6, None, Workers(world=2), PROMPTS)
+        ablations.run(tmp_path, TINY, 6, None, ProcessGroup(world_size=2), PROMPTS)
 
 
 @pytest.mark.parametrize("change", [{}, {"time_scale": 1000.0}, {"qk_norm": False}])

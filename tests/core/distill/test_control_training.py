@@ -13,13 +13,14 @@ from tiny_recipe import write_pictures
 from sprint_core.distill import __main__ as command
 from sprint_core.distill import recipes
 from sprint_core.distill.dataset import scenes as data
+from sprint_core.distill.dataset.batch import Batch
 from sprint_core.distill.engine.randomness import SampleRandom, initialise
 from sprint_core.distill.engine.trainer import Trainer
 from sprint_core.distill.recipes import Objective, Recipe, Schedule
 from sprint_core.distill.runs import control
 from sprint_core.distill.stages.base import Captioned
 from sprint_core.distill.stages.control import ControlStage, block_count
-from sprint_core.distill.stages.student import Given
+from sprint_core.distill.stages.sprint import Conditioning
 from sprint_core.images import edges
 from sprint_core.models import controlnet, hed
 from sprint_core.models.gemma import Gemma
@@ -40,11 +41,11 @@ LATENTS = torch.stack([torch.full((32, 2, 2), 1.0), torch.full((32, 2, 2), -1.0)
 class TwoHints:
     """Two flat pictures with one caption: only the hint tells which."""
 
-    identity = "two flat pictures"
+    fingerprint = "two flat pictures"
 
-    def batch(self, random: SampleRandom) -> tuple:
+    def batch(self, random: SampleRandom) -> Batch:
         chosen = random.integers(2)
-        return LATENTS[chosen], ["flat"] * len(chosen), 0.5 * LATENTS[chosen]
+        return Batch(LATENTS[chosen], ["flat"] * len(chosen), 0.5 * LATENTS[chosen])
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_the_trajectory_is_the_pictures_own(trunk):
     t, h = torch.tensor([0.1, 0.8, 1.5], dtype=torch.float64), 1e-6
     at = lambda t: add_noise(x0, z, t[:, None, None, None])  # noqa: E731
     slope = (at(t + h) - at(t - h)) / (2 * h)
-    got = stage._trajectory(x0, z, at(t), t, Given(t, {}))
+    got = stage._trajectory(x0, z, at(t), t, Conditioning(t, {}))
     assert (got - slope).abs().max() < 1e-8
 
 

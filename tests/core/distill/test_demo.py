@@ -62,13 +62,13 @@ def test_latents_resume_and_follow_the_autoencoder(tmp_path, small_shards, monke
     model.encoder.conv_out.bias.data.add_(1.0)
     data.SceneLatents(model, tmp_path, 6)
     assert encoded[1:] == [range(0, 4), range(4, 6)]
-    latents, captions = second.batch(SampleRandom(0, 0, "", range(3)))
+    batch = second.batch(SampleRandom(0, 0, "", range(3)))
     chosen = SampleRandom(0, 0, "", range(3)).integers(6)
-    assert torch.equal(latents, second.latents[chosen].float())
-    for seed, caption in zip(chosen, captions):
+    assert torch.equal(batch.latents, second.latents[chosen].float())
+    for seed, caption in zip(chosen, batch.captions, strict=True):
         assert judge.judge(scenes.render(examples.scene_and_caption(seed)[0]), caption)
-    again, others = (second.batch(SampleRandom(0, step, "", range(3)))[1] for step in (0, 1))
-    assert again == captions != others
+    again, others = (second.batch(SampleRandom(0, step, "", range(3))).captions for step in (0, 1))
+    assert again == batch.captions != others
 
 
 def test_the_text_encoder_starts_with_word_order():

@@ -9,6 +9,7 @@ import standin
 import torch
 
 from sprint_core import trigflow
+from sprint_core.distill.dataset.batch import Batch
 from sprint_core.distill.engine.randomness import SampleRandom, initialise
 from sprint_core.distill.engine.trainer import Trainer
 from sprint_core.distill.recipes import Objective, Schedule
@@ -28,11 +29,11 @@ PRESET = TextPreset(instruction=None, max_tokens=16)
 
 
 class TwoPictures:
-    identity = "two flat pictures"
+    fingerprint = "two flat pictures"
 
-    def batch(self, random: SampleRandom) -> tuple[torch.Tensor, list[str]]:
+    def batch(self, random: SampleRandom) -> Batch:
         captions = [list(PICTURES)[i] for i in random.integers(2)]
-        return torch.stack([PICTURES[caption] for caption in captions]), captions
+        return Batch(torch.stack([PICTURES[caption] for caption in captions]), captions)
 
 
 DATA = TwoPictures()

@@ -11,12 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sprint_core.distill import __main__ as command
 from sprint_core.distill import recipes
+from sprint_core.distill.dataset.batch import Batch
+from sprint_core.distill.engine.processes import ProcessGroup
 from sprint_core.distill.engine.randomness import SampleRandom
-from sprint_core.distill.engine.trainer import Stage, Trainer
-from sprint_core.distill.engine.workers import Workers
+from sprint_core.distill.engine.stage import Stage
+from sprint_core.distill.engine.trainer import Trainer
 from sprint_core.distill.recipes import CAME_BETAS, Objective, Schedule
 from sprint_core.distill.runs import estimate
-from sprint_core.distill.runs.published import Embedded
+from sprint_core.distill.stages.base import Embedded
 from sprint_core.distill.stages.student import DistillStage
 from sprint_core.distill.stages.teacher import TeacherStage
 from sprint_core.models.transformer import SanaTransformer
@@ -28,46 +30,46 @@ STAGES = {"teacher": ["teacher"], "distill": ["critic", "student"]}  # and their
 class Zeros:
     """As estimate.MetaData, with numbers."""
 
-    identity = "zeros"
+    fingerprint = "zeros"
 
-    def batch(self, random: SampleRandom) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        return torch.zeros(len(random), *LATENT), [torch.zeros(CAPTION)] * len(random)
+    def batch(self, random: SampleRandom) -> Batch:
+        return Batch(torch.zeros(len(random), *LATENT), [torch.zeros(CAPTION)] * len(random))
 
 
-def stage(name: str, device: str, recompute: bool = False, **objective) -> tuple[Stage, list[nn.Module]]:
+def stage(name: str, device: str, checkpointing: bool = False, **objective) -> tuple[Stage, list[nn.Module]]:
     """A stage, and what is frozen in it."""
     data = Zeros() if device == "cpu" else estimate.MetaData(LATENT, CAPTION)
     model = Embedded(SanaTransformer(standin.TEACHER, device=device), torch.zeros(CAPTION, device=device))
     if name == "teacher":
-        return TeacherStage(model, data, recompute=recompute), []
-    return DistillStage(model, data, Objective(**objective), recompute=recompute), [model]
+        return TeacherStage(model, data, activation_checkpointing=checkpointing), []
+    return DistillStage(model, data, Objective(**objective), activation_checkpointing=checkpointing), [model]
 
 
 def counted(name: str, **schedule) -> estimate.Estimate:
-    schedule = Schedule(**{"steps": 2, "batch": 4, "lr": 1e-3, "portion": 2} | schedule)
-    return estimate.estimate(*stage(name, "meta", schedule.recompute), schedule)
+    schedule = Schedule(**{"steps": 2, "batch": 4, "lr": 1e-3, "micro_batch": 2} | schedule)
+    return estimate.estimate(*stage(name, "meta", schedule.activation_checkpointing), schedule)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", STAGES)
-def test_operations_are_those_of_the_stage_itself(name, recompute):
+def test_operations_are_those_of_the_stage_itself(name, checkpointing):
     """Counted on the CPU, with attention in single operations, as the counter knows them."""
-    found = counted(name, recompute=recompute)
+    found = counted(name, activation_checkpointing=checkpointing)
     assert [phase.name for phase in found.phases] == STAGES[name]
     for phase in found.phases:
-        real, _ = stage(name, "cpu", recompute)
+        real, _ = stage(name, "cpu", checkpointing)
         math = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
         with math, FlopCounterMode(display=False) as counter:
             real.loss(phase.name, 0, SampleRandom(0, 0, "", range(2)))[0].backward()
         assert phase.flops == counter.get_total_flops() > 1e6
-    assert found.per_step == sum(phase.flops for phase in found.phases) / len(found.phases) * 2  # portions
+    assert found.per_step == sum(phase.flops for phase in found.phases) / len(found.phases) * 2  # micro-batches
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_recomputing_trades_memory_for_operations(name):
-    kept, recomputed = counted(name), counted(name, recompute=True)
-    assert kept.state_bytes == recomputed.state_bytes
-    for a, b in zip(kept.phases, recomputed.phases):
+def test_activation_checkpointing_trades_memory_for_operations(name):
+    kept, checkpointed = counted(name), counted(name, activation_checkpointing=True)
+    assert kept.state_bytes == checkpointed.state_bytes
+    for a, b in zip(kept.phases, checkpointed.phases):
         if a.name == "critic":  # its trunk is frozen, so that it keeps nothing anyway
             assert (a.saved_bytes, a.flops) == (b.saved_bytes, b.flops)
         else:
@@ -90,17 +92,14 @@ def test_memory_is_what_a_trainer_holds(optimizer, betas, tmp_path):
     assert found.trained == sum(p.numel() for module in real.modules.values() for p in module.parameters())
 
 
-class Layers:
+class Layers(Stage):
     """A frozen layer and two that learn."""
 
     name = averaged = "layers"
 
     def __init__(self):
         self.frozen = nn.Linear(8, 16, device="meta").requires_grad_(False)
-        self.modules = {self.name: nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 16)).to("meta")}
-
-    def phases(self, step: int) -> tuple[str, ...]:
-        return (self.name,)
+        super().__init__({self.name: nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 16)).to("meta")}, {})
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[torch.Tensor, dict]:
         x = self.frozen(random.normal(8).to("meta"))
@@ -117,10 +116,12 @@ def test_kept_is_what_the_backward_pass_needs():
 
 def test_processes_share_the_work():
     schedule = Schedule(steps=2, batch=4, lr=1e-3)
-    alone, shared = (estimate.estimate(*stage("teacher", "meta"), schedule, Workers(world=world)) for world in (1, 2))
+    alone, shared = (
+        estimate.estimate(*stage("teacher", "meta"), schedule, ProcessGroup(world_size=world)) for world in (1, 2)
+    )
     assert shared.per_step == alone.per_step / 2 and shared.state_bytes == alone.state_bytes
     with pytest.raises(ValueError, match="does not divide"):
-        estimate.estimate(*stage("teacher", "meta"), schedule, Workers(world=3))
+        estimate.estimate(*stage("teacher", "meta"), schedule, ProcessGroup(world_size=3))
 
 
 @pytest.mark.usefixtures("tiny")
@@ -171,11 +172,11 @@ def test_too_little_memory_is_refused_and_little_is_said(monkeypatch, caplog):
     found = counted("distill")
     monkeypatch.setattr(estimate, "free_bytes", lambda device: found.state_bytes - 1)
     with pytest.raises(ValueError, match=r"distill: cpu has 0\.0 GiB free; it needs .* choose a device with more"):
-        estimate.check_memory([found], Workers())
+        estimate.check_memory([found], ProcessGroup())
     monkeypatch.setattr(estimate, "free_bytes", lambda device: found.memory_bytes - 1)
-    estimate.check_memory([found], Workers())
-    assert "fewer samples at a time help: --set distill.portion=N" in caplog.text
+    estimate.check_memory([found], ProcessGroup())
+    assert "fewer samples at a time help: --set distill.micro_batch=N" in caplog.text
     caplog.clear()
     monkeypatch.setattr(estimate, "free_bytes", lambda device: found.memory_bytes)
-    estimate.check_memory([found], Workers())
+    estimate.check_memory([found], ProcessGroup())
     assert not caplog.text

@@ -12,8 +12,8 @@ from picture_files import plain, write
 from tiny_recipe import SANA, tiny, write_pictures  # noqa: F401
 
 from sprint_core.distill import __main__ as command
+from sprint_core.distill.engine.processes import SINGLE_PROCESS
 from sprint_core.distill.engine.trainer import Trainer
-from sprint_core.distill.engine.workers import ALONE
 from sprint_core.distill.runs import estimate
 from sprint_core.distill.runs.published import stabilised
 from sprint_core.distill.stages.teacher import is_stable
@@ -37,9 +37,9 @@ def pictures(tmp_path_factory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
-def known_estimates(recipe, workers=ALONE, of_recipe=estimate.of_recipe) -> list[estimate.Estimate]:
+def known_estimates(recipe, processes=SINGLE_PROCESS, of_recipe=estimate.of_recipe) -> list[estimate.Estimate]:
     if repr(recipe) not in ESTIMATES:
-        ESTIMATES[repr(recipe)] = of_recipe(recipe, workers)
+        ESTIMATES[repr(recipe)] = of_recipe(recipe, processes)
     return ESTIMATES[repr(recipe)]
 
 

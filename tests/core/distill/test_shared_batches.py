@@ -1,4 +1,4 @@
-"""However a batch is computed, recomputed, in portions or by two processes: the real stages learn the same."""
+"""With activation checkpointing, in micro-batches or by two processes: the real stages learn the same."""
 
 import dataclasses
 import sys
@@ -10,11 +10,13 @@ import standin
 import torch
 from processes import run_two
 
+from sprint_core.distill.dataset.batch import Batch
+from sprint_core.distill.engine.processes import SINGLE_PROCESS, ProcessGroup, launched_processes
 from sprint_core.distill.engine.randomness import SampleRandom
-from sprint_core.distill.engine.trainer import Stage, Trainer
-from sprint_core.distill.engine.workers import ALONE, Workers, launched
+from sprint_core.distill.engine.stage import Stage
+from sprint_core.distill.engine.trainer import Trainer
 from sprint_core.distill.recipes import Objective, Schedule
-from sprint_core.distill.runs.published import Embedded
+from sprint_core.distill.stages.base import Embedded
 from sprint_core.distill.stages.student import DistillStage
 from sprint_core.distill.stages.teacher import TeacherStage
 from sprint_core.models.transformer import SanaTransformer
@@ -25,31 +27,35 @@ STAGES = {"teacher": ["teacher"], "distill": ["student", "critic"]}  # and their
 
 
 class Noise:
-    """Latents and captions of 3 to 9 tokens, so that portions of a batch are padded differently."""
+    """Latents and captions of 3 to 9 tokens, so that micro-batches are padded differently."""
 
-    identity = "noise"
+    fingerprint = "noise"
 
-    def batch(self, random: SampleRandom) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def batch(self, random: SampleRandom) -> Batch:
         captions = [row[: 3 + n] for row, n in zip(random.normal(9, CONFIG.caption_width), random.integers(7))]
-        return random.normal(32, 2, 3), captions
+        return Batch(random.normal(32, 2, 3), captions)
 
 
-def stage(name: str, recompute: bool = False) -> Stage:
+def stage(name: str, activation_checkpointing: bool = False) -> Stage:
     transformer = SanaTransformer(CONFIG)
     transformer.load_state_dict(standin.random_model(transformer))
     model = Embedded(transformer, torch.zeros(1, CONFIG.caption_width))
     if name == "teacher":
-        return TeacherStage(model, Noise(), recompute=recompute)
-    return DistillStage(model, Noise(), Objective(tangent_warmup_steps=1), recompute=recompute)
+        return TeacherStage(model, Noise(), activation_checkpointing=activation_checkpointing)
+    return DistillStage(
+        model, Noise(), Objective(tangent_warmup_steps=1), activation_checkpointing=activation_checkpointing
+    )
 
 
 def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.detach().flatten() for tensor in tensors])
 
 
-def trained(name: str, out: Path, workers: Workers = ALONE, portion: int = 0) -> dict[str, torch.Tensor]:
+def trained(
+    name: str, out: Path, processes: ProcessGroup = SINGLE_PROCESS, micro_batch: int = 0
+) -> dict[str, torch.Tensor]:
     """What each network became, and the running mean of its gradients, which no step size hides."""
-    trainer = Trainer(stage(name), dataclasses.replace(SCHEDULE, portion=portion), out, workers=workers)
+    trainer = Trainer(stage(name), dataclasses.replace(SCHEDULE, micro_batch=micro_batch), out, processes=processes)
     trainer.train()
     found = {"average": flat(trainer.average.parameters())}
     for phase, optimizer in trainer.optimizers.items():
@@ -69,11 +75,11 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize(("name", "phase"), [(name, phase) for name, phases in STAGES.items() for phase in phases])
-def test_recomputing_changes_no_gradient(name, phase):
-    """Nor the loss; a block is recomputed as it was, bit for bit."""
+def test_activation_checkpointing_changes_no_gradient(name, phase):
+    """Nor the loss; a block is computed again as it was, bit for bit."""
     results = []
-    for recompute in (False, True):
-        one = stage(name, recompute)
+    for activation_checkpointing in (False, True):
+        one = stage(name, activation_checkpointing)
         loss, _ = one.loss(phase, 3, SampleRandom(0, 3, phase, range(4)))
         loss.backward()
         gradients = [p.grad for p in one.modules[phase].parameters() if p.grad is not None]
@@ -82,10 +88,10 @@ def test_recomputing_changes_no_gradient(name, phase):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_portions_equal_the_whole_batch(name, tmp_path):
+def test_micro_batches_equal_the_whole_batch(name, tmp_path):
     whole = trained(name, tmp_path / "whole")
-    for portion in (1, 3):
-        assert_equal(trained(name, tmp_path / f"{portion}", portion=portion), whole)
+    for micro_batch in (1, 3):
+        assert_equal(trained(name, tmp_path / f"{micro_batch}", micro_batch=micro_batch), whole)
 
 
 def test_two_processes_equal_one(tmp_path):
@@ -96,5 +102,5 @@ def test_two_processes_equal_one(tmp_path):
 
 
 if __name__ == "__main__":
-    workers = launched("cpu")
-    torch.save(trained("distill", Path(sys.argv[1]) / "shared", workers), f"{sys.argv[1]}/rank{workers.rank}.pt")
+    processes = launched_processes("cpu")
+    torch.save(trained("distill", Path(sys.argv[1]) / "shared", processes), f"{sys.argv[1]}/rank{processes.rank}.pt")

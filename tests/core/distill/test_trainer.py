@@ -11,10 +11,11 @@ from PIL import Image
 from processes import run_two
 from torch import nn
 
+from sprint_core.distill.engine.processes import ProcessGroup, launched_processes
 from sprint_core.distill.engine.randomness import SampleRandom, initialise
-from sprint_core.distill.engine.record import Record
+from sprint_core.distill.engine.records import Record
+from sprint_core.distill.engine.stage import Stage
 from sprint_core.distill.engine.trainer import Trainer
-from sprint_core.distill.engine.workers import Workers, launched
 from sprint_core.distill.recipes import DEMO_AUTOENCODER, RECIPES, Schedule, override
 from sprint_core.distill.stages import autoencoder as stages
 from sprint_core.latent import SCALE
@@ -23,16 +24,16 @@ from sprint_core.models.autoencoder import Autoencoder
 SCHEDULE = Schedule(steps=12, batch=4, lr=0.05, warmup_steps=3, ema=0.9)
 
 
-class Toy:
+class Toy(Stage):
     """Two modules, trained in turn, on noise."""
 
     name, averaged = "toy", "student"
 
     def __init__(self, bad_step: int = -1):
-        self.modules = {"student": nn.Linear(3, 2), "critic": nn.Linear(2, 1)}
+        super().__init__({"student": nn.Linear(3, 2), "critic": nn.Linear(2, 1)}, {})
         for seed, module in enumerate(self.modules.values()):
             initialise(module, seed)
-        self.bad_step, self.settings = bad_step, {}
+        self.bad_step = bad_step
 
     def phases(self, step):
         return ("student",) if step % 2 == 0 else ("student", "critic")
@@ -125,10 +126,10 @@ def test_full_disk_leaves_the_last_good_state(tmp_path, monkeypatch):
 
 def one_of_two(out: str) -> None:
     """What each process of the next test runs."""
-    workers = launched("cpu")
-    trainer = Trainer(Toy(), SCHEDULE, f"{out}/shared", workers=workers)
+    processes = launched_processes("cpu")
+    trainer = Trainer(Toy(), SCHEDULE, f"{out}/shared", processes=processes)
     trainer.train()
-    torch.save(weights(trainer), f"{out}/rank{workers.rank}.pt")
+    torch.save(weights(trainer), f"{out}/rank{processes.rank}.pt")
 
 
 def test_two_processes_equal_one(tmp_path):
@@ -144,14 +145,14 @@ def test_two_processes_equal_one(tmp_path):
 
 
 def test_batches_split_without_loss():
-    assert [list(Workers(rank=rank, world=2).share(4)) for rank in range(2)] == [[0, 1], [2, 3]]
+    assert [list(ProcessGroup(rank=rank, world_size=2).share(4)) for rank in range(2)] == [[0, 1], [2, 3]]
     with pytest.raises(ValueError, match="does not divide"):
-        Workers(world=2).share(3)
+        ProcessGroup(world_size=2).share(3)
 
 
-def test_portions_equal_the_whole_batch(tmp_path):
+def test_micro_batches_equal_the_whole_batch(tmp_path):
     whole = Trainer(Toy(), SCHEDULE, tmp_path / "whole")
-    parts = Trainer(Toy(), dataclasses.replace(SCHEDULE, portion=3), tmp_path / "parts")
+    parts = Trainer(Toy(), dataclasses.replace(SCHEDULE, micro_batch=3), tmp_path / "parts")
     for trainer in (whole, parts):
         trainer.train()
     for (name, a), b in zip(weights(whole).items(), weights(parts).values()):
@@ -212,10 +213,10 @@ def test_learning_rate_rises_and_falls():
 
 
 def test_overrides_keep_their_type():
-    settings = ["teacher.steps=7", "teacher.lr=1e-3", "distill.guidance=2,3", "distill.recompute=true"]
+    settings = ["teacher.steps=7", "teacher.lr=1e-3", "distill.guidance=2,3", "distill.activation_checkpointing=true"]
     recipe = override(RECIPES["demo"], settings)
     assert recipe.stages["teacher"] == dataclasses.replace(RECIPES["demo"].stages["teacher"], steps=7, lr=1e-3)
-    assert recipe.objective.guidance == (2.0, 3.0) and recipe.stages["distill"].recompute is True
+    assert recipe.objective.guidance == (2.0, 3.0) and recipe.stages["distill"].activation_checkpointing is True
     together = override(RECIPES["demo"], ["distill.optimizer=came", "distill.betas=0.9,0.99,0.999"])
     assert together.stages["distill"].betas == (0.9, 0.99, 0.999)
 
@@ -236,7 +237,7 @@ def test_overrides_keep_their_type():
         ("distill.noise_std=-1", "noise_std and critic_std"),
         ("distill.noise_mean=inf", "must be numbers"),
         ("distill.steps=500", "lower distill.ladd_from"),
-        ("teacher.recompute=perhaps", "'perhaps' is no bool"),
+        ("teacher.activation_checkpointing=perhaps", "'perhaps' is no bool"),
         ("distill.precision=fp8", "there are fp32 and bf16"),
         ("distill.optimizer=came", "does not take 2 betas"),
         ("distill.guidance=", "STAGE.KEY=VALUE"),

@@ -12,9 +12,9 @@ from picture_files import BLUE, RED, encoded_bytes, own_cache, parquet, plain, w
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sprint_core.distill.dataset import encoded
+from sprint_core.distill.dataset import latent_cache
 from sprint_core.distill.dataset.captioned import Item, captioned, square
-from sprint_core.distill.dataset.encoded import EncodedPictures
+from sprint_core.distill.dataset.latent_cache import EncodedPictures
 from sprint_core.distill.engine.randomness import SampleRandom
 
 
@@ -25,7 +25,7 @@ class Encoders:
         self.images, self.texts = 0, []
 
     def image(self, images: torch.Tensor) -> torch.Tensor:
-        assert len(images) <= encoded.BATCH and images.shape[1:] == (3, 64, 64)
+        assert len(images) <= latent_cache.BATCH and images.shape[1:] == (3, 64, 64)
         self.images += len(images)
         return torch.nn.functional.avg_pool2d(images, 32).repeat(1, 11, 1, 1)[:, :32]
 
@@ -48,13 +48,15 @@ class Loads:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(encoded, "SHARD", 4)
-    monkeypatch.setattr(encoded, "BATCH", 3)
+    monkeypatch.setattr(latent_cache, "SHARD", 4)
+    monkeypatch.setattr(latent_cache, "BATCH", 3)
 
 
-def encode(items, folder: Path, encoders: Encoders | None = None, identity: str = "dc-ae gemma 64") -> EncodedPictures:
+def encode(
+    items, folder: Path, encoders: Encoders | None = None, fingerprint: str = "dc-ae gemma 64"
+) -> EncodedPictures:
     encoders = encoders or Encoders()
-    return EncodedPictures(items, folder, encoders.image, encoders.text, 64, identity)
+    return EncodedPictures(items, folder, encoders.image, encoders.text, 64, fingerprint)
 
 
 def random(count: int = 16) -> SampleRandom:
@@ -65,7 +67,8 @@ def test_a_batch_equals_direct_encoding(tmp_path):
     encoders, loads = Encoders(), Loads(10)
     data = encode(iter(loads.items), tmp_path, encoders)
     assert data.count == 10 and encoders.images == 10 and encoders.texts[0] == ""
-    latents, embeddings = data.batch(random())
+    batch = data.batch(random())
+    latents, embeddings = batch.latents, batch.captions
     assert latents.shape == (16, 32, 2, 2) and latents.dtype == torch.float32
     chosen = [loads.items[i] for i in random().integers(10)]
     assert len({item.name for item in chosen}) > 5
@@ -112,9 +115,9 @@ def test_resuming_reads_no_picture_of_whole_shards(tmp_path):
     resumed = encode(iter(loads.items), tmp_path, encoders)
     assert sorted(loads.loaded) == [8, 9] and encoders.images == 2 and "" not in encoders.texts
     whole = encode(Loads(10).items, tmp_path / "whole")
-    for a, b in zip(resumed.batch(random())[1], whole.batch(random())[1]):
+    for a, b in zip(resumed.batch(random()).captions, whole.batch(random()).captions):
         assert torch.equal(a, b)
-    assert torch.equal(resumed.batch(random())[0], whole.batch(random())[0])
+    assert torch.equal(resumed.batch(random()).latents, whole.batch(random()).latents)
     assert torch.equal(resumed.null, whole.null)
 
 
@@ -125,14 +128,14 @@ def test_a_damaged_shard_is_encoded_again(tmp_path, damage, caplog):
     content = path.read_bytes()
     if damage == "foreign":
         tensors = load_file(path)
-        about = {"identity": "dc-ae gemma 64", "sources": "", "skipped": "[]"}
+        about = {"fingerprint": "dc-ae gemma 64", "sources": "", "skipped": "[]"}
         save_file({**tensors, "lengths": tensors["lengths"][:-1].clone()}, path, about)
     else:
         path.write_bytes(content[:-9] if damage == "truncated" else b"")
     loads = Loads(10)
     after = encode(loads.items, tmp_path).batch(random())
     assert sorted(loads.loaded) == [4, 5, 6, 7] and f"{path}: truncated or damaged" in caplog.text
-    assert torch.equal(before[0], after[0]) and path.read_bytes() == content
+    assert torch.equal(before.latents, after.latents) and path.read_bytes() == content
 
 
 def test_a_shard_of_other_pictures_is_encoded_again(tmp_path, caplog):
@@ -148,7 +151,7 @@ def test_shards_of_other_encoders_are_refused(tmp_path):
     encode(Loads(6).items, tmp_path)
     loads = Loads(6)
     with pytest.raises(ValueError) as error:
-        encode(loads.items, tmp_path, identity="another 64")
+        encode(loads.items, tmp_path, fingerprint="another 64")
     assert "dc-ae gemma 64" in str(error.value) and "another 64" in str(error.value)
     assert f"choose another --out or delete {tmp_path}" in str(error.value)
     assert not loads.loaded
@@ -163,7 +166,8 @@ def test_damaged_pictures_are_left_out_and_named(tmp_path, caplog):
     assert data.count == 6
     assert "6 of 12 images are damaged and left out: 00.png (not an image), 02.png (" in caplog.text
     assert not (tmp_path / "out" / "shard_00001.safetensors").exists()
-    latents, embeddings = data.batch(random(64))
+    batch = data.batch(random(64))
+    latents, embeddings = batch.latents, batch.captions
     for latent, embedding in zip(latents, embeddings):
         number = int("".join(chr(int(c)) for c in embedding[1:, 0]))
         assert torch.equal(latent[0], torch.full((2, 2), number / 127.5 - 1).half().float())
@@ -187,8 +191,8 @@ def test_nothing_that_can_be_used_is_an_error(tmp_path):
 
 
 def test_too_little_disk_is_said_after_the_first_shard(tmp_path, monkeypatch):
-    loads, usage = Loads(4 * 6), encoded.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(encoded.shutil, "disk_usage", lambda path: usage._replace(free=1))
+    loads, usage = Loads(4 * 6), latent_cache.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(latent_cache.shutil, "disk_usage", lambda path: usage._replace(free=1))
     with pytest.raises(OSError, match=r"need about \d+ MiB and 0 MiB are free"):
         encode(loads.items, tmp_path)
     assert len(loads.loaded) == 4
@@ -203,19 +207,19 @@ def iter_of_unknown_length(items):
 def test_progress_knows_the_end(tmp_path, monkeypatch):
     bars = []
 
-    class Bar(encoded.tqdm):
+    class Bar(latent_cache.tqdm):
         def __init__(self, **options):
             super().__init__(**options | {"disable": False, "file": io.StringIO()})
             bars.append(self)
 
-    monkeypatch.setattr(encoded, "tqdm", Bar)
+    monkeypatch.setattr(latent_cache, "tqdm", Bar)
     encode(iter(Loads(10).items), tmp_path)
     encode(iter(Loads(10).items), tmp_path)
     assert [(bar.n, bar.total, bar.unit) for bar in bars] == [(10, 10, " images")] * 2
 
 
 def test_training_reads_mapped_shards(tmp_path):
-    _, embeddings = encode(Loads(10).items, tmp_path).batch(random(4))
+    embeddings = encode(Loads(10).items, tmp_path).batch(random(4)).captions
     assert all(row.untyped_storage().nbytes() > row.nbytes for row in embeddings)  # a view of the whole file
 
 

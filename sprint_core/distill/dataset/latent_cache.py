@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ...weights import tensorfile
 from ..engine.randomness import SampleRandom
+from .batch import Batch
 from .captioned import Item, listed, square
 
 log = logging.getLogger(__name__)
@@ -59,12 +60,12 @@ class _Shard:
 
 
 class EncodedPictures:
-    """Latents and caption embeddings of pictures, in a folder that belongs to one `identity`.
+    """Latents and caption embeddings of pictures, in a folder that belongs to one `fingerprint`.
 
-    identity: names the encoders and the size. Shards of SHARD items are written one by one; on resuming, whole
+    fingerprint: names the encoders and the size. Shards of SHARD items are written one by one; on resuming, whole
     ones are kept and their pictures are not read, damaged ones and those of other items are made anew. The
     encoders are not kept. Damaged pictures are left out and counted in the log. Raises ValueError if the folder
-    holds another identity's shards or no picture is whole, OSError once the first shard shows that the disk has
+    holds another fingerprint's shards or no picture is whole, OSError once the first shard shows that the disk has
     too little space.
     """
 
@@ -75,10 +76,10 @@ class EncodedPictures:
         encode_image: Callable[[Tensor], Tensor],  # [b, 3, px, px] in [-1, 1] -> scaled latents [b, 32, h, w]
         encode_text: Callable[[list[str]], list[Tensor]],  # captions -> embeddings [n_i, c]
         px: int,
-        identity: str,
+        fingerprint: str,
         control: Callable[[Tensor], Tensor] | None = None,  # pictures -> control images, both [b, 3, px, px]
     ):
-        self.folder, self.identity = Path(folder), identity
+        self.folder, self.fingerprint = Path(folder), fingerprint
         self._refuse_others()
         encoders = _Encoders(encode_image, encode_text, px, control)
         self.controlled = control is not None
@@ -88,12 +89,12 @@ class EncodedPictures:
         self._ends = list(itertools.accumulate(map(len, self._shards)))
         self.count = self._ends[-1]
 
-    def batch(self, random: SampleRandom) -> tuple:
+    def batch(self, random: SampleRandom) -> Batch:
         """Latents [b, 32, h, w] in fp32, b caption embeddings [n_i, c], and of control images the latents."""
         places = [self._place(i) for i in random.integers(self.count)]
         latents, captions = zip(*(shard.row(i) for shard, i in places))
-        hints = (torch.stack([shard.hint(i) for shard, i in places]),) if self.controlled else ()
-        return torch.stack(latents), list(captions), *hints
+        hints = torch.stack([shard.hint(i) for shard, i in places]) if self.controlled else None
+        return Batch(torch.stack(latents), captions, hints)
 
     def _place(self, i: int) -> tuple[_Shard, int]:
         shard = bisect.bisect_right(self._ends, i)
@@ -103,13 +104,13 @@ class EncodedPictures:
         for path in (*self._paths(), self.folder / "null.safetensors"):
             try:
                 with safe_open(path, framework="pt") as file:
-                    found = (file.metadata() or {}).get("identity")
+                    found = (file.metadata() or {}).get("fingerprint")
             except (FileNotFoundError, SafetensorError):  # missing or damaged: to be encoded
                 continue
-            if found != self.identity:
+            if found != self.fingerprint:
                 raise ValueError(
                     f"{path}: made by another auto-encoder, text encoder or kind of edges ({found}, not "
-                    f"{self.identity}); choose another --out or delete {self.folder}"
+                    f"{self.fingerprint}); choose another --out or delete {self.folder}"
                 )
 
     def _paths(self) -> list[Path]:
@@ -121,7 +122,7 @@ class EncodedPictures:
             caption = tensorfile.read(path).tensors["caption"]
         except (tensorfile.CheckpointError, KeyError):
             caption = encoders.embed([""])[0]
-            tensorfile.write(path, {"caption": caption}, {"identity": self.identity})
+            tensorfile.write(path, {"caption": caption}, {"fingerprint": self.fingerprint})
         return caption.clone()  # training needs it at any time, and cannot use inference mode's tensors
 
     def _fill(self, items: Iterable[Item], encoders: "_Encoders") -> None:
@@ -153,7 +154,7 @@ class EncodedPictures:
         tensors, skipped = encoders.encode(group, threads, bar)
         if not tensors:
             return None, skipped
-        about = {"identity": self.identity, "sources": sources, "skipped": json.dumps(skipped)}
+        about = {"fingerprint": self.fingerprint, "sources": sources, "skipped": json.dumps(skipped)}
         tensorfile.write(path, tensors, about)
         return _Shard(path), skipped
 

@@ -1,9 +1,8 @@
-"""One process or many: what a trainer must know of the others.
+"""The process group: one process, or several that share each batch (data parallel).
 
 One process needs nothing. Several, on one machine or more, are launched by `accelerate launch` (or
-torchrun) and share each batch: data parallel, gradients averaged in one message after the backward
-pass. (DistributedDataParallel's wrapper averages in its forward hooks, which forward-mode
-differentiation does not pass.)
+torchrun); their gradients are averaged in one message after the backward pass. (DistributedDataParallel's
+wrapper averages in its forward hooks, which forward-mode differentiation does not pass.)
 """
 
 import contextlib
@@ -21,49 +20,52 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Workers:
-    """This process among `world` of them."""
+class ProcessGroup:
+    """This process in its group: number `rank` of `world_size`."""
 
     device: torch.device = CPU
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     state: Any = None  # accelerate.PartialState, where there are several
 
     def share(self, batch: int) -> range:
         """The samples of a batch that fall to this process. Raises ValueError."""
-        if batch % self.world:
-            raise ValueError(f"a batch of {batch} does not divide among {self.world} processes")
-        size = batch // self.world
+        if batch % self.world_size:
+            raise ValueError(f"a batch of {batch} does not divide among {self.world_size} processes")
+        size = batch // self.world_size
         return range(self.rank * size, (self.rank + 1) * size)
 
-    def average(self, parameters: Sequence[nn.Parameter]) -> None:
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace every gradient by its mean over the processes."""
-        if self.world == 1:
+        if self.world_size == 1:
             return
         from accelerate.utils import reduce
 
         flat = reduce(torch.cat([p.grad.flatten() for p in parameters]), "mean")
-        for p, mean in zip(parameters, flat.split([p.numel() for p in parameters])):
+        for p, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad.copy_(mean.view_as(p))
 
     @contextlib.contextmanager
-    def first(self) -> Iterator[None]:
-        """The first process goes ahead, alone; the others find what it wrote."""
+    def main_process_first(self) -> Iterator[None]:
+        """Process 0 goes ahead alone; the others follow and find what it wrote."""
         with self.state.main_process_first() if self.state else contextlib.nullcontext():
             yield
 
 
-ALONE = Workers()  # on the CPU
+SINGLE_PROCESS = ProcessGroup()  # alone, on the CPU
 
 
-def launched(device: str | None = None) -> Workers:
-    """This process, as it was launched. Raises ValueError without such a device, or if several need accelerate."""
+def launched_processes(device: str | None = None) -> ProcessGroup:
+    """This process in the group that the launcher's environment describes.
+
+    Raises ValueError without such a device, or without accelerate for several processes.
+    """
     fallback = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Workers(usable_device(fallback))
+        return ProcessGroup(usable_device(fallback))
     try:
         from accelerate import PartialState
     except ImportError:
         raise ValueError("several processes need accelerate: pip install accelerate") from None
     state = PartialState(cpu=fallback == "cpu")
-    return Workers(state.device, state.process_index, state.num_processes, state)
+    return ProcessGroup(state.device, state.process_index, state.num_processes, state)

@@ -1,0 +1,31 @@
+"""What every dataset of latents gives to a stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..engine.randomness import SampleRandom
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Scaled latents [b, 32, h, w] in fp32 with b captions: texts, or their embeddings [n, c] if encoded before."""
+
+    latents: Tensor
+    captions: Sequence[str] | Sequence[Tensor]
+    hints: Tensor | None = None  # of a ControlNet: scaled latents of the control images, as `latents`
+
+
+class Dataset(Protocol):
+    """Where batches come from."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What the latents are and which networks encoded them: another fingerprint makes another run."""
+        ...
+
+    def batch(self, random: SampleRandom) -> Batch:
+        """As many samples as `random` has, drawn by it."""
+        ...

@@ -1,0 +1,47 @@
+"""What a stage of training is to the trainer: its networks, its loss, and what tells its runs apart."""
+
+import abc
+from typing import Generic, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from .randomness import SampleRandom
+
+Averaged = TypeVar("Averaged", bound=nn.Module)  # the network whose moving average is the stage's result
+
+
+class Stage(abc.ABC, Generic[Averaged]):
+    """One stage: subclasses name it, say which of their networks is averaged, and give the loss.
+
+    modules: the networks that are trained and saved, one optimizer each. settings: what, with the schedule, makes a
+    run of this stage another run.
+    """
+
+    name: str
+    averaged: str  # the key in `modules` of the network whose moving average is the result
+
+    def __init__(self, modules: dict[str, nn.Module], settings: dict[str, str]):
+        self.modules, self.settings = modules, settings
+
+    @abc.abstractmethod
+    def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss that module `phase` is to lower, a mean over the samples, and metrics."""
+
+    def phases(self, step: int) -> tuple[str, ...]:
+        """The keys of the modules that this step trains, in order."""
+        return (self.name,)
+
+    def samples(self, average: Averaged) -> Tensor | None:
+        """Images [b, h, w, 3] in [0, 1] that show what the average can do by now, or None."""
+        return None
+
+    @property
+    def average_source(self) -> Averaged:
+        """The network whose moving average is the result."""
+        return cast(Averaged, self.modules[self.averaged])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.modules[self.averaged].parameters()).device

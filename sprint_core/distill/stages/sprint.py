@@ -1,0 +1,206 @@
+"""sCM and LADD together, student and critic in turn (paper, section 3.2): what distillation and ControlNets share."""
+
+import abc
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ...models.layers import MLP, sdpa, timestep_embedding
+from ...models.transformer import Attention
+from ...trigflow import SIGMA_DATA, add_noise, flow_predict_x0, predict_x0
+from ..dataset.batch import Dataset
+from ..engine.activation_checkpointing import AroundBlock, around_block
+from ..engine.randomness import SampleRandom, initialise
+from ..engine.stage import Stage
+from ..losses import ladd, scm
+from ..losses.jvp import plain_attention
+from ..losses.transform import Network, per_sample, trigflow_network
+from ..recipes import Objective
+from .base import FRESH_SEED, Preview, TextConditioned
+
+
+class LogVariance(nn.Module):
+    """w(t), the learnt weight of sCM's loss: zero at first. [b] -> [b]."""
+
+    def __init__(self, width: int = 64):
+        super().__init__()
+        self.mlp = MLP(128, width, nn.SiLU())
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.out(self.mlp(timestep_embedding(t, 128)))[:, 0]
+
+
+class Weighted(nn.Module):
+    """A network that sCM trains, with the weight of its loss."""
+
+    log_variance: LogVariance
+
+
+Trained = TypeVar("Trained", bound=Weighted)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the student is conditioned on: guidance scales [b], captions and their mask, and a ControlNet's hints."""
+
+    guidance: Tensor
+    text: Mapping[str, Tensor]  # caption [b, n, c], mask [b, n]
+    hint: Tensor | None = None
+
+
+class SprintStage(Stage[Trained], Generic[Trained]):
+    """Student and critic in turn. The teacher, whose blocks the critic reads, and its text encoder are frozen."""
+
+    averaged = "student"
+
+    def __init__(
+        self,
+        teacher: TextConditioned,
+        student: Trained,
+        dataset: Dataset,
+        objective: Objective,
+        preview: Preview | None,
+        activation_checkpointing: bool,
+    ):
+        self.teacher = teacher.requires_grad_(False).eval()
+        self.student = student
+        config = teacher.transformer.config
+        self.critic = ladd.Critic(config.width, config.depth)
+        super().__init__(
+            {"student": self.student, "critic": self.critic}, {"latents": dataset.fingerprint, **objective.chosen}
+        )
+        for fresh in (student.log_variance, self.critic):
+            initialise(fresh, FRESH_SEED)
+        for parameter in student.log_variance.out.parameters():
+            nn.init.zeros_(parameter)
+        for module in self.modules.values():
+            module.to(next(teacher.transformer.parameters()).device)
+        self.dataset, self.objective, self.preview = dataset, objective, preview
+        self.around_block = around_block(activation_checkpointing)
+        self.proposal = scm.Proposal(objective.noise_mean, objective.noise_std)
+        self.critic_proposal = scm.Proposal(objective.critic_mean, objective.critic_std)
+
+    def phases(self, step: int) -> tuple[str, ...]:
+        """In turn; without the adversary, the student alone."""
+        return ("critic",) if self._adversary(step) and step % 2 else ("student",)
+
+    def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
+        x0, conditioning = self._batch(random)
+        if phase == "critic":
+            return self._critic_loss(x0, conditioning, random)
+        total, metrics = x0.new_zeros(()), {}
+        if self.objective.scm_weight:
+            consistency, metrics = self._scm_loss(x0, conditioning, step, random)
+            total = total + self.objective.scm_weight * consistency
+        if self._adversary(step):
+            adversarial = self._generator_loss(x0, conditioning, random)
+            total = total + self.objective.ladd_weight * adversarial
+            metrics["adversarial"] = adversarial.detach()
+        return total, metrics
+
+    def samples(self, average: Trained) -> Tensor | None:
+        """One step each from the preview's captions."""
+        if self.preview is None:
+            return None
+        z = self.preview.noise(self.device)
+        times = z.new_ones(len(z))
+        text = self._text(self.preview.captions)
+        conditioning = Conditioning(times * self.objective.guidance[-1], text, self.preview.hints)
+        v = self._velocity(average, conditioning, z, times)
+        return self.preview.decode(flow_predict_x0(v, z, 1.0))
+
+    # --- what distillation and ControlNets do differently -------------------------------------------------
+
+    @abc.abstractmethod
+    def _trajectory(self, x0: Tensor, z: Tensor, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """dx_t/dt [b, c, h, w], along which the student is to be consistent."""
+
+    @abc.abstractmethod
+    def _velocity(
+        self,
+        student: Trained,
+        conditioning: Conditioning,
+        x: Tensor,
+        s: Tensor,
+        attention: Attention = sdpa,
+        around_block: AroundBlock | None = None,
+    ) -> Tensor:
+        """The student's flow velocity at x [b, c, h, w] and flow times s [b]."""
+
+    @abc.abstractmethod
+    def _judge(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The critic's logits of noised latents."""
+
+    # --- the losses -----------------------------------------------------------------------------------
+
+    def _scm_loss(
+        self, x0: Tensor, conditioning: Conditioning, step: int, random: SampleRandom
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        t = self.proposal.draw(random).to(x0)
+        z, x_t = self._noised(x0, t, random)
+        with torch.no_grad():
+            dxdt = self._trajectory(x0, z, x_t, t, conditioning)
+        r = min(1.0, step / max(1, self.objective.tangent_warmup_steps))
+        forward_mode = functools.partial(self._velocity, self.student, conditioning, attention=plain_attention)
+        F, g, metrics = scm.tangent_target(self._student(conditioning), x_t, t, dxdt, r, trigflow_network(forward_mode))
+        loss = scm.loss(F, g, t, self.student.log_variance(t))
+        return loss, metrics | {"scm": loss.detach(), "x_error": (SIGMA_DATA * F.detach() - dxdt).square().mean()}
+
+    def _generator_loss(self, x0: Tensor, conditioning: Conditioning, random: SampleRandom) -> Tensor:
+        fake = self._sample(x0, conditioning, random)
+        t = self.critic_proposal.draw(random).to(x0)
+        return ladd.generator_loss(self._judge(ladd.renoise(fake, t, random), t, conditioning))
+
+    def _critic_loss(
+        self, x0: Tensor, conditioning: Conditioning, random: SampleRandom
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Fakes are the student's samples, and true latents with the captions of others."""
+        _, other = self._batch(random)
+        mismatched = replace(conditioning, text=other.text)
+        with torch.no_grad():
+            sample = self._sample(x0, conditioning, random)
+        t = self.critic_proposal.draw(random).to(x0)
+        real, fake = ladd.renoise(x0, t, random), ladd.renoise(sample, t, random)
+        real_logits, fake_logits = self._judge(real, t, conditioning), self._judge(fake, t, conditioning)
+        mismatched_logits = self._judge(real, t, mismatched)
+        metrics = {"real": real_logits.detach().mean(), "fake": fake_logits.detach().mean()}
+        return ladd.critic_loss(real_logits, [fake_logits, mismatched_logits]), metrics
+
+    # --- their parts ----------------------------------------------------------------------------------
+
+    def _batch(self, random: SampleRandom) -> tuple[Tensor, Conditioning]:
+        """x0 of standard deviation sigma_data, and what the student is conditioned on."""
+        batch = self.dataset.batch(random)
+        x0 = SIGMA_DATA * batch.latents.to(self.device)
+        guidance = random.choice(self.objective.guidance).to(x0)
+        hint = None if batch.hints is None else batch.hints.to(self.device)
+        return x0, Conditioning(guidance, self._text(batch.captions), hint)
+
+    def _sample(self, x0: Tensor, conditioning: Conditioning, random: SampleRandom) -> Tensor:
+        """The student's prediction from angles of the generator, half of them at pi/2."""
+        t = ladd.generator_angles(self.proposal, self.objective.max_time_share, random).to(x0)
+        _, x_t = self._noised(x0, t, random)
+        return predict_x0(self._student(conditioning)(x_t / SIGMA_DATA, t), x_t, per_sample(t, x_t))
+
+    def _noised(self, x0: Tensor, t: Tensor, random: SampleRandom) -> tuple[Tensor, Tensor]:
+        """Noise z of standard deviation sigma_data, and x_t."""
+        z = SIGMA_DATA * random.normal(*x0.shape[1:]).to(x0)
+        return z, add_noise(x0, z, per_sample(t, x0))
+
+    def _student(self, conditioning: Conditioning) -> Network:
+        """The student as a TrigFlow network F(x_t / sigma_data, t)."""
+        velocity = functools.partial(self._velocity, self.student, conditioning, around_block=self.around_block)
+        return trigflow_network(velocity)
+
+    def _adversary(self, step: int) -> bool:
+        return self.objective.ladd_weight > 0 and step >= self.objective.ladd_from
+
+    def _text(self, captions: Sequence) -> dict[str, Tensor]:
+        with torch.no_grad():
+            caption, mask = self.teacher.encode(captions)
+        return {"caption": caption, "mask": mask}
