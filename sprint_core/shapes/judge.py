@@ -17,6 +17,7 @@ from itertools import permutations
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from .captions import Requirement, Wanted, outline, parse
 from .scenes import (
@@ -47,8 +48,8 @@ EDGE_PX = 10  # how far around a blob its blurred edge may reach
 MURK_AREA = 400
 
 _HALF_EXTENTS = {"circle": (1, 1), "square": (SQUARE_SIDE,) * 2, "triangle": (1, TRIANGLE_HEIGHT), "cross": (1, 1)}
-_OBJECT_RGB = np.float32(list(COLOURS.values()))
-_GROUND_RGB = np.unique(np.float32(list(BACKGROUNDS.values())).reshape(-1, 3), axis=0)
+_OBJECT_RGB = np.array(list(COLOURS.values()), np.float32)
+_GROUND_RGB = np.unique(np.array(list(BACKGROUNDS.values()), np.float32).reshape(-1, 3), axis=0)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _shrink(image: np.ndarray) -> np.ndarray:
     if image.shape[:2] != (CANVAS_PX, CANVAS_PX):
         image = np.asarray(Image.fromarray(image).resize((CANVAS_PX, CANVAS_PX), Image.Resampling.BOX))
     offsets = range(STEP_PX)
-    return sum(image[i::STEP_PX, j::STEP_PX].astype(np.float32) for i in offsets for j in offsets) / STEP_PX**2
+    return np.mean([image[i::STEP_PX, j::STEP_PX] for i in offsets for j in offsets], 0, np.float32)
 
 
 def _distance(image: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -106,24 +107,12 @@ def _colours(image: np.ndarray) -> np.ndarray:
 
 def components(classes: np.ndarray) -> np.ndarray:
     """Eq. (2): labels [h, w] of the 4-connected regions of equal class, counted from 1; class -1 is labelled 0."""
-    h, w = classes.shape
-    starts = np.ones((h, w), bool)
-    starts[:, 1:] = classes[:, 1:] != classes[:, :-1]
-    run = np.cumsum(starts).reshape(h, w) - 1  # horizontal runs of one class, numbered through the picture
-    parent = list(range(run[-1, -1] + 1))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    touching = (classes[1:] == classes[:-1]) & (classes[1:] >= 0)
-    for i, j in np.unique(np.stack((run[:-1][touching], run[1:][touching]), -1), axis=0).tolist():
-        parent[root(j)] = root(i)
-    roots = np.array([root(i) for i in range(len(parent))])
-    roots[classes[starts] < 0] = -1
-    names = np.unique(roots[roots >= 0])
-    return np.where(roots < 0, 0, np.searchsorted(names, roots) + 1)[run]
+    labels, own = np.zeros(classes.shape, np.int32), np.empty(classes.shape, np.int32)
+    for index in np.unique(classes[classes >= 0]):
+        region = classes == index
+        ndimage.label(region, output=own)
+        labels[region] = own[region] + labels.max()
+    return labels
 
 
 @cache
@@ -166,20 +155,9 @@ def _detection(mask: np.ndarray, colour: str) -> Detection:
     return Detection(shape, colour, _size(shape, *box.shape), centre, int(mask.sum()) * STEP_PX**2)
 
 
-def _spread(mask: np.ndarray, reach: int) -> np.ndarray:
-    """The mask grown by `reach` pixels in each direction, as a square."""
-    for _ in range(2):
-        grown = mask.copy()
-        for shift in range(1, reach + 1):
-            grown[shift:] |= mask[:-shift]
-            grown[:-shift] |= mask[shift:]
-        mask = grown.T
-    return mask
-
-
 def _background(image: np.ndarray, things: np.ndarray) -> tuple[str | None, int]:
     """Eq. (4): the nearest empty scene outside of the things, and the area there that it does not explain."""
-    rest = ~_spread(things, EDGE_PX // STEP_PX)
+    rest = np.logical_not(ndimage.maximum_filter(things, 2 * (EDGE_PX // STEP_PX) + 1))  # dilated by a square
     if not rest.any():
         return None, 0
     away = {name: _distance(image, backdrop(name, GRID_PX))[rest] for name in BACKGROUNDS}

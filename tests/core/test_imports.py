@@ -23,8 +23,8 @@ LADDER = (
 )
 DISTILL = (("recipes",), ("engine",), ("losses", "dataset"), ("stages",), ("runs",), ("__main__",))  # below distill
 # What ComfyUI installs, so that the core runs wherever it does.
-ALLOWED = {"torch", "safetensors", "einops", "transformers", "sentencepiece", "tokenizers", "numpy", "PIL", "tqdm"}
-ALLOWED |= {"huggingface_hub", "accelerate"} | set(sys.stdlib_module_names)
+ALLOWED = {"torch", "safetensors", "einops", "transformers", "sentencepiece", "tokenizers", "numpy", "scipy", "PIL"}
+ALLOWED |= {"tqdm", "huggingface_hub", "accelerate"} | set(sys.stdlib_module_names)
 ALLOWED |= {"datasets", "pyarrow"}  # which the data of full-size training may need
 LAZY = ("transformers", "sentencepiece", "tokenizers", "diffusers", "huggingface_hub", "datasets", "pyarrow")
 
