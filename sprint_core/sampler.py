@@ -1,4 +1,4 @@
-"""Multistep consistency sampling in flow variables, for the pipeline and for ComfyUI alike; Euler for teachers.
+"""Multistep consistency sampling in flow variables, for the pipeline and for ComfyUI alike; Euler steps for teachers.
 
 The sampler knows no network: `denoise(x_s, s) -> x0` is all it calls (ComfyUI's samplers speak the
 same protocol). Noise always comes from the CPU generator, one per image, so that a seed means the
@@ -6,6 +6,7 @@ same image on every device and in every batch: image i starts from seed i and re
 i + 1.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,21 +15,21 @@ from torch import Tensor
 from .devices import to_device
 from .trigflow import flow_add_noise
 
-SEEDS = 2**64  # what a torch generator accepts
+SEEDS = 2**64  # seeds that a torch generator accepts; others wrap around
 
 
 def seeded_noise(seed: int, shape: Sequence[int]) -> Tensor:
-    """Unit noise [*shape] in fp32 on the CPU: the same numbers wherever it is asked for."""
+    """Unit noise [*shape] in fp32 on the CPU, the same for a seed on every device."""
     return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed % SEEDS))
 
 
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """One image's noise [*shape] per seed: [b, *shape]."""
+    """Unit noise [b, *shape] in fp32 on the CPU: one image's [*shape] per seed."""
     return torch.stack([seeded_noise(seed, shape) for seed in seeds])
 
 
 class StepNoise:
-    """Fresh noise for each step: call it to get [b, *shape] on the given device."""
+    """Fresh unit noise for each step: each call returns the next [b, *shape] in fp32 on `device`."""
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu"):
         self.shape, self.device = tuple(shape), device
@@ -61,13 +62,19 @@ def sample(
     return x_s
 
 
-def guided(conditional: Tensor, unconditional: Tensor, cfg: float) -> Tensor:
-    """Classifier-free guidance of two predictions; cfg 1 is the conditional one."""
+def classifier_free_guidance(conditional: Tensor, unconditional: Tensor, cfg: float) -> Tensor:
+    """Two predictions of one shape, extrapolated (arXiv 2207.12598): unconditional + cfg (conditional - unconditional).
+
+    cfg 1 is the conditional prediction, cfg 0 the unconditional one.
+    """
     return torch.lerp(unconditional, conditional, cfg)
 
 
 def euler(denoise: Callable[[Tensor, Tensor], Tensor], x_s: Tensor, sigmas: Tensor) -> Tensor:
-    """A multi-step teacher's samples: dx/ds = (x_s - x0) / s, in steps along `sigmas` (fp32, descending, [n + 1])."""
-    for s, s_next in zip(sigmas, sigmas[1:]):
+    """A multi-step teacher's samples x_s [b, c, h, w] at sigmas[-1]: Euler steps of dx/ds = (x_s - x0) / s.
+
+    x_s: noised to sigmas[0]; sigmas: fp32 [n + 1], descending, all but the last above 0.
+    """
+    for s, s_next in itertools.pairwise(sigmas):
         x_s = x_s + (s_next - s) / s * (x_s - denoise(x_s, s))
     return x_s

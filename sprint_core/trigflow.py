@@ -10,13 +10,17 @@ network under a change of variables. With s = sin t / (sin t + cos t):
 
 The right-hand forms are an ordinary flow model's, which is why samplers, ControlNet and ComfyUI
 speak x_s and s only. Glossary, never reused: t angle, s flow time, x0 clean, z noise, F TrigFlow
-output, v flow velocity. Everything here accepts floats or tensors that broadcast.
+output, v flow velocity. t and s are floats, or tensors that broadcast with the samples; what is
+computed of them alone is again a float or a tensor.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
+from typing import TypeVar, overload
 
 import torch
+from torch import Tensor
 
 SIGMA_DATA = 0.5  # standard deviation of the latents TrigFlow was trained on (paper, section 3.1)
 T_MAX = math.pi / 2
@@ -33,63 +37,71 @@ PAPER_ANGLES = {
 APP_MAX_STEPS = 40
 APP_TWO_STEPS = (1.5708, 1.3)
 
-Scalar = float | torch.Tensor
+Scalar = TypeVar("Scalar", float, Tensor)
 
 
-def _sin_cos(t: Scalar) -> tuple[Scalar, Scalar]:
-    return (torch.sin(t), torch.cos(t)) if isinstance(t, torch.Tensor) else (math.sin(t), math.cos(t))
+@overload
+def _sin_cos(t: float) -> tuple[float, float]: ...
+@overload
+def _sin_cos(t: Tensor) -> tuple[Tensor, Tensor]: ...
+def _sin_cos(t):
+    return (torch.sin(t), torch.cos(t)) if isinstance(t, Tensor) else (math.sin(t), math.cos(t))
 
 
-def s_from_t(t: Scalar) -> Scalar:
-    """Flow time in [0, 1] of an angle in [0, pi/2]."""
+@overload
+def s_from_t(t: float) -> float: ...
+@overload
+def s_from_t(t: Tensor) -> Tensor: ...
+def s_from_t(t):
+    """Flow time s in [0, 1] of an angle t in [0, pi/2]: sin t / (sin t + cos t)."""
     sin, cos = _sin_cos(t)
     return sin / (sin + cos)
 
 
-def t_from_s(s: Scalar) -> Scalar:
+@overload
+def t_from_s(s: float) -> float: ...
+@overload
+def t_from_s(s: Tensor) -> Tensor: ...
+def t_from_s(s):
     """Angle in [0, pi/2] of a flow time in [0, 1]; the inverse of `s_from_t`."""
-    if isinstance(s, torch.Tensor):
-        return torch.atan2(s, 1 - s)
-    return math.atan2(s, 1 - s)
+    return torch.atan2(s, 1 - s) if isinstance(s, Tensor) else math.atan2(s, 1 - s)
 
 
-def add_noise(x0: torch.Tensor, z: torch.Tensor, t: Scalar) -> torch.Tensor:
+def add_noise(x0: Tensor, z: Tensor, t: float | Tensor) -> Tensor:
     """Eq. (1), left: x_t of clean x0 and noise z, both with standard deviation sigma_data."""
     sin, cos = _sin_cos(t)
     return cos * x0 + sin * z
 
 
-def flow_input(x_t: torch.Tensor, t: Scalar, sigma_data: float = SIGMA_DATA) -> torch.Tensor:
+def flow_input(x_t: Tensor, t: float | Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
     """Eq. (1), right: what the flow network sees, x_s, for a TrigFlow sample x_t."""
     sin, cos = _sin_cos(t)
     return x_t / (sigma_data * (cos + sin))
 
 
-def F_from_velocity(v: torch.Tensor, x_t: torch.Tensor, t: Scalar, sigma_data: float = SIGMA_DATA) -> torch.Tensor:
+def F_from_velocity(v: Tensor, x_t: Tensor, t: float | Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
     """Eq. (2): the TrigFlow output of a network whose flow velocity at (x_s, s) is v."""
     sin, cos = _sin_cos(t)
     return ((cos - sin) * (x_t / sigma_data) + v) / (cos + sin)
 
 
-def predict_x0(F: torch.Tensor, x_t: torch.Tensor, t: Scalar, sigma_data: float = SIGMA_DATA) -> torch.Tensor:
+def predict_x0(F: Tensor, x_t: Tensor, t: float | Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
     """Eq. (3), left: the consistency function f(x_t, t), the predicted clean sample."""
     sin, cos = _sin_cos(t)
     return cos * x_t - sin * sigma_data * F
 
 
-def flow_predict_x0(v: torch.Tensor, x_s: torch.Tensor, s: Scalar) -> torch.Tensor:
+def flow_predict_x0(v: Tensor, x_s: Tensor, s: float | Tensor) -> Tensor:
     """Eq. (3), right: the predicted clean latent of a flow model."""
     return x_s - s * v
 
 
-def flow_add_noise(x0: torch.Tensor, z: torch.Tensor, s: Scalar) -> torch.Tensor:
+def flow_add_noise(x0: Tensor, z: Tensor, s: float | Tensor) -> Tensor:
     """Eq. (4), right: x_s of a clean latent x0 and unit noise z."""
     return (1 - s) * x0 + s * z
 
 
-def rotate(
-    x_t: torch.Tensor, F: torch.Tensor, t: Scalar, t_next: Scalar, sigma_data: float = SIGMA_DATA
-) -> torch.Tensor:
+def rotate(x_t: Tensor, F: Tensor, t: float | Tensor, t_next: float | Tensor, sigma_data: float = SIGMA_DATA) -> Tensor:
     """One deterministic (ODE) step from angle t to t_next: x' = cos(t - t') x - sin(t - t') sigma_data F."""
     sin, cos = _sin_cos(t - t_next)
     return cos * x_t - sin * sigma_data * F
@@ -128,9 +140,9 @@ def check_angles(angles: Sequence[float]) -> tuple[float, ...]:
         if not 0.0 < t <= T_LARGEST_ACCEPTED:  # also refuses NaN
             raise ValueError(f"angle {t:g} lies outside (0, {T_LARGEST_ACCEPTED}]; pi/2 = 1.5708 is pure noise")
     clamped = tuple(min(t, T_MAX) for t in angles)
-    for a, b in zip(clamped, clamped[1:]):
-        if b >= a:
-            raise ValueError(f"angles must fall strictly, but {b:g} follows {a:g}")
+    for angle, following in itertools.pairwise(clamped):
+        if following >= angle:
+            raise ValueError(f"angles must fall strictly, but {following:g} follows {angle:g}")
     return clamped
 
 
@@ -164,15 +176,18 @@ def sigmas(name: str | Sequence[float], steps: int = 2, strength: float = 1.0) -
 
 
 def percent_to_s(percent: float) -> float:
-    """Flow time after a share of the way from noise to picture, as ComfyUI counts it: by the angle, clamped to 0..1."""
+    """Flow time in [0, 1] after a share `percent` in [0, 1] of the way from noise to image, which the angle measures.
+
+    This is how ComfyUI's models turn the start and end of a ControlNet into sigmas; percent is clamped to [0, 1].
+    """
     return min(1.0, s_from_t(min(max(1.0 - percent, 0.0), 1.0) * T_MAX))
 
 
-def shift(s, factor: float):
-    """Flow times moved towards noise, as the multi-step models were trained and are sampled: logit s + ln factor."""
+def shift(s: Scalar, factor: float) -> Scalar:
+    """Flow times in [0, 1] moved towards noise, as multi-step models are trained and sampled: logit s + ln factor."""
     return factor * s / (1 + (factor - 1) * s)
 
 
 def shifted_sigmas(steps: int, factor: float) -> list[float]:
-    """A multi-step model's SIGMAS: evenly from 1 to 0, then shifted."""
+    """A multi-step model's SIGMAS, steps + 1 flow times: evenly from 1 to 0, then shifted."""
     return [shift(1 - i / steps, factor) for i in range(steps + 1)]

@@ -54,7 +54,7 @@ def teacher(path: str | Path, pipeline: Pipeline, steps: int, cfg: float) -> Pai
 
         def denoise(x_s: Tensor, s: Tensor) -> Tensor:
             x, times = x_s.to(network.dtype), s.expand(len(x_s))
-            v = sampler.guided(*(model(x, times, c, mask=mask) for c, mask in conditions), cfg)
+            v = sampler.classifier_free_guidance(*(model(x, times, c, mask=mask) for c, mask in conditions), cfg)
             return trigflow.flow_predict_x0(v.float(), x_s, s)
 
         noise = sampler.initial_noise(seeds, (LATENT_CHANNELS, size, size)).to(network.device)

@@ -7,7 +7,7 @@ import torch
 from oracles import randn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sprint_core import trigflow
+from sprint_core import sampler, trigflow
 from sprint_core.sampler import StepNoise, initial_noise, sample, seeded_noise
 
 SHAPE = (3, 4, 5)
@@ -154,3 +154,19 @@ def test_numbers_are_read_once():
         result = sample(network, x_s, times, lambda: torch.empty_like(x_s))
     assert result.device.type == "meta"
     assert Watched.reads == ["tolist"] and seen == [1, 1, 1]
+
+
+@pytest.mark.parametrize("cfg", [0.0, 1.0, 4.5])
+def test_classifier_free_guidance(cfg):
+    conditional, unconditional = (randn(2, 32, 3, 4, seed=seed, dtype=torch.float64) for seed in (1, 2))
+    got = sampler.classifier_free_guidance(conditional, unconditional, cfg)
+    torch.testing.assert_close(got, cfg * conditional + (1 - cfg) * unconditional, rtol=0, atol=1e-14)
+    assert cfg != 1 or torch.equal(got, conditional)
+
+
+def test_euler_steps_are_those_of_the_velocity():
+    """x_s - x0 = s v, so that one step adds (s' - s) v; a constant velocity is integrated exactly."""
+    x_s, v = (randn(2, 32, 3, 4, seed=seed, dtype=torch.float64) for seed in (1, 2))
+    sigmas = torch.tensor([0.9, 0.5, 0.2, 0.0], dtype=torch.float64)
+    got = sampler.euler(lambda x, s: x - s * v, x_s, sigmas)
+    torch.testing.assert_close(got, x_s - 0.9 * v, rtol=0, atol=1e-14)

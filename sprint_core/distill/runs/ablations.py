@@ -128,7 +128,7 @@ def rotations(
     x_t = trigflow.SIGMA_DATA * z
     for t, t_next in itertools.pairwise(angles):
         times = x_t.new_full((len(x_t),), t)
-        F = sampler.guided(*(network(x_t / trigflow.SIGMA_DATA, times) for network in networks), cfg)
+        F = sampler.classifier_free_guidance(*(network(x_t / trigflow.SIGMA_DATA, times) for network in networks), cfg)
         x_t = trigflow.rotate(x_t, F, t, t_next)
     return x_t / trigflow.SIGMA_DATA
 

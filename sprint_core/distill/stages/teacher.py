@@ -115,6 +115,6 @@ def euler(
     def denoise(x_s: Tensor, s: Tensor) -> Tensor:
         times = s.expand(len(x_s))
         conditional, unconditional = (model.transformer(x_s, times, c, mask=mask) for c, mask in conditions)
-        return flow_predict_x0(sampler.guided(conditional, unconditional, cfg), x_s, s)
+        return flow_predict_x0(sampler.classifier_free_guidance(conditional, unconditional, cfg), x_s, s)
 
     return sampler.euler(denoise, z, torch.tensor(trigflow.shifted_sigmas(steps, flow_shift), device=z.device))
