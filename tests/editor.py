@@ -1,6 +1,9 @@
-"""ComfyUI's page in headless Chromium: what the browser tests and make_graph.py share."""
+"""ComfyUI's page in headless Chromium: what the browser tests and the tools that photograph it share."""
 
-from playwright.sync_api import Browser, Page, Playwright
+import contextlib
+from collections.abc import Iterator
+
+from playwright.sync_api import Browser, FloatRect, Page, Playwright
 
 from launcher.client import Client
 
@@ -13,6 +16,17 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# What would lie over the graph, and name this pack over each of its nodes: the setting, and how to do without.
+PLAIN = {"Comfy.Minimap.Visible": False, "Comfy.NodeBadge.NodeSourceBadgeMode": "None"}
+ORDINARY = {"Comfy.Minimap.Visible": True, "Comfy.NodeBadge.NodeSourceBadgeMode": "Hide built-in"}
+# The corners of all nodes, titles included, on the page.
+CORNERS = """() => {
+    const boxes = app.graph.nodes.map(node => node.getBounding());
+    const low = [0, 1].map(i => Math.min(...boxes.map(box => box[i])));
+    const high = [0, 1].map(i => Math.max(...boxes.map(box => box[i] + box[i + 2])));
+    const canvas = document.getElementById('graph-canvas').getBoundingClientRect();
+    return [low, high].map(at => app.canvas.ds.convertOffsetToCanvas(at).map((x, i) => x + [canvas.x, canvas.y][i]));
+}"""
 READY = "window.app?.graph && window.app.canvas && window.app.extensionManager?.command"
 
 
@@ -29,3 +43,21 @@ def open_editor(page: Page, server: Client) -> None:
 
 def wait_until_ready(page: Page) -> None:
     page.wait_for_function(READY, timeout=90_000)
+
+
+@contextlib.contextmanager
+def plain_canvas(server: Client) -> Iterator[None]:
+    """Settings for photographs, while it lasts."""
+    before = ORDINARY | {name: value for name, value in server.json("/settings").items() if name in PLAIN}
+    server.request("/settings", PLAIN)
+    try:
+        yield
+    finally:
+        server.request("/settings", before)
+
+
+def graph_clip(page: Page, margin_px: int) -> FloatRect:
+    """What of the page to photograph: all nodes, with a margin."""
+    (left, top), (right, bottom) = page.evaluate(CORNERS)
+    width, height = right - left + 2 * margin_px, bottom - top + 2 * margin_px
+    return {"x": left - margin_px, "y": top - margin_px, "width": width, "height": height}

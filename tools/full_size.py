@@ -87,8 +87,8 @@ def compare_control() -> float:
 
     trunk = presets.PRESETS["sana-0.6B"].transformer
     described = {k: v for k, v in layouts.transformer.config_to_diffusers(trunk).items() if k != "_class_name"}
-    known = inspect.signature(SanaControlNetModel.__init__).parameters
-    described = {k: v for k, v in described.items() if k in known} | {"num_layers": 7}
+    parameters = inspect.signature(SanaControlNetModel.__init__).parameters
+    described = {k: v for k, v in described.items() if k in parameters} | {"num_layers": 7}
     with torch.device("meta"):
         theirs = SanaControlNetModel(**described)
     tensors = standin.random_model(theirs)

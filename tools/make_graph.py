@@ -12,21 +12,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests")]
 
-from editor import launch_chromium, open_editor  # noqa: E402
+from editor import graph_clip, launch_chromium, open_editor, plain_canvas  # noqa: E402
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
 from launcher import setup  # noqa: E402
 
-MARGIN_PX = 14
-MINIMAP = "Comfy.Minimap.Visible"  # it would lie over the graph
-# The corners of all nodes, titles included, on the page.
-CORNERS = """() => {
-    const boxes = app.graph.nodes.map(node => node.getBounding());
-    const low = [0, 1].map(i => Math.min(...boxes.map(box => box[i])));
-    const high = [0, 1].map(i => Math.max(...boxes.map(box => box[i] + box[i + 2])));
-    const canvas = document.getElementById('graph-canvas').getBoundingClientRect();
-    return [low, high].map(at => app.canvas.ds.convertOffsetToCanvas(at).map((x, i) => x + [canvas.x, canvas.y][i]));
-}"""
+MARGIN_PX = 24
 SHOWN = "app.graph.nodes.some(node => node.imgs?.some(image => image.complete && image.naturalWidth > 0))"
 
 
@@ -37,23 +28,18 @@ def photograph(page: Page, ui: dict, path: Path) -> None:
     page.wait_for_function(SHOWN, timeout=300_000)
     page.evaluate("() => { app.extensionManager.command.execute('Comfy.Canvas.FitView') }")
     page.wait_for_timeout(3000)  # the view glides there, and messages fade
-    (left, top), (right, bottom) = page.evaluate(CORNERS)
-    width, height = right - left + 2 * MARGIN_PX, bottom - top + 3 * MARGIN_PX
-    page.screenshot(path=path, clip={"x": left - MARGIN_PX, "y": top - 2 * MARGIN_PX, "width": width, "height": height})
+    page.screenshot(path=path, clip=graph_clip(page, MARGIN_PX))
 
 
 def main() -> None:
     ui = json.loads((ROOT / "workflows" / "01_text_to_image.json").read_text(encoding="utf-8"))
     chromium = setup.chromium() or sys.exit("no Chromium or Chrome found")
-    with setup.comfyui_server() as server, sync_playwright() as playwright:
-        before = server.json("/settings").get(MINIMAP, True)
-        server.request("/settings", {MINIMAP: False})
+    with setup.comfyui_server() as server, sync_playwright() as playwright, plain_canvas(server):
         browser = launch_chromium(playwright, chromium)
         page = browser.new_page(viewport={"width": 1600, "height": 900})
         open_editor(page, server)
         photograph(page, ui, ROOT / "assets" / "graph.png")
         browser.close()
-        server.request("/settings", {MINIMAP: before})
 
 
 if __name__ == "__main__":

@@ -1,26 +1,32 @@
-"""From the live node definitions: English texts, the reference in the help pages, and their pictures of the wiring.
+"""From the live node definitions: English texts, the reference in the help pages, and their images of the nodes.
 
     python run.py python tools/make_help.py [--translated]
 
 Run it when a node's inputs, outputs or tooltips change; then translate what a test says is missing or out of date, and
 say that you did: --translated. The prose of the pages, nodes/web/docs/<node id>.md, is written by hand; what lies
-between the marks is not.
+between the marks is not. Needs Chromium, which photographs each node in ComfyUI's own page.
 """
 
 import hashlib
+import io
 import json
-import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests")]
 
+from editor import graph_clip, launch_chromium, open_editor, plain_canvas  # noqa: E402
+
+from launcher import setup  # noqa: E402
+from launcher.client import Server  # noqa: E402
+from launcher.prompt import WIDGET_TYPES  # noqa: E402
 from sprint_core.weights.presets import BUNDLED_NAME  # noqa: E402
 from sprint_core.weights.tensorfile import WEIGHT_SUFFIXES  # noqa: E402
 
@@ -29,40 +35,22 @@ TRANSLATED = ROOT / "tests" / "translated.json"  # hashes of the English that th
 PREFIX = "SanaSprint"
 BEGIN, END = "<!-- made by tools/make_help.py -->", "<!-- end -->"
 
-# Sockets as ComfyUI colours them, and what people usually connect to them: (node, socket).
-COLOURS = {
-    "MODEL": "#B39DDB", "CLIP": "#FFD500", "VAE": "#FF6E6E", "CONDITIONING": "#FFA931", "LATENT": "#FF9CF9",
-    "IMAGE": "#64B5F6", "CONTROL_NET": "#6EE7B7", "SIGMAS": "#CDFFCD", "SAMPLER": "#ECB4B4",
-}  # fmt: skip
-SOURCES = {
-    "MODEL": ("Load SANA-Sprint", "MODEL"),
-    "CLIP": ("Load SANA-Sprint", "CLIP"),
-    "VAE": ("Load SANA-Sprint", "VAE"),
-    "CONDITIONING": ("SANA-Sprint Text Encode", "CONDITIONING"),
-    "LATENT": ("Empty SANA Latent", "LATENT"),
-    "IMAGE": ("Load Image", "IMAGE"),
-    "CONTROL_NET": ("Load SANA ControlNet", "CONTROL_NET"),
-}
-TARGETS = {
-    "MODEL": ("SANA-Sprint Sampler", "model"),
-    "CLIP": ("SANA-Sprint Text Encode", "clip"),
-    "VAE": ("VAE Decode", "vae"),
-    "CONDITIONING": ("SANA-Sprint Sampler", "positive"),
-    "LATENT": ("VAE Decode", "samples"),
-    "IMAGE": ("SANA-Sprint ControlNet Apply", "image"),
-    "CONTROL_NET": ("SANA-Sprint ControlNet Apply", "control_net"),
-    "SIGMAS": ("SamplerCustom", "sigmas"),
-    "SAMPLER": ("SamplerCustom", "sampler"),
-}
-OWN_SOURCES = {
-    ("SanaSprintControlNetApply", "image"): ("Soft Edges", "IMAGE"),
-    ("SanaSprintLoraLoader", "clip"): ("Load SANA-Sprint", "CLIP"),
-}
-OWN_TARGETS = {
-    ("SanaSprintEmptyLatent", "LATENT"): ("SANA-Sprint Sampler", "latent_image"),
-    ("SanaSprintControlNetApply", "negative"): None,
-    ("SanaSprintLoraLoader", "CLIP"): ("SANA-Sprint Text Encode", "clip"),
-}
+SCALE, MARGIN_PX = 2, 12  # of the images: pixels of the file per pixel of the page, and what lies around the node
+SETTLE_MS = 1500  # until text boxes, which lie over the canvas, have found their places
+VISIBLE = ("default", "multiline", "advanced", "control_after_generate")  # options of an input that an image shows
+LORA = "lora.safetensors"  # an empty file, so that the node has one to choose
+# One node in the middle of an empty canvas, wide enough for its title.
+ALONE = """name => {
+    app.graph.clear();
+    const node = LiteGraph.createNode(name);
+    app.graph.add(node);
+    node.setSize([Math.max(node.size[0], 270), node.size[1]]);
+    node.pos = [0, 0];
+    app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = [(innerWidth - node.size[0]) / 2, (innerHeight - node.size[1]) / 2];
+    app.canvas.background_image = app.canvas._pattern = null;
+    app.graph.setDirtyCanvas(true, true);
+}"""
 
 
 @dataclass(frozen=True)
@@ -77,20 +65,20 @@ class Slot:
 
     @property
     def socket(self) -> bool:
-        return self.kind in COLOURS
+        return self.kind not in WIDGET_TYPES
 
 
 def inputs(definition: Mapping) -> list[Slot]:
-    found = []
+    slots = []
     for group in ("required", "optional"):
         for name, (kind, *rest) in definition["input"].get(group, {}).items():
             options = rest[0] if rest else {}
-            found.append(Slot(name, kind, options.get("tooltip", ""), group == "optional", _detail(kind, options)))
-    return found
+            slots.append(Slot(name, kind, options.get("tooltip", ""), group == "optional", _detail(kind, options)))
+    return slots
 
 
 def outputs(definition: Mapping) -> list[Slot]:
-    rows = zip(definition["output_name"], definition["output"], definition["output_tooltips"])
+    rows = zip(definition["output_name"], definition["output"], definition["output_tooltips"], strict=True)
     return [Slot(*row) for row in rows]
 
 
@@ -136,7 +124,7 @@ def hashes(english: dict) -> dict[str, str]:
 
 def reference(node: str, definition: Mapping) -> str:
     """The part of a page that follows from the definition. Lists, as tables do not fit beside a graph."""
-    lines = [BEGIN, "", f"![What {definition['display_name']} is connected to]({node}.png)"]
+    lines = [BEGIN, "", f"![{definition['display_name']}]({node}.png)"]
     if slots := inputs(definition):
         lines += ["", "## Inputs", ""]
         for slot in slots:
@@ -149,126 +137,66 @@ def reference(node: str, definition: Mapping) -> str:
 
 def page(old: str, node: str, definition: Mapping) -> str:
     """A help page with its reference renewed."""
-    head, tail = re.fullmatch(rf"(.*?){re.escape(BEGIN)}.*?{re.escape(END)}(.*)", old, re.S).groups()
-    return head + reference(node, definition) + tail
+    head, rest = old.split(BEGIN)
+    return head + reference(node, definition) + rest.split(END)[1]
 
 
-# --- the picture of the wiring ------------------------------------------------------------------------
+def shown(definition: Mapping) -> str:
+    """What the image follows from, kept in its file, so that a test sees when it is out of date.
 
-WIDTH, ROW, HEAD, GAP, SCALE = 210, 22, 26, 70, 2  # in px of the page
-
-
-@dataclass
-class Box:
-    title: str
-    left: list[tuple[str, str]]  # (socket, type) on either side
-    right: list[tuple[str, str]]
-    strong: bool = False
-
-    @property
-    def height(self) -> int:
-        return HEAD + ROW * max(len(self.left), len(self.right), 1) + 8
+    Not the names of model files: these are the user's.
+    """
+    rows = []
+    for group in ("required", "optional"):
+        for name, (kind, *rest) in definition["input"].get(group, {}).items():
+            options = rest[0] if rest else {}
+            rows.append((name, kind, group, *(options.get(key) for key in VISIBLE)))
+            if kind == "COMBO" and not _files(options):
+                rows.append(options["options"][0])  # what it stands at where no default is given
+    return repr((definition["display_name"], rows, [(slot.name, slot.kind) for slot in outputs(definition)]))
 
 
-def neighbours(node: str, slots: list[Slot], usual: Mapping, own: Mapping) -> Iterator[tuple[int, str, str, str]]:
-    """(row, other node, its socket, type) for each socket of one side."""
-    for row, slot in enumerate(slots):
-        other = own.get((node, slot.name), None if slot.optional else usual[slot.kind])
-        if other:
-            yield row, *other, slot.kind
+def photograph(page: Page, node: str) -> Image.Image:
+    """The node alone, as ComfyUI's page draws it."""
+    page.evaluate(ALONE, node)
+    page.wait_for_timeout(SETTLE_MS)
+    if page.evaluate("app.graph.nodes.map(node => node.type)") != [node]:  # the page's first graph may come late
+        return photograph(page, node)
+    data = page.screenshot(clip=graph_clip(page, MARGIN_PX))
+    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def wiring(node: str, definition: Mapping) -> Image.Image:
-    """The node between what it is usually connected to."""
-    ins = [slot for slot in inputs(definition) if slot.socket]
-    outs = [slot for slot in outputs(definition) if slot.socket]
-    middle = Box(definition["display_name"], [(s.name, s.kind) for s in ins], [(s.name, s.kind) for s in outs], True)
-    sides: list[dict[str, Box]] = [{}, {}]
-    wires = []  # (side, box, row in it, row of the node, type)
-    for side, slots, usual, own in ((0, ins, SOURCES, OWN_SOURCES), (1, outs, TARGETS, OWN_TARGETS)):
-        for row, title, socket, kind in neighbours(node, slots, usual, own):
-            box = sides[side].setdefault(title, Box(title, [], []))
-            sockets = box.left if side else box.right
-            if (socket, kind) not in sockets:
-                sockets.append((socket, kind))
-            wires.append((side, box, sockets.index((socket, kind)), row, kind))
-    columns = [list(sides[0].values()), [middle], list(sides[1].values())]
-    columns = [column for column in columns if column]
-    heights = [sum(box.height + 12 for box in column) - 12 for column in columns]
-    size = (len(columns) * (WIDTH + GAP) - GAP + 20, max(heights) + 20)
-    sheet = Image.new("RGB", [n * SCALE for n in size], "#1e1f22")
-    pen = ImageDraw.Draw(sheet)
-    places = {}
-    for i, (column, height) in enumerate(zip(columns, heights)):
-        y = (size[1] - height) // 2
-        for box in column:
-            places[id(box)] = (10 + i * (WIDTH + GAP), y)
-            y += box.height + 12
-    for side, box, row, own_row, kind in wires:
-        a, b = (places[id(box)], row), (places[id(middle)], own_row)
-        (start, i), (end, j) = (b, a) if side else (a, b)
-        _wire(pen, start[0] + WIDTH, _height(start, i), end[0], _height(end, j), COLOURS[kind])
-    for box in (box for column in columns for box in column):
-        _draw(pen, box, *places[id(box)])
-    return sheet
-
-
-def shown(node: str, definition: Mapping) -> str:
-    """What the picture follows from, kept in its file, so that a test sees when it is out of date."""
-    slots = [
-        (slot.name, slot.kind, slot.optional) for slot in (*inputs(definition), *outputs(definition)) if slot.socket
-    ]
-    return repr((definition["display_name"], slots))
-
-
-def save_wiring(path: Path, node: str, definition: Mapping) -> None:
-    about = PngInfo()
-    about.add_text("shown", shown(node, definition))
-    wiring(node, definition).quantize(64).save(path, optimize=True, pnginfo=about)
-
-
-def _height(place: tuple[int, int], row: int) -> int:
-    return place[1] + HEAD + ROW * row + ROW // 2 + 4
-
-
-def _wire(pen: ImageDraw.ImageDraw, x0: int, y0: int, x1: int, y1: int, colour: str) -> None:
-    points = []
-    for i in range(33):
-        t = i / 32
-        ease = t * t * (3 - 2 * t)
-        points.append(((x0 + (x1 - x0) * t) * SCALE, (y0 + (y1 - y0) * ease) * SCALE))
-    pen.line(points, fill=colour, width=3 * SCALE // 2, joint="curve")
-
-
-def _draw(pen: ImageDraw.ImageDraw, box: Box, x: int, y: int) -> None:
-    font = lambda px: ImageFont.load_default(px * SCALE)  # noqa: E731
-    frame = [n * SCALE for n in (x, y, x + WIDTH, y + box.height)]
-    line = "#e8e8e8" if box.strong else "#55575c"
-    pen.rounded_rectangle(frame, 7 * SCALE, "#353639", line, SCALE)
-    pen.text(((x + 10) * SCALE, (y + 6) * SCALE), box.title, "#ffffff" if box.strong else "#b8b8b8", font(13))
-    for side, sockets in enumerate((box.left, box.right)):
-        for row, (name, kind) in enumerate(sockets):
-            cx, cy = (x + WIDTH * side) * SCALE, _height((x, y), row) * SCALE
-            pen.ellipse((cx - 5 * SCALE, cy - 5 * SCALE, cx + 5 * SCALE, cy + 5 * SCALE), COLOURS[kind])
-            anchor, shift = ("rm", -12) if side else ("lm", 12)
-            pen.text((cx + shift * SCALE, cy), name, "#d0d0d0", font(12), anchor=anchor)
+def photograph_all(server: Server, definitions: Mapping[str, Mapping]) -> None:
+    """The images of the help pages, DOCS/<node id>.png."""
+    chromium = setup.chromium() or sys.exit("no Chromium or Chrome found")
+    lora = server.base / "models" / "loras" / LORA
+    lora.parent.mkdir(exist_ok=True)
+    lora.touch()
+    with sync_playwright() as playwright, plain_canvas(server):
+        browser = launch_chromium(playwright, chromium)
+        page = browser.new_page(viewport={"width": 1200, "height": 900}, device_scale_factor=SCALE)
+        open_editor(page, server)
+        for node, definition in definitions.items():
+            text = PngInfo()
+            text.add_text("shown", shown(definition))
+            photograph(page, node).save(DOCS / f"{node}.png", optimize=True, pnginfo=text)
+        browser.close()
+    lora.unlink()
 
 
 def main() -> None:
-    import run
-
-    with run.comfyui_server() as server:
+    with setup.comfyui_server() as server:
         ours = {name: node for name, node in sorted(server.object_info().items()) if name.startswith(PREFIX)}
+        photograph_all(server, ours)
     english = json.dumps({node: texts(definition) for node, definition in ours.items()}, indent=2, ensure_ascii=False)
     ENGLISH.write_text(english + "\n", "utf-8", newline="\n")
     if "--translated" in sys.argv[1:]:
-        said = json.dumps(hashes(json.loads(english)), indent=0)
-        TRANSLATED.write_text(said + "\n", "utf-8", newline="\n")
+        digests = json.dumps(hashes(json.loads(english)), indent=0)
+        TRANSLATED.write_text(digests + "\n", "utf-8", newline="\n")
     for node, definition in ours.items():
         file = DOCS / f"{node}.md"
         old = file.read_text("utf-8") if file.is_file() else f"# {definition['display_name']}\n\n{BEGIN}{END}\n"
         file.write_text(page(old, node, definition), "utf-8", newline="\n")
-        save_wiring(DOCS / f"{node}.png", node, definition)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests")]
 
 from launcher import setup  # noqa: E402
-from tools.make_help import COLOURS, ENGLISH  # noqa: E402
+from tools.make_help import ENGLISH  # noqa: E402
 
 SIDE_PX = 512
 NAMES = {name: node["display_name"] for name, node in json.loads(ENGLISH.read_text(encoding="utf-8")).items()}
+COLOURS = {  # of links, as ComfyUI has them
+    "MODEL": "#B39DDB", "CLIP": "#FFD500", "VAE": "#FF6E6E", "CONDITIONING": "#FFA931", "LATENT": "#FF9CF9",
+    "IMAGE": "#64B5F6", "CONTROL_NET": "#6EE7B7", "SIGMAS": "#CDFFCD", "SAMPLER": "#ECB4B4",
+}  # fmt: skip
 DRAWING = "sana-sprint-drawing.png"  # what stands for a user's strokes in Painter
 
 

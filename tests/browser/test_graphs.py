@@ -1,4 +1,4 @@
-"""What comes back into the editor: ready subgraphs, and the graph in a saved picture."""
+"""What comes back into the editor: ready subgraphs, and the graph in a saved image."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ COMPLETE = """async ui => {
 DROP = """async data => {
     const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
     const files = new DataTransfer();
-    files.items.add(new File([bytes], 'picture.png', { type: 'image/png' }));
+    files.items.add(new File([bytes], 'image.png', { type: 'image/png' }));
     const canvas = document.querySelector('#graph-canvas');
     const { left, top } = canvas.getBoundingClientRect();
     const where = { bubbles: true, cancelable: true, clientX: left + 400, clientY: top + 300, dataTransfer: files };
@@ -54,7 +54,7 @@ def test_a_subgraph_paints(editor, server, file):
         assert text == "a red circle to the left of a blue square"
 
 
-def test_a_saved_picture_restores_its_graph(editor, server):
+def test_a_saved_image_restores_its_graph(editor, server):
     """A PNG from Save Image, dropped on the canvas: every node with every value."""
     ui = json.loads((ROOT / "workflows" / "01_text_to_image.json").read_text(encoding="utf-8"))
     editor.evaluate("async ui => { await app.loadGraphData(ui) }", ui)
@@ -69,9 +69,9 @@ def test_a_saved_picture_restores_its_graph(editor, server):
         editor.wait_for_timeout(250)
     (done,) = new
     (saved,) = server.images(server.json(f"/history/{done}")[done])
-    picture = server.view(saved)
+    image = server.view(saved)
     editor.evaluate("() => { app.graph.clear() }")
-    editor.evaluate(DROP, base64.b64encode(picture).decode())
+    editor.evaluate(DROP, base64.b64encode(image).decode())
     editor.wait_for_function("app.graph.nodes.some(node => node.type === 'SanaSprintSampler')", timeout=60_000)
     restored = editor.evaluate("async () => (await app.graphToPrompt()).output")
     for node in (*sent.values(), *restored.values()):

@@ -24,7 +24,7 @@ def show(editor, name: str) -> None:
 
 
 def test_help_opens_beside_the_graph(editor, tmp_path):
-    """The page of a node, with its picture."""
+    """The page of a node, with its image."""
     show(editor, "SanaSprintControlNetApply")
     editor.get_by_test_id("info-button").first.click()
     editor.get_by_text("Lets edges or a drawing decide").first.wait_for(timeout=60_000)

@@ -58,7 +58,7 @@ WATCH = """() => {
 
 
 def test_what_is_drawn_is_painted(editor, setting, tmp_path):
-    """Strokes in ComfyUI's Painter, with Run (On Change): each one gives a picture, at once. Prints the seconds."""
+    """Strokes in ComfyUI's Painter, with Run (On Change): each one gives an image, at once. Prints the seconds."""
     setting("Comfy.VueNodes.Enabled", True, before=False)
     ui = json.loads((WORKFLOWS / "06_sketch.json").read_text(encoding="utf-8"))
     editor.evaluate("async ui => { await app.loadGraphData(ui) }", ui)
@@ -69,7 +69,7 @@ def test_what_is_drawn_is_painted(editor, setting, tmp_path):
     editor.get_by_role("menuitem", name="Run (On Change)").click()
     editor.keyboard.press("Escape")
     editor.evaluate(WATCH)
-    pictures = []
+    sources = []
     for i in range(STROKES):
         box = canvas.bounding_box()
         x, y = box["x"] + box["width"] * (0.2 + 0.1 * i), box["y"] + box["height"] * 0.3
@@ -78,8 +78,8 @@ def test_what_is_drawn_is_painted(editor, setting, tmp_path):
         editor.mouse.move(x, y + box["height"] * 0.4, steps=8)
         editor.mouse.up()
         editor.wait_for_function(f"window.strokes.seconds.length > {i}", timeout=120_000)
-        pictures.append(editor.evaluate(SHOWN))
+        sources.append(editor.evaluate(SHOWN))
     seconds = editor.evaluate("window.strokes.seconds")
     editor.screenshot(path=tmp_path / "sketch.png")
-    print(f"stroke to picture: {[round(s, 2) for s in seconds]} s, median {statistics.median(seconds):.2f} s")
-    assert len(set(pictures)) == STROKES
+    print(f"stroke to image: {[round(s, 2) for s in seconds]} s, median {statistics.median(seconds):.2f} s")
+    assert len(set(sources)) == STROKES

@@ -1,5 +1,6 @@
 """Help pages, translations and tooltips: complete, current, and served."""
 
+import copy
 import io
 import json
 import urllib.error
@@ -50,9 +51,9 @@ def test_translations_are_complete(language):
 
 
 def test_translations_are_of_todays_english():
-    known = json.loads(make_help.TRANSLATED.read_text(encoding="utf-8"))
+    translated = json.loads(make_help.TRANSLATED.read_text(encoding="utf-8"))
     now = make_help.hashes(locale("en"))
-    changed = sorted(path for path in now if known.get(path) != now[path])
+    changed = sorted(path for path in now if translated.get(path) != now[path])
     assert not changed, f"translate these anew in every language, then run make_help.py --translated: {changed}"
 
 
@@ -63,17 +64,39 @@ def test_comfyui_serves_every_language(server):
 
 
 def test_every_node_has_a_page(server, ours):
-    """Where the editor looks for it, with a current reference, a picture, and prose of its own."""
+    """Where the editor looks for it, with a current reference, an image, and prose of its own."""
     for name, node in ours.items():
         path = f"/extensions/{PACK_NAME}/docs/{name}"
         text = server.request(f"{path}.md").decode()
         assert text == make_help.page(text, name, node), f"{name}.md: {RENEW}"
         assert text.startswith(f"# {node['display_name']}\n\n") and "## Example" in text
         assert len(text.split(make_help.BEGIN)[0]) > 150 and len(text.split("## Example")[1]) > 80
-        picture = Image.open(io.BytesIO(server.request(f"{path}.png")))
-        assert picture.text["shown"] == make_help.shown(name, node), f"{name}.png: {RENEW}"
+        data = server.request(f"{path}.png")
+        assert len(data) <= 60_000, name
+        assert Image.open(io.BytesIO(data)).text["shown"] == make_help.shown(node), f"{name}.png: {RENEW}"
     with pytest.raises(urllib.error.HTTPError):
         server.request(f"/extensions/{PACK_NAME}/docs/SanaSprintNothing.md")
+
+
+def test_an_image_is_out_of_date_when_its_node_changes(ours):
+    """Another title, socket, default or output is another image; other words about them, or another range, are not."""
+    node = ours["SanaSprintSampler"]
+    before = make_help.shown(node)
+    reworded = copy.deepcopy(node)
+    reworded["description"] = reworded["input"]["required"]["steps"][1]["tooltip"] = "other words"
+    reworded["input"]["required"]["steps"][1]["max"] = 50
+    assert make_help.shown(reworded) == before
+    changes = (
+        lambda node: node.update(display_name="Sampler"),
+        lambda node: node["input"]["required"].pop("positive"),
+        lambda node: node["input"]["required"]["steps"][1].update(default=3),
+        lambda node: node["input"]["required"]["schedule"][1].update(default="app"),
+        lambda node: node["output"].__setitem__(0, "IMAGE"),
+    )
+    for change in changes:
+        changed = copy.deepcopy(node)
+        change(changed)
+        assert make_help.shown(changed) != before
 
 
 def test_no_page_without_a_node(ours):

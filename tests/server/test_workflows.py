@@ -35,9 +35,9 @@ def test_workflow_names_what_the_nodes_know(server, workflow):
     info, ui = server.object_info(), json.loads(workflow.read_text(encoding="utf-8"))
     linked = {link["name"] for node in ui["nodes"] for link in node["properties"].get("models", ())}
     for node in server.prompt_of(workflow).values():
-        known = info[node["class_type"]]["input"]
-        slots = known.get("required", {}) | known.get("optional", {})
-        required = {name for name, (kind, *_) in known.get("required", {}).items()}
+        groups = info[node["class_type"]]["input"]
+        slots = groups.get("required", {}) | groups.get("optional", {})
+        required = {name for name, (kind, *_) in groups.get("required", {}).items()}
         assert required <= node["inputs"].keys(), node["class_type"]
         for name, value in node["inputs"].items():
             kind, *options = slots[name]

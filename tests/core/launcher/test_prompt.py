@@ -50,8 +50,8 @@ PAPER = [7, "randomize", 2, "paper", "b", "hello"]
 
 
 def test_values_follow_the_order_of_the_inputs():
-    found = inputs_of(2, LOADER, node(2, "Sampler", PAPER, [("model", "MODEL", 1)]), links=[(1, 1, 0, 2, 0, "MODEL")])
-    assert found == {"model": ["1", 0], "seed": 7, "steps": 2, "mode": "paper", "name": "b", "note": "hello"}
+    inputs = inputs_of(2, LOADER, node(2, "Sampler", PAPER, [("model", "MODEL", 1)]), links=[(1, 1, 0, 2, 0, "MODEL")])
+    assert inputs == {"model": ["1", 0], "seed": 7, "steps": 2, "mode": "paper", "name": "b", "note": "hello"}
 
 
 def test_links_may_be_dictionaries():
@@ -75,8 +75,8 @@ def test_linked_widget_keeps_its_place_among_the_values():
 def test_dynamic_combo_brings_its_own_inputs():
     values = [7, "fixed", 2, "list", "1.5, 0", "b", "hello"]
     sampler = node(2, "Sampler", values, [("mode.image", "IMAGE", 1)])
-    found = inputs_of(2, LOADER, sampler, links=[(1, 1, 0, 2, 0, "IMAGE")])
-    assert (found["mode"], found["mode.angles"], found["mode.image"], found["name"]) == (
+    inputs = inputs_of(2, LOADER, sampler, links=[(1, 1, 0, 2, 0, "IMAGE")])
+    assert (inputs["mode"], inputs["mode.angles"], inputs["mode.image"], inputs["name"]) == (
         "list",
         "1.5, 0",
         ["1", 0],
