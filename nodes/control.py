@@ -1,4 +1,4 @@
-"""ControlNet nodes: a picture's edges, and applying a SANA ControlNet to a prompt."""
+"""ControlNet nodes: an image's edges, and applying a SANA ControlNet to a prompt."""
 
 import torch
 from comfy_api.latest import io
@@ -20,7 +20,7 @@ class ControlNetApply(io.ComfyNode):
             node_id="SanaSprintControlNetApply",
             display_name="SANA-Sprint ControlNet Apply",
             category=CATEGORY,
-            description="Steers a picture by edges or by a drawing. Apply ControlNet does the same with the same "
+            description="Steers an image by edges or by a drawing. Apply ControlNet does the same with the same "
             "CONTROL_NET; this one needs no negative prompt.",
             search_aliases=["sana controlnet", "apply controlnet", "scribble", "hed", "sketch to image"],
             inputs=[
@@ -28,8 +28,8 @@ class ControlNetApply(io.ComfyNode):
                 io.ControlNet.Input("control_net", tooltip="From Load SANA ControlNet."),
                 io.Image.Input(
                     "image",
-                    tooltip="White edges or lines on black: from Soft Edges, or drawn. Cropped to the picture's "
-                    "proportions and resized; one, or one for each picture of the batch.",
+                    tooltip="White edges or lines on black: from Soft Edges, or drawn. Cropped to the "
+                    "proportions of the result and resized; one, or one for each image of the batch.",
                 ),
                 io.Vae.Input("vae", tooltip="SANA's VAE: the ControlNet reads the image as a latent."),
                 io.Float.Input(
@@ -44,7 +44,7 @@ class ControlNetApply(io.ComfyNode):
                     "start_percent",
                     default=0.0,
                     **share,
-                    tooltip="Where on the way from noise to picture it begins to act.",
+                    tooltip="Where on the way from noise to image it begins to act.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -71,7 +71,7 @@ class ControlNetApply(io.ComfyNode):
         cls, positive, control_net, image, vae, strength, start_percent, end_percent, negative=None
     ) -> io.NodeOutput:
         if not isinstance(control_net, adapter.SanaControl):
-            raise ValueError("this CONTROL_NET is no SANA's; connect Load SANA ControlNet, or use Apply ControlNet")
+            raise ValueError("this CONTROL_NET is not of SANA; connect Load SANA ControlNet, or use Apply ControlNet")
         if strength == 0.0:
             return io.NodeOutput(positive, positive if negative is None else negative)
         applied = adapter.apply(positive, negative, control_net, image, vae, strength, start_percent, end_percent)
@@ -85,16 +85,16 @@ class SoftEdges(io.ComfyNode):
             node_id="SanaSprintSoftEdges",
             display_name="Soft Edges",
             category="SANA-Sprint/image",
-            description="The edges of a picture, white on black, as SANA's ControlNets read them. Works at once; with "
+            description="The edges of an image, white on black, as SANA's ControlNets read them. Works at once; with "
             "ControlNetHED.pth in models/annotators it uses HED, which the published ControlNets were trained with.",
             search_aliases=["hed", "softedge", "edge detection", "scribble", "controlnet preprocessor", "annotator"],
             inputs=[
-                io.Image.Input("image", tooltip="Any picture."),
+                io.Image.Input("image", tooltip="Any image."),
                 io.Combo.Input(
                     "method",
                     options=list(METHODS),
                     default=METHODS[0],
-                    tooltip="auto: HED if its weights are there, else soft edges from the picture's gradients. The "
+                    tooltip="auto: HED if its weights are there, else soft edges from the image's gradients. The "
                     "node says which one ran.",
                 ),
                 io.Boolean.Input(
@@ -111,7 +111,7 @@ class SoftEdges(io.ComfyNode):
                     tooltip="Shorter side in pixels at which edges are looked for; larger finds finer ones.",
                 ),
             ],
-            outputs=[io.Image.Output(tooltip="For SANA-Sprint ControlNet Apply; as large as the picture.")],
+            outputs=[io.Image.Output(tooltip="For SANA-Sprint ControlNet Apply; as large as the image.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -124,11 +124,11 @@ class SoftEdges(io.ComfyNode):
     def execute(cls, image, method, scribble, resolution) -> io.NodeOutput:
         if image.ndim != 4 or image.shape[-1] != 3 or 0 in image.shape:
             raise ValueError(
-                f"this image has shape {list(image.shape)}; Soft Edges needs the 3 channels of a picture without "
-                "alpha. Split Image with Alpha takes that off"
+                f"this image has shape {list(image.shape)}; Soft Edges needs the 3 channels of an image without "
+                "alpha; use Split Image with Alpha"
             )
         if not torch.isfinite(image).all():
-            raise ValueError("this image holds NaN or infinity; check the node that made it")
+            raise ValueError("the image for Soft Edges holds NaN or infinity; check the node that made it")
         path = None if method == METHODS[2] else annotators.hed_file()
         if path is None and method == annotators.HED:
             raise ValueError(f"no {annotators.NAMES[0]} in models/{annotators.FOLDER}; put it there, or choose auto")

@@ -52,12 +52,12 @@ class EmptyLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, size, width, height, batch_size, model=None) -> io.NodeOutput:
-        asked = (width, height) if size == CUSTOM else SIZES[size]
+        requested = (width, height) if size == CUSTOM else SIZES[size]
         if model is not None and size != CUSTOM:
-            asked = sizes.scaled(*asked, adapter.native_size_px(model))
-        width, height = sizes.round_size(*asked)
-        if (width, height) != asked:
-            screen.warn(cls.hidden.unique_id, f"{asked[0]} x {asked[1]} rounded to {width} x {height}")
+            requested = sizes.scaled(*requested, adapter.native_size_px(model))
+        width, height = sizes.round_size(*requested)
+        if (width, height) != requested:
+            screen.warn(cls.hidden.unique_id, f"{label(*requested)} rounded to {label(width, height)}")
         shape = (batch_size, LATENT_CHANNELS, height // DOWNSCALE, width // DOWNSCALE)
         samples = torch.zeros(shape, device=mm.intermediate_device())
         return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": DOWNSCALE})

@@ -163,7 +163,7 @@ class LoadVAE(io.ComfyNode):
                     default=False,
                     advanced=True,
                     optional=True,
-                    tooltip="Compile it with torch.compile, for a GPU with Triton: the first picture of a size takes "
+                    tooltip="Compile it with torch.compile, for a GPU with Triton: the first image of a size takes "
                     "a minute or so longer. On a CPU it was slower.",
                 ),
             ],
@@ -263,6 +263,6 @@ class LoadLoRA(io.ComfyNode):
     def execute(cls, model, lora_name, strength_model, strength_clip, clip=None) -> io.NodeOutput:
         if strength_model == 0.0 and (clip is None or strength_clip == 0.0):
             return io.NodeOutput(model, clip)
-        model, clip, said = lora.apply(model, clip, lora_name, strength_model, strength_clip)
-        screen.say(cls.hidden.unique_id, said)
+        model, clip, summary = lora.apply(model, clip, lora_name, strength_model, strength_clip)
+        screen.say(cls.hidden.unique_id, summary)
         return io.NodeOutput(model, clip)

@@ -1,6 +1,6 @@
 """A tiny SANA-Sprint with seeded random weights in the published diffusers layout.
 
-It makes coloured noise, not pictures. It stands in for the published models in tests of files, formats and
+Its images are coloured noise. It stands in for the published models in tests of files, formats and
 equality: unlike the bundled model it has their layout, their instruction and a guidance embedding of any width.
 """
 
@@ -121,9 +121,9 @@ def fill(models: Path) -> None:
         checkpoint.save(models / "text_encoders" / f"{name}.safetensors", [encoder], {})
     checkpoint.save(models / "vae" / "diffusion_pytorch_model.safetensors", [parts["autoencoder"]], {})
     transformer = parts["transformer"]
-    about = {checkpoint.TENSOR_KEY: checkpoint.describe_tensor(transformer)}
+    description = {checkpoint.TENSOR_KEY: checkpoint.describe_tensor(transformer)}
     (models / "diffusion_models").mkdir(parents=True, exist_ok=True)
-    torch.save(transformer.tensors | about, models / "diffusion_models" / "Sana_Sprint_1.6B_1024px.pth")
+    torch.save(transformer.tensors | description, models / "diffusion_models" / "Sana_Sprint_1.6B_1024px.pth")
     transformer.tensors = quantise.quantised(transformer.tensors, "transformer", "fp8_e4m3fn")
     checkpoint.save(models / "diffusion_models" / "Sana_Sprint_0.6B_1024px_fp8.safetensors", [transformer], {})
     (models / "vae_approx").mkdir(parents=True, exist_ok=True)

@@ -15,14 +15,15 @@ from ...sprint_core.images import edges
 
 log = logging.getLogger(__name__)
 
-FOLDER, NAMES = "annotators", ("ControlNetHED.pth", "ControlNetHED.safetensors")
+FOLDER = "annotators"
+NAMES = ("ControlNetHED.pth", "ControlNetHED.safetensors")
 HED, SOFT = "HED", "from gradients, without weights"
 
 
 def hed_file() -> Path | None:
     """The weights, in any folder that ComfyUI knows for annotators, or in models/annotators."""
-    known = folder_paths.folder_names_and_paths.get(FOLDER, ((),))[0]
-    for folder in (*map(Path, known), Path(folder_paths.models_dir) / FOLDER):
+    registered = folder_paths.folder_names_and_paths.get(FOLDER, ((),))[0]
+    for folder in (*map(Path, registered), Path(folder_paths.models_dir) / FOLDER):
         for name in NAMES:
             if (folder / name).is_file():
                 return folder / name
@@ -30,7 +31,8 @@ def hed_file() -> Path | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _patcher(path: Path, changed_ns: int):
+def _patcher(path: Path, changed_ns: int) -> comfy.model_patcher.ModelPatcher:
+    """changed_ns: when the file was, so that a repaired one is read."""
     model = edges.load_hed(path)
     return comfy.model_patcher.CoreModelPatcher(
         model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
@@ -38,15 +40,18 @@ def _patcher(path: Path, changed_ns: int):
 
 
 def detect(image: Tensor, path: Path | None, scribble: bool, resolution: int) -> Tensor:
-    """Edges of images [b, h, w, 3], with HED's file or without weights; one by one, with progress."""
+    """Edges [b, h, w, 3] of images [b, h, w, 3], both in [0, 1], by HED or from gradients; one by one, with progress.
+
+    path: HED's weights, or None. resolution: the shorter side in pixels at which edges are looked for.
+    """
     hed, device = None, mm.get_torch_device()
     if path is not None:
         patcher = _patcher(path, path.stat().st_mtime_ns)
         mm.load_models_gpu([patcher])
         hed = patcher.model
-    bar, found = comfy.utils.ProgressBar(len(image)), []
-    for one in image.split(1):
+    bar, detected = comfy.utils.ProgressBar(len(image)), []
+    for single in image.split(1):
         mm.throw_exception_if_processing_interrupted()
-        found.append(edges.detect(one.to(device), hed, scribble, resolution).to(mm.intermediate_device()))
+        detected.append(edges.detect(single.to(device), hed, scribble, resolution).to(mm.intermediate_device()))
         bar.update(1)
-    return torch.cat(found)
+    return torch.cat(detected)

@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 
 import comfy.model_management as mm
+import comfy.model_patcher
 import comfy.ops
 import comfy.patcher_extension
 import comfy.sd
@@ -18,7 +19,7 @@ import comfy.supported_models_base
 import comfy.utils
 import folder_paths
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...sprint_core.models.gemma import Gemma
 from ...sprint_core.text.encoder import EncoderCache, encode_ids
@@ -41,10 +42,15 @@ BYTES_PER_TOKEN = 4 * 2**20  # activations of one layer, generously
 class SanaTokenizer:
     """ComfyUI's tokenizer protocol around text.PromptTokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, preset: TextPreset, about: torch.Tensor):
-        self.tokenizer, self.preset, self.about = tokenizer, preset, about
+    def __init__(self, tokenizer: Tokenizer, preset: TextPreset, description: Tensor):
+        """description: checkpoint.describe_tensor of the weights, which is saved with them."""
+        self.tokenizer = tokenizer
+        self.preset = preset
+        self.description = description
 
-    def tokenize_with_weights(self, string, return_word_ids=False, sana_preset=None, **kwargs):
+    def tokenize_with_weights(
+        self, string: str, return_word_ids: bool = False, sana_preset: TextPreset | None = None, **kwargs
+    ) -> dict:
         """Pairs (id, weight) of instruction and prompt; `(a:1.2)` weighs the prompt's tokens.
 
         sana_preset: the TextPreset of SANA-Sprint Text Encode, instead of the loader's.
@@ -52,20 +58,20 @@ class SanaTokenizer:
         prompts = PromptTokenizer(self.tokenizer, sana_preset or self.preset)
         string, weights = split_weights(string)
         tokens, spans = prompts.tokens_and_spans(string)
-        pairs = [(i, _weight_of(span, weights)) for i, span in zip(tokens.ids, spans)]
+        pairs = [(i, _weight_of(span, weights)) for i, span in zip(tokens.ids, spans, strict=True)]
         if return_word_ids:
             pairs = [(*pair, n) for n, pair in enumerate(pairs)]
         return {NAME: [pairs], SELECTION: (tokens.keep, prompts.instruction_ids)}
 
-    def untokenize(self, token_weight_pair):
+    def untokenize(self, token_weight_pair: list[tuple]) -> list[tuple[tuple, str]]:
         return [(pair, self.tokenizer.piece(pair[0])) for pair in token_weight_pair]
 
-    def decode(self, token_ids, skip_special_tokens=True):
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
         return "".join(self.tokenizer.piece(i) for i in token_ids).replace("\u2581", " ")
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Tensor]:
         """Saved beside the weights, under names that our loader finds again in any of ComfyUI's files."""
-        entries = tokenizer_state(self.tokenizer) | {checkpoint.TENSOR_KEY: self.about}
+        entries = tokenizer_state(self.tokenizer) | {checkpoint.TENSOR_KEY: self.description}
         return {f"{NAME}.transformer.{name}": tensor for name, tensor in entries.items()}
 
 
@@ -83,7 +89,7 @@ def _weight_of(span: tuple[int, int] | None, weights: list[float]) -> float:
     return next((w for w in weights[span[0] : span[1]] if w != 1.0), 1.0)
 
 
-def preset_of(clip, instruction: str, prompt_format: str, custom: str) -> TextPreset:
+def preset_of(clip: comfy.sd.CLIP, instruction: str, prompt_format: str, custom: str) -> TextPreset:
     """The preset that SANA-Sprint Text Encode asks for, on top of the loaded encoder's own. Raises ValueError."""
     if not isinstance(clip.tokenizer, SanaTokenizer):
         raise ValueError("this CLIP was not loaded by this pack; use CLIP Text Encode for it")
@@ -96,40 +102,57 @@ def preset_of(clip, instruction: str, prompt_format: str, custom: str) -> TextPr
     return dataclasses.replace(preset, instruction=custom if instruction == "custom" and custom else None)
 
 
+class _Encoder(nn.Module):
+    """Holds the network under the name that it has in ComfyUI's files: transformer."""
+
+    transformer: Gemma
+
+    def __init__(self, transformer: Gemma):
+        super().__init__()
+        self.transformer = transformer
+
+
 class SanaTextModel(nn.Module):
     """What ComfyUI calls a cond_stage_model: token pairs in, conditioning out."""
 
-    def __init__(self, weights, compute_dtype, quant, device="cpu", dtype=None, model_options=None):
+    def __init__(
+        self,
+        weights: checkpoint.Weights,
+        compute_dtype: torch.dtype,
+        quant: dict | None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        model_options: dict | None = None,
+    ):
         super().__init__()
         mixed = quant and comfy.ops.mixed_precision_ops(quant, compute_dtype, full_precision_mm=True)
         ops = mixed or comfy.ops.manual_cast
         self.dtypes = {dtype}
         self.compute_dtype = compute_dtype
-        setattr(self, NAME, nn.Module())
-        self.encoder.transformer = Gemma(weights.config, ops=ops, dtype=dtype, device=device)
+        setattr(self, NAME, _Encoder(Gemma(weights.config, ops=ops, dtype=dtype, device=device)))
         self.cache = EncoderCache()
         self.hooked_weights = {}  # the patcher's, not empty while LoRA hooks change weights in place
         self.reset_clip_options()
 
     @property
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> _Encoder:
         return getattr(self, NAME)
 
-    def set_clip_options(self, options):
+    def set_clip_options(self, options: dict) -> None:
         layer = options.get("layer", self.layer)
         self.layer = -1 if layer is None else layer
         self.device = options.get("execution_device", self.device)
 
-    def reset_clip_options(self):
+    def reset_clip_options(self) -> None:
         self.layer, self.device = -1, None
 
-    def load_sd(self, sd):
+    def load_sd(self, sd: dict[str, Tensor]):
         return self.encoder.transformer.load_state_dict(sd, strict=False, assign=getattr(self, "can_assign_sd", False))
 
-    def memory_estimation_function(self, token_weight_pairs, device=None):
+    def memory_estimation_function(self, token_weight_pairs: dict, device: torch.device | None = None) -> int:
         return BYTES_PER_TOKEN * sum(len(pairs) for pairs in token_weight_pairs.get(NAME, ()))
 
-    def encode_token_weights(self, token_weight_pairs):
+    def encode_token_weights(self, token_weight_pairs: dict) -> tuple[Tensor, None]:
         """Conditioning [1, n, width] in fp32 of one prompt, without padding; nothing pooled."""
         pairs = token_weight_pairs[NAME][0]
         ids = [pair[0] for pair in pairs]
@@ -137,7 +160,7 @@ class SanaTextModel(nn.Module):
         batch = [Tokens(ids, list(keep))]
         weights = torch.tensor([pairs[i][1] for i in keep])
         if not torch.isfinite(weights).all():
-            raise ValueError("a weight in this prompt is no finite number; write it as (word:1.2)")
+            raise ValueError("a weight in the prompt is not a finite number; write weights as (word:1.2)")
         weighted = bool((weights != 1.0).any())
         if weighted:  # towards what an empty prompt says at the same positions, as in ComfyUI
             empty = (instruction or [BOS])[: len(ids)]
@@ -148,7 +171,7 @@ class SanaTextModel(nn.Module):
             cond = torch.lerp(rows[1], cond, weights.to(cond)[:, None])
         return cond[None].to(mm.intermediate_device()), None
 
-    def _encode(self, batch, prefix_ids):
+    def _encode(self, batch: list[Tokens], prefix_ids: list[int]) -> list[Tensor]:
         # What the cache holds belongs to the weights as this patcher left them.
         key = getattr(self, "current_weight_patches_uuid", None)
         cache = None if self.hooked_weights else self.cache
@@ -165,10 +188,10 @@ class SanaTextModel(nn.Module):
         )
 
 
-def compute_dtype(device: torch.device, asked: torch.dtype | None) -> torch.dtype:
+def compute_dtype(device: torch.device, requested: torch.dtype | None) -> torch.dtype:
     """bf16 where the device computes it, else fp32; never fp16, which Gemma's activations overflow."""
-    if asked is not None:
-        return asked
+    if requested is not None:
+        return requested
     return torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
 
 
@@ -184,42 +207,49 @@ def load_clip(
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())
     log.info("%s", checkpoint.summary(weights))
 
-    about = checkpoint.describe_tensor(weights)
+    description = checkpoint.describe_tensor(weights)
     dtype = compute_dtype(options.device or mm.text_encoder_device(), options.dtype)
     placed = {"load_device": options.device, "offload_device": options.device} if options.device else {}
 
-    def model(**kwargs):
+    def make_model(**kwargs):
         return SanaTextModel(weights, dtype, quant, **kwargs)
 
     def make_tokenizer(embedding_directory=None, tokenizer_data=None):
-        return SanaTokenizer(tokenizer, preset, about)
+        return SanaTokenizer(tokenizer, preset, description)
 
     clip = comfy.sd.CLIP(
-        comfy.supported_models_base.ClipTarget(make_tokenizer, model),
+        comfy.supported_models_base.ClipTarget(make_tokenizer, make_model),
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=comfy.utils.calculate_parameters(weights.tensors),
         state_dict=[weights.tensors],
         model_options={"dtype": options.dtype or part.majority_dtype(weights.tensors), **placed},
         disable_dynamic=disable_dynamic,
     )
-    model = clip.cond_stage_model
-    model.hooked_weights = clip.patcher.hook_backup
-    events = comfy.patcher_extension.CallbacksMP
-    clip.patcher.add_callback_with_key(events.ON_DETACH, NAME, _forget_when_unloaded)
-    for event in (events.ON_INJECT_MODEL, events.ON_EJECT_MODEL):  # they change the network, not its patches
-        clip.patcher.add_callback_with_key(event, NAME, _forget)
+    clip.cond_stage_model.hooked_weights = clip.patcher.hook_backup
+    _keep_cache_current(clip.patcher)
     clip.patcher.cached_patcher_init = (load_clip_patcher, (source.path, options))
     return clip
 
 
-def _forget(patcher) -> None:
+def _keep_cache_current(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """Cached prefixes go when the weights are unloaded, or the network is changed without a patch."""
+    events = comfy.patcher_extension.CallbacksMP
+    patcher.add_callback_with_key(events.ON_DETACH, NAME, _clear_cache_if_unpatched)
+    for event in (events.ON_INJECT_MODEL, events.ON_EJECT_MODEL):
+        patcher.add_callback_with_key(event, NAME, _clear_cache)
+
+
+def _clear_cache(patcher) -> None:
     patcher.model.cache.clear()
 
 
-def _forget_when_unloaded(patcher, unpatched: bool) -> None:
+def _clear_cache_if_unpatched(patcher, unpatched: bool) -> None:
     if unpatched:  # ComfyUI also detaches, without unpatching, before each use
-        _forget(patcher)
+        _clear_cache(patcher)
 
 
-def load_clip_patcher(path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False):
+def load_clip_patcher(
+    path: Path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """What ComfyUI calls for a plain copy of the CLIP's patcher."""
     return load_clip(path, options, disable_dynamic).patcher

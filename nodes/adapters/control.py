@@ -7,6 +7,9 @@ latent, and kept; the network takes the flow time itself; and what cannot work i
 import functools
 import logging
 import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import comfy.controlnet
 import comfy.model_management as mm
@@ -27,17 +30,33 @@ log = logging.getLogger(__name__)
 KEPT_HINTS = 4
 CONDITIONS = ["guidance", "attention_mask"]  # what the network reads of a CONDITIONING beside its text
 FLOW_TIMES = "flow_times"  # our entry among a control object's extra arguments
-FINER, COARSER = "bicubic", "area"  # how a control image is resized to the picture
+FINER, COARSER = "bicubic", "area"  # how a control image is resized to the result
 
 
 class HostedControlNet(SanaControlNet):
     """The network behind ComfyUI's call contract for ControlNets."""
 
-    def __init__(self, config: ControlNetConfig, dtype=None, device=None, operations=None):
+    def __init__(
+        self,
+        config: ControlNetConfig,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        operations: Any = None,
+    ):
         super().__init__(config, ops=operations, dtype=dtype, device=device)
         self.dtype = dtype
 
-    def forward(self, x, hint, timesteps, context, flow_times, guidance=None, attention_mask=None, **unused):
+    def forward(
+        self,
+        x: Tensor,
+        hint: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        flow_times: "FlowTimes",
+        guidance: float | None = None,
+        attention_mask: Tensor | None = None,
+        **unused,
+    ) -> dict[str, list[Tensor | None]]:
         """timesteps come rounded to the network's dtype; flow_times has them in fp32."""
         s = flow_times.latest.to(x.device).expand(len(x))
         w = torch.full((len(x),), GUIDANCE if guidance is None else guidance, device=x.device)
@@ -48,8 +67,10 @@ class HostedControlNet(SanaControlNet):
 class FlowTimes:
     """Stands for the model's sampling in front of the network: sigma is the flow time, whatever multiplies it."""
 
-    def __init__(self, sampling):
-        self.sampling, self.latest = sampling, None
+    latest: Tensor  # flow times [b] of the step, which `timestep` takes down just before the network runs
+
+    def __init__(self, sampling: Any):
+        self.sampling = sampling
 
     def timestep(self, sigma: Tensor) -> Tensor:
         self.latest = sigma.float()
@@ -65,13 +86,17 @@ class Hints:
     def __init__(self) -> None:
         self.kept: list[tuple[weakref.ref, object, Tensor, Tensor]] = []  # no VAE lives on for its hints
 
-    def encode(self, vae, pixels: Tensor) -> Tensor:
-        """pixels: [b, h, w, 3] -> raw latent."""
+    def encode(self, vae: Any, pixels: Tensor) -> Tensor:
+        """pixels: [b, h, w, 3] in [0, 1] -> raw latent [b, 32, h/32, w/32]."""
         model, patches = vae.first_stage_model, getattr(vae.patcher, "patches_uuid", None)
         self.kept = [entry for entry in self.kept if entry[0]() is not None]
-        for known, known_patches, image, latent in self.kept:
-            same = known() is model and known_patches == patches
-            if same and (image.shape, image.device) == (pixels.shape, pixels.device) and torch.equal(image, pixels):
+        for kept_model, kept_patches, image, latent in self.kept:
+            same_weights = kept_model() is model and kept_patches == patches
+            if (
+                same_weights
+                and (image.shape, image.device) == (pixels.shape, pixels.device)
+                and torch.equal(image, pixels)
+            ):
                 return latent
         latent = vae.encode(pixels)
         self.kept = [(weakref.ref(model), patches, pixels.clone(), latent), *self.kept[: KEPT_HINTS - 1]]
@@ -81,10 +106,10 @@ class Hints:
 class KeepingVAE:
     """A VAE whose `encode` asks `Hints` first."""
 
-    def __init__(self, vae, hints: Hints):
+    def __init__(self, vae: Any, hints: Hints):
         self.vae, self.hints = vae, hints
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.vae, name)
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -92,9 +117,16 @@ class KeepingVAE:
 
 
 class SanaControl(comfy.controlnet.ControlNet):
+    """CONTROL_NET of a SANA, and each of its applications to a prompt; copies share network and hints."""
+
     steers_sana = True  # what model.guard_run asks of a control
 
-    def __init__(self, net=None, load_device=None, manual_cast_dtype=None):
+    def __init__(
+        self,
+        net: HostedControlNet | None = None,
+        load_device: torch.device | None = None,
+        manual_cast_dtype: torch.dtype | None = None,
+    ):
         super().__init__(
             net,
             compression_ratio=1,  # of the hint to the latent: it is one
@@ -106,59 +138,66 @@ class SanaControl(comfy.controlnet.ControlNet):
         )
         self.hints = Hints()
 
-    def copy(self):
+    def copy(self) -> "SanaControl":
         other = type(self)(None, self.load_device, self.manual_cast_dtype)
         other.control_model, other.control_model_wrapped = self.control_model, self.control_model_wrapped
         other.hints = self.hints
         self.copy_to(other)
         return other
 
-    def set_cond_hint(self, cond_hint, strength=1.0, timestep_percent_range=(0.0, 1.0), vae=None, **more):
+    def set_cond_hint(
+        self,
+        cond_hint: Tensor,
+        strength: float = 1.0,
+        timestep_percent_range: tuple[float, float] = (0.0, 1.0),
+        vae: Any = None,
+        **more,
+    ) -> "SanaControl":
         """Called by every apply node. cond_hint: [b, 3, h, w] in [0, 1]. Raises ValueError."""
         _require_image(cond_hint)
         _require_vae(vae)
         check_use(strength, *timestep_percent_range)
         return super().set_cond_hint(cond_hint, strength, timestep_percent_range, KeepingVAE(vae, self.hints), **more)
 
-    def pre_run(self, model, percent_to_timestep_function):
+    def pre_run(self, model: Any, percent_to_timestep_function: Callable) -> None:
         _require_trunk(self.control_model.config, model)
         super().pre_run(model, percent_to_timestep_function)
         self.model_sampling_current = self.extra_args[FLOW_TIMES] = FlowTimes(model.model_sampling)
 
-    def get_control(self, x_noisy, t, cond, batched_number, *args):
-        count, pictures = len(self.cond_hint_original), len(x_noisy) // batched_number
-        if count not in (1, pictures):
+    def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict, batched_number: int, *args) -> dict | None:
+        count, images = len(self.cond_hint_original), len(x_noisy) // batched_number
+        if count not in (1, images):
             raise ValueError(
-                f"the ControlNet has {count} control images for {pictures} pictures; give it one, or one for each"
+                f"the ControlNet has {count} control images for {images} images; connect one, or one for each"
             )
-        sizes = zip(self.cond_hint_original.shape[-2:], x_noisy.shape[-2:])
+        sizes = zip(self.cond_hint_original.shape[-2:], x_noisy.shape[-2:], strict=True)
         shrinks = min(side / (cells * DOWNSCALE) for side, cells in sizes) > 1  # after cropping to the proportions
         self.upscale_algorithm = COARSER if shrinks else FINER
         return super().get_control(x_noisy, t, cond, batched_number, *args)
 
-    def cleanup(self):
+    def cleanup(self) -> None:
         self.extra_args.pop(FLOW_TIMES, None)
         super().cleanup()
 
 
 def _require_image(hint: Tensor) -> None:
     if hint.ndim != 4:
-        raise ValueError(f"the control image has {hint.ndim} dimensions, not 4: it is no IMAGE")
+        raise ValueError(f"the control image has {hint.ndim} dimensions, not 4; connect an IMAGE")
     if 0 in hint.shape:
-        raise ValueError(f"the control image is empty: its shape is {list(hint.shape)}")
+        raise ValueError(f"the control image is empty, of shape {list(hint.shape)}; check the node that made it")
     if not torch.isfinite(hint).all():
         raise ValueError("the control image holds NaN or infinity; check the node that made it")
     if hint.shape[1] != 3:
         raise ValueError(
-            f"the control image has {hint.shape[1]} channels; it needs the 3 of a picture without alpha. "
-            "Split Image with Alpha takes that off"
+            f"the control image has {hint.shape[1]} channels; it needs the 3 of an image without alpha; "
+            "use Split Image with Alpha"
         )
 
 
 def _require_vae(vae) -> None:
     if vae is None:
         raise ValueError(
-            "a SANA ControlNet reads its control image through the VAE: connect the VAE to the apply node, or use "
+            "a SANA ControlNet reads its control image through the VAE; connect the VAE to the apply node, or use "
             "one that has such an input (SANA-Sprint ControlNet Apply, Apply ControlNet)"
         )
     if getattr(vae, "latent_channels", LATENT_CHANNELS) != LATENT_CHANNELS or (
@@ -169,28 +208,30 @@ def _require_vae(vae) -> None:
 
 def _require_trunk(config: ControlNetConfig, model) -> None:
     if not isinstance(model, SanaModel):
-        raise ValueError("a SANA ControlNet steers SANA models only; this MODEL is of another family")
+        raise ValueError(
+            "this MODEL is not a SANA; a SANA ControlNet steers SANA models only, so connect Load SANA Model"
+        )
     trunk = model.model_config.unet_config["config"]
     if (config.width, config.caption_width) != (trunk.width, trunk.caption_width):
         raise ValueError(
-            f"this ControlNet belongs to a SANA of width {config.width}, the MODEL has {trunk.width}: take the "
+            f"this ControlNet belongs to a SANA of width {config.width}, the MODEL has {trunk.width}; load the "
             "ControlNet of the model's size (0.6B: 1152, 1.6B: 2240)"
         )
 
 
-def load_control(path, options: LoaderOptions = DEFAULT) -> SanaControl:
+def load_control(path: Path, options: LoaderOptions = DEFAULT) -> SanaControl:
     """CONTROL_NET of a file or folder, by its `dtype`, `time_scale` and `wiring`. Raises CheckpointError."""
     weights = checkpoint.load(path, layouts.CONTROLNET, options.time_scale, options.wiring)
     checkpoint.check_names(weights)
     log.info("%s, wired like %s", checkpoint.summary(weights), weights.config.wiring)
-    load, supported = mm.get_torch_device(), [torch.bfloat16, torch.float32]
+    device, supported = mm.get_torch_device(), [torch.bfloat16, torch.float32]
     dtype = options.dtype or mm.unet_dtype(
         model_params=comfy.utils.calculate_parameters(weights.tensors), supported_dtypes=supported
     )
-    cast = mm.unet_manual_cast(dtype, load, supported)
+    cast = mm.unet_manual_cast(dtype, device, supported)
     ops = comfy.ops.pick_operations(dtype, cast, disable_fast_fp8=True)
     net = HostedControlNet(weights.config, dtype, mm.unet_offload_device(), ops).eval().requires_grad_(False)
-    control = SanaControl(net, load, cast)
+    control = SanaControl(net, device, cast)
     dynamic = control.control_model_wrapped.is_dynamic()
     net.load_state_dict(weights.tensors, strict=True, assign=dynamic)
     if not dynamic:
@@ -198,11 +239,23 @@ def load_control(path, options: LoaderOptions = DEFAULT) -> SanaControl:
     return control
 
 
-def apply(positive, negative, control_net, image: Tensor, vae, strength: float, start: float, end: float):
-    """CONDITIONINGs with the ControlNet in them, chained after what they have. image: [b, h, w, 3]."""
+def apply(
+    positive: list,
+    negative: list | None,
+    control_net: SanaControl,
+    image: Tensor,
+    vae: Any,
+    strength: float,
+    start: float,
+    end: float,
+) -> tuple[list, list]:
+    """CONDITIONINGs with the ControlNet in them, chained after what they have; without a negative, twice the positive.
+
+    image: [b, h, w, 3] in [0, 1]. start, end: where it acts, in [0, 1] from noise to image. Raises ValueError.
+    """
     chained: dict = {}
 
-    def of(conditioning):
+    def with_control(conditioning: list) -> list:
         out = []
         for text, extra in conditioning:
             before = extra.get("control")
@@ -212,4 +265,4 @@ def apply(positive, negative, control_net, image: Tensor, vae, strength: float, 
             out.append([text, {**extra, "control": chained[before], "control_apply_to_uncond": False}])
         return out
 
-    return of(positive), of(positive if negative is None else negative)
+    return with_control(positive), with_control(positive if negative is None else negative)

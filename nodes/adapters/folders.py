@@ -14,33 +14,36 @@ from ...sprint_core.weights import layouts, presets
 from ...sprint_core.weights.tensorfile import WEIGHT_SUFFIXES, CheckpointError, is_shard
 
 PIPELINES = "diffusers"
-APPROXIMATE, TINY_DECODER = "vae_approx", "taesana_decoder"  # tiny decoders of all families lie there, told by name
+APPROXIMATE, TINY_DECODER = (
+    "vae_approx",
+    "taesana_decoder",
+)  # tiny decoders of all families lie there; names tell them apart
 BUNDLED = {presets.BUNDLED_NAME: presets.BUNDLED, presets.BUNDLED_CONTROL_NAME: presets.BUNDLED_CONTROL}
 MAX_DEPTH = 3  # folders below a models folder that are searched
 
 
 def _entries(root: Path, depth: int = 0) -> dict[str, Path]:
     """Files and model folders below root: {name relative to root, with /: path}."""
-    found: dict[str, Path] = {}
+    entries: dict[str, Path] = {}
     try:
         children = sorted(os.scandir(root), key=lambda entry: entry.name.lower())
     except OSError:
-        return found
+        return entries
     for child in children:
         path = Path(child.path)
         if path.is_dir():  # unlike DirEntry's, quiet about links that lead in a circle
             if (path / "config.json").is_file() or (path / "model_index.json").is_file():
-                found[child.name] = path
+                entries[child.name] = path
             elif depth < MAX_DEPTH:
-                found |= {f"{child.name}/{name}": inner for name, inner in _entries(path, depth + 1).items()}
+                entries |= {f"{child.name}/{name}": inner for name, inner in _entries(path, depth + 1).items()}
         elif path.suffix.lower() in WEIGHT_SUFFIXES and not is_shard(child.name):
-            found[child.name] = path
-    return found
+            entries[child.name] = path
+    return entries
 
 
 def models(*keys: str) -> dict[str, Path]:
     """What lies in these model folders, and the pipelines: {name: path}. The first of equal names counts."""
-    found: dict[str, Path] = {}
+    listed: dict[str, Path] = {}
     for key in (*keys, PIPELINES):
         if key not in folder_paths.folder_names_and_paths:
             continue
@@ -50,8 +53,8 @@ def models(*keys: str) -> dict[str, Path]:
                 entries = {name: path for name, path in entries.items() if path.is_dir()}
             if key == APPROXIMATE:
                 entries = {name: path for name, path in entries.items() if name.startswith(TINY_DECODER)}
-            found = entries | found
-    return found
+            listed = entries | listed
+    return listed
 
 
 def choices(*keys: str, bundled: str = presets.BUNDLED_NAME) -> list[str]:
@@ -62,9 +65,9 @@ def choices(*keys: str, bundled: str = presets.BUNDLED_NAME) -> list[str]:
 
 def find(name: str, *keys: str) -> Path:
     """Path of a listed name. Raises CheckpointError."""
-    found = BUNDLED.get(name) or models(*keys).get(name)
-    if found is not None:
-        return found
+    path = BUNDLED.get(name) or models(*keys).get(name)
+    if path is not None:
+        return path
     raise CheckpointError(
         f"{name} is in none of the model folders {', '.join((*keys, PIPELINES))}; put it there and press R to refresh"
     )
@@ -75,6 +78,6 @@ def stamp(name: str, *keys: str) -> str:
     path = BUNDLED.get(name) or models(*keys).get(name)
     if path is None:
         return name
-    beside = (preview.beside(path), layouts.tiny_autoencoder.partner(path))
-    files = sorted(path.rglob("*")) if path.is_dir() else [path, *filter(None, beside)]
+    companions = (preview.beside(path), layouts.tiny_autoencoder.partner(path))
+    files = sorted(path.rglob("*")) if path.is_dir() else [path, *filter(None, companions)]
     return repr([(str(file), file.stat().st_mtime_ns) for file in files if file.exists()])

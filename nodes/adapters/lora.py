@@ -3,6 +3,7 @@
 import logging
 import os
 
+import comfy.model_patcher
 import comfy.sd
 import folder_paths
 import torch
@@ -38,7 +39,13 @@ def path_of(name: str) -> str:
     return path
 
 
-def apply(model, clip, name: str, strength_model: float, strength_clip: float):
+def apply(
+    model: comfy.model_patcher.ModelPatcher,
+    clip: comfy.sd.CLIP | None,
+    name: str,
+    strength_model: float,
+    strength_clip: float,
+) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP | None, str]:
     """(MODEL, CLIP, what was matched in words). Raises CheckpointError, ValueError."""
     if not model_adapter.is_sana(model):
         raise ValueError("this MODEL is not a SANA; use ComfyUI's Load LoRA for other families")
@@ -47,17 +54,22 @@ def apply(model, clip, name: str, strength_model: float, strength_clip: float):
     transformer = _tensors(model.model.diffusion_model.state_dict(), "")
     text = _tensors(clip.cond_stage_model.state_dict(), TEXT) if clip is not None else None
     weight = lambda layer: _own_weight(model, transformer, layer)  # noqa: E731
-    found = lora.read(file.tensors, file.metadata, _shapes(transformer), _shapes(text or {}), weight, name)
-    rewritten = _flat(found.transformer, NETWORK) | _flat(found.text, f"text_encoders.{TEXT}")
-    patched = comfy.sd.load_lora_for_models(model, clip, rewritten, strength_model, strength_clip)
-    said = f"{len(found.transformer)} layers of the model"
-    if clip is not None:
-        said += f", {len(found.text)} of the text encoder"
-    if found.skipped:
-        some = ", ".join(found.skipped[:LISTED]) + (", ..." if len(found.skipped) > LISTED else "")
-        log.warning("%s: %d tensors belong to no layer and are left out: %s", name, len(found.skipped), some)
-        said += f"; {len(found.skipped)} tensors left out"
-    return *patched, said
+    matched = lora.read(file.tensors, file.metadata, _shapes(transformer), _shapes(text or {}), weight, name)
+    rewritten = _flat(matched.transformer, NETWORK) | _flat(matched.text, f"text_encoders.{TEXT}")
+    model, clip = comfy.sd.load_lora_for_models(model, clip, rewritten, strength_model, strength_clip)
+    return model, clip, _summary(matched, name, clip is not None)
+
+
+def _summary(matched: lora.Lora, name: str, with_text: bool) -> str:
+    """What was matched, in words for the node; what was not, in the log."""
+    summary = f"{len(matched.transformer)} layers of the model"
+    if with_text:
+        summary += f", {len(matched.text)} of the text encoder"
+    if matched.skipped:
+        listed = ", ".join(matched.skipped[:LISTED]) + (", ..." if len(matched.skipped) > LISTED else "")
+        log.warning("%s: %d tensors belong to no layer and are left out: %s", name, len(matched.skipped), listed)
+        summary += f"; {len(matched.skipped)} tensors left out"
+    return summary
 
 
 def _tensors(state: dict, prefix: str) -> dict[str, torch.Tensor]:

@@ -8,7 +8,9 @@ classes below.
 import functools
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import comfy.conds
 import comfy.latent_formats
@@ -40,7 +42,7 @@ CFG_NAMES = ("cfg", "cfg1", "cfg2")  # where CFGGuider and DualCFGGuider keep th
 MEMORY_FACTOR = 4.5  # activations, in ComfyUI's unit: 3.4 measured for the 1.6B on the CPU, and a third
 
 
-def attention_function():
+def attention_function() -> Callable[..., Tensor]:
     """ComfyUI's attention, but SDPA where it would fall back to the slow sub-quadratic one."""
     chosen = host_attention.optimized_attention
     slow = chosen in (host_attention.attention_sub_quad, host_attention.attention_split)
@@ -50,13 +52,27 @@ def attention_function():
 class HostedTransformer(SanaTransformer):
     """The network behind ComfyUI's call contract for diffusion models."""
 
-    def __init__(self, config: TransformerConfig, dtype=None, device=None, operations=None):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        operations: Any = None,
+    ):
         super().__init__(config, ops=operations, dtype=dtype, device=device)
         self.dtype = dtype
 
     def forward(
-        self, x, timesteps, context=None, control=None, transformer_options=None, guidance=None, attention_mask=None
-    ):
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | None = None,
+        control: dict | None = None,
+        transformer_options: dict | None = None,
+        guidance: float | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """v [b, 32, h, w] of x, scaled latents at flow times `timesteps` [b]; guidance is one scale for all."""
         options = {} if transformer_options is None else transformer_options
         wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
         return comfy.patcher_extension.WrapperExecutor.new_class_executor(self._run, self, wrappers).execute(
@@ -72,7 +88,7 @@ class HostedTransformer(SanaTransformer):
         return super().forward(x, timesteps, context, guidance, attention_mask, residuals, attention, around)
 
 
-def attend(q, k, v, heads, mask, transformer_options):
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, transformer_options: dict) -> Tensor:
     """layers.sdpa by the host."""
     return attention_function()(q, k, v, heads, mask=mask, transformer_options=transformer_options)
 
@@ -101,15 +117,15 @@ class TrigFlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.mod
     exceeds 1: ControlNet ranges that start at 0 would miss the first step.
     """
 
-    def set_parameters(self, shift=1.0, timesteps=TABLE_SIZE, multiplier=1.0):
+    def set_parameters(self, shift: float = 1.0, timesteps: int = TABLE_SIZE, multiplier: float = 1.0) -> None:
         super().set_parameters(shift, timesteps, multiplier)
 
-    def sigma(self, timestep):
+    def sigma(self, timestep: float | Tensor) -> Tensor:
         timestep = torch.as_tensor(timestep)
         t = timestep.to("cpu", torch.float64) / self.multiplier * trigflow.T_MAX
         return trigflow.s_from_t(t).clamp(max=1.0).to(timestep.device, torch.float32)
 
-    def percent_to_sigma(self, percent):
+    def percent_to_sigma(self, percent: float) -> float:
         return trigflow.percent_to_s(percent)
 
 
@@ -148,17 +164,19 @@ class SanaConfig(comfy.supported_models_base.BASE):
         super().__init__({"config": weights.config})
         self.sampling_settings["shift"] = 1.0 if weights.config.guidance_embed else weights.settings["flow_shift"]
         self.settings = weights.settings
-        self.about = checkpoint.describe_tensor(weights)
+        self.description = checkpoint.describe_tensor(weights)
 
-    def get_model(self, state_dict, prefix="", device=None):
+    def get_model(self, state_dict: dict, prefix: str = "", device: torch.device | None = None) -> "SanaModel":
         return SanaModel(self, device)
 
-    def process_unet_state_dict_for_saving(self, state_dict):
-        return super().process_unet_state_dict_for_saving({**state_dict, checkpoint.TENSOR_KEY: self.about})
+    def process_unet_state_dict_for_saving(self, state_dict: dict) -> dict:
+        return super().process_unet_state_dict_for_saving({**state_dict, checkpoint.TENSOR_KEY: self.description})
 
 
 class SanaModel(comfy.model_base.BaseModel):
-    def __init__(self, model_config: SanaConfig, device=None):
+    """Any SANA: a Sprint, with its guidance built in, or a multi-step model."""
+
+    def __init__(self, model_config: SanaConfig, device: torch.device | None = None):
         super().__init__(model_config, comfy.model_base.ModelType.FLOW, device, HostedTransformer)
         sampling = TrigFlowSampling if self.sprint else FlowSampling
         self.model_sampling = sampling(model_config)
@@ -167,7 +185,7 @@ class SanaModel(comfy.model_base.BaseModel):
     def sprint(self) -> bool:
         return self.model_config.unet_config["config"].guidance_embed
 
-    def process_timestep(self, timestep, **kwargs):
+    def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:
         """The network takes s itself; ModelSamplingSD3 and the like multiply it."""
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
@@ -175,11 +193,11 @@ class SanaModel(comfy.model_base.BaseModel):
         width = self.model_config.unet_config["config"].caption_width
         if text.shape[-1] != width:
             raise ValueError(
-                f"this conditioning is {text.shape[-1]} wide, the model reads {width}: encode the prompt with the CLIP "
+                f"this conditioning is {text.shape[-1]} wide, the model reads {width}; encode the prompt with the CLIP "
                 "of Load SANA-Sprint or Load SANA Text Encoder"
             )
 
-    def extra_conds(self, **kwargs):
+    def extra_conds(self, **kwargs) -> dict:
         out = {}
         text, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
         if text is not None:
@@ -200,7 +218,7 @@ def require_latent(latent: Tensor) -> None:
     if latent.ndim != 4 or latent.shape[1] != LATENT_CHANNELS or 0 in latent.shape:
         raise ValueError(
             f"this latent has {latent.shape[1] if latent.ndim > 1 else 0} channels and shape {list(latent.shape)}; "
-            f"SANA's have {LATENT_CHANNELS} channels at 1/32 of the image's size. Encode the image with SANA's own "
+            f"SANA's have {LATENT_CHANNELS} channels at 1/32 of the image's size; encode the image with SANA's own "
             "VAE (DC-AE), or start from Empty SANA Latent"
         )
 
@@ -211,11 +229,11 @@ def _fit_mask(mask: Tensor, text: Tensor) -> Tensor:
     return torch.nn.functional.pad(mask[:, :n], (0, max(0, n - mask.shape[1])), value=1)
 
 
-def is_sana(patcher) -> bool:
+def is_sana(patcher: comfy.model_patcher.ModelPatcher) -> bool:
     return isinstance(patcher.model, SanaModel)
 
 
-def native_size_px(patcher) -> int:
+def native_size_px(patcher: comfy.model_patcher.ModelPatcher) -> int:
     """Side of the square image a model was trained on. Raises ValueError for other families."""
     if not is_sana(patcher):
         raise ValueError("this MODEL is not a SANA; connect Load SANA-Sprint or Load SANA Model")
@@ -225,8 +243,10 @@ def native_size_px(patcher) -> int:
 # --- guarding a run -------------------------------------------------------------------------------
 
 
-def guard_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
-    """Wraps one sampling run (OUTER_SAMPLE): refuses foreign latents, neutralises cfg, finds NaN."""
+def guard_run(
+    executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, *args, **kwargs
+) -> Tensor:
+    """Wraps one sampling run (OUTER_SAMPLE): refuses foreign latents, neutralises cfg, finds NaN. Raises ValueError."""
     guider = executor.class_obj
     model = guider.model_patcher.model
     require_latent(latent_image)
@@ -254,11 +274,11 @@ def guard_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
 
 
 def _require_finite(latent: Tensor, sigmas: Tensor) -> None:
-    """What would come out as NaN, said before the run. Raises ValueError."""
+    """Refuse before the run what would come out as NaN. Raises ValueError."""
     if not torch.isfinite(sigmas).all():
-        raise ValueError(f"these SIGMAS hold NaN or infinity: {sigmas.tolist()[:10]}")
+        raise ValueError(f"these SIGMAS hold NaN or infinity ({sigmas.tolist()[:10]}); check the node that made them")
     if sigmas[-1] >= 1.0:
-        raise ValueError("these SIGMAS end at 1, which is pure noise: nothing would be denoised; check Split Sigmas")
+        raise ValueError("these SIGMAS end at 1, pure noise, so that nothing would be denoised; check Split Sigmas")
     if not torch.isfinite(latent).all():
         raise ValueError("the latent holds NaN or infinity; check the image that it was encoded from")
 
@@ -271,8 +291,8 @@ def _require_own_controls(guider) -> None:
             while control is not None:
                 if not getattr(control, "steers_sana", False):
                     raise ValueError(
-                        "a ControlNet of another family is applied to this prompt; SANA takes those of Load SANA "
-                        "ControlNet"
+                        "a ControlNet of another family is applied to this prompt; apply one of Load SANA ControlNet "
+                        "instead"
                     )
                 control = control.previous_controlnet
 
@@ -291,7 +311,9 @@ def _warn_of_cfg(model: SanaModel, cfg: float) -> None:
 # --- loading --------------------------------------------------------------------------------------
 
 
-def load_model(source: checkpoint.Source | str | Path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False):
+def load_model(
+    source: checkpoint.Source | str | Path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
     """MODEL patcher of a file or folder, by its `dtype` and `time_scale`.
 
     The signature is ComfyUI's: it calls this again, with disable_dynamic, for a plain copy.
@@ -321,16 +343,22 @@ def load_model(source: checkpoint.Source | str | Path, options: LoaderOptions = 
     return patcher
 
 
-def _set_dtypes(config: SanaConfig, weights: checkpoint.Weights, quant, asked: torch.dtype | None, device):
+def _set_dtypes(
+    config: SanaConfig,
+    weights: checkpoint.Weights,
+    quant: dict | None,
+    requested: torch.dtype | None,
+    device: torch.device,
+) -> torch.dtype:
     """Choose the dtypes of weights and computation as ComfyUI does for its own models; returns the weights'."""
     supported = list(config.supported_inference_dtypes)
-    dtype = asked or mm.unet_dtype(
+    dtype = requested or mm.unet_dtype(
         model_params=comfy.utils.calculate_parameters(weights.tensors),
         supported_dtypes=supported,
         weight_dtype=None if quant else comfy.utils.weight_dtype(weights.tensors),
     )
     if dtype == torch.float16:
-        supported.insert(0, dtype)  # asked for by name
+        supported.insert(0, dtype)  # requested by name
     config.quant_config = quant
     config.set_inference_dtype(dtype, mm.unet_manual_cast(None if quant else dtype, device, supported))
     return dtype

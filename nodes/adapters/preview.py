@@ -1,7 +1,7 @@
 """Live previews: how ComfyUI paints a latent while it is sampled.
 
 ComfyUI's RGB previewer is `reshape`, then a linear map. A model paints with the map of its own VAE where that is known
-(sprint_core.images.preview), else with one that is learnt from each picture that a VAE decodes. Where the user asked
+(sprint_core.images.preview), else with one that is learnt from each image that a VAE decodes. Where the user asked
 for TAESD previews and models/vae_approx has a TAESANA, `reshape` is its decoder, and the map the identity. So every
 sampler shows them, and nothing is patched.
 """
@@ -9,6 +9,7 @@ sampler shows them, and nothing is patched.
 import functools
 import logging
 import os
+from collections.abc import Callable
 
 import comfy.cli_args
 import comfy.model_management as mm
@@ -34,23 +35,23 @@ IDENTITY = torch.eye(3).tolist()
 
 
 class Colours:
-    """The map of one VAE: known, or learnt from what it decodes."""
+    """The map of one VAE: stored with it, or learnt from what it decodes."""
 
     latest: "Colours | None" = None  # of the VAE that was last used; a MODEL by itself does not know its VAE
 
-    def __init__(self, known: Factors | None = None):
-        self.known, self.fit = known, RGBFit()
-        if known is not None:
+    def __init__(self, stored: Factors | None = None):
+        self.stored, self.fit = stored, RGBFit()
+        if stored is not None:
             Colours.latest = self
 
     def observe(self, latent: Tensor, image: Tensor) -> None:
         """Learn from raw latents [b, 32, h, w] and their images [b, 32h, 32w, 3] in [0, 1]."""
-        if self.known is None:
+        if self.stored is None:
             self.fit.observe(latent, image)
         Colours.latest = self
 
     def factors(self) -> Factors:
-        return self.known or self.fit.factors()
+        return self.stored or self.fit.factors()
 
 
 class Painter:
@@ -63,17 +64,17 @@ class Painter:
         return self.own or (Colours.latest and Colours.latest.factors())
 
     @property
-    def rows(self) -> list | None:
+    def rows(self) -> list[list[float]] | None:
         if taesana() is not None:
             return IDENTITY
         return self.factors and [list(row) for row in self.factors.rows]
 
     @property
-    def bias(self) -> list | None:
+    def bias(self) -> list[float] | None:
         return None if taesana() is not None else self.factors and list(self.factors.bias)
 
     @property
-    def reshape(self):
+    def reshape(self) -> Callable[[Tensor], Tensor] | None:
         """x0 of the sampler, scaled latents [b, 32, h, w] -> [b, 3, 32h, 32w], or None for the linear map."""
         decoder = taesana()
         return decoder and functools.partial(_paint, decoder)
@@ -99,6 +100,7 @@ def known(source: Weights | checkpoint.Source) -> Factors | None:
 
 
 def _paint(decoder: tiny_autoencoder.TinyAutoencoder, x0: Tensor) -> Tensor:
+    """The first of scaled latents [b, 32, h, w] as an image [1, 3, 32h, 32w] in [-1, 1], at most 1024 px a side."""
     dtype = torch.bfloat16 if mm.should_use_bf16(x0.device) else torch.float32
     decoder.to(x0.device, dtype)
     x0 = x0[:1]
@@ -113,17 +115,17 @@ def taesana() -> tiny_autoencoder.TinyAutoencoder | None:
     if latent_preview.args.preview_method != comfy.cli_args.LatentPreviewMethod.TAESD:
         return None
     path = _file()
-    return path and _loaded(path, os.stat(path).st_mtime_ns)
+    return None if path is None else _loaded(path, os.stat(path).st_mtime_ns)
 
 
 def _file() -> str | None:
-    found = [name for name in folder_paths.get_filename_list(APPROXIMATE) if name.startswith(TINY_DECODER)]
-    return folder_paths.get_full_path(APPROXIMATE, found[0]) if found else None
+    names = [name for name in folder_paths.get_filename_list(APPROXIMATE) if name.startswith(TINY_DECODER)]
+    return folder_paths.get_full_path(APPROXIMATE, names[0]) if names else None
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(path: str, changed: int) -> tiny_autoencoder.TinyAutoencoder | None:
-    """changed: when the file was, so that a repaired one is read."""
+def _loaded(path: str, changed_ns: int) -> tiny_autoencoder.TinyAutoencoder | None:
+    """changed_ns: when the file was, so that a repaired one is read."""
     try:
         weights = checkpoint.load_tiny(path)
     except CheckpointError as error:

@@ -1,7 +1,10 @@
 """SANA-Sprint's sampling loop inside ComfyUI's samplers, guiders and previews."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -15,10 +18,18 @@ from ...sprint_core.weights import presets
 from . import model as model_adapter
 
 
-def sprint_sampler(model, x, sigmas, extra_args=None, callback=None, disable=None, seeds=None):
+def sprint_sampler(
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict | None = None,
+    callback: Callable[[dict], None] | None = None,
+    disable: bool | None = None,
+    seeds: list[int] | None = None,
+) -> Tensor:
     """The core's loop as a sampler function for KSAMPLER. `model(x, sigma)` returns x0.
 
-    seeds: one per image; without them image i has the run's seed + i.
+    seeds: one per image; without them image i has the run's seed + i. disable: show no progress bar.
     """
     extra_args = extra_args or {}
     ones = x.new_ones(len(x))
@@ -42,12 +53,14 @@ def sprint_sampler(model, x, sigmas, extra_args=None, callback=None, disable=Non
         return core.sample(denoise, x, sigmas, noise, add_noise, on_step)
 
 
-def sampler(seeds: list[int] | None = None):
+def sampler(seeds: list[int] | None = None) -> comfy.samplers.KSAMPLER:
     """A SAMPLER object. Its step noise comes from the CPU, so a seed means the same on every device."""
     return comfy.samplers.KSAMPLER(sprint_sampler, {"seeds": seeds})
 
 
-def sample(model, positive, latent: dict, sigmas: Tensor, seed: int, guidance: float) -> dict:
+def sample(
+    model: comfy.model_patcher.ModelPatcher, positive: list, latent: dict, sigmas: Tensor, seed: int, guidance: float
+) -> dict:
     """Sample a LATENT: image i of a batch starts from seed + i, as if it were alone. Raises ValueError."""
     if not model_adapter.is_sana(model) or not model.model.sprint:
         raise ValueError(

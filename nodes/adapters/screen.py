@@ -1,4 +1,4 @@
-"""Telling the user something on the node itself, and in the log."""
+"""Messages to the user: on the node itself, and in the log."""
 
 import logging
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import comfy.model_management as mm
@@ -10,6 +11,7 @@ import comfy.ops
 import comfy.sd
 import comfy.utils
 import torch
+from torch import Tensor
 
 from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from ...sprint_core.models import compiled
@@ -26,11 +28,11 @@ RETRY_TILE, RETRY_OVERLAP = 16, 4  # latent cells: what ComfyUI falls back to wh
 
 
 @contextlib.contextmanager
-def without_log_line(beginning: str):
-    """Drop one kind of line that ComfyUI logs to the root logger, which would mislead here."""
+def without_log_line(part: str) -> Iterator[None]:
+    """Drop the lines that hold `part` from what ComfyUI logs to the root logger, where they would mislead."""
 
     def keep(record: logging.LogRecord) -> bool:
-        return beginning not in record.getMessage()
+        return part not in record.getMessage()
 
     root = logging.getLogger()
     root.addFilter(keep)
@@ -70,7 +72,7 @@ class SanaVAE(comfy.sd.VAE):
         self.memory_used_decode = lambda shape, dtype: (
             decode * shape[2] * shape[3] * DOWNSCALE**2 * mm.dtype_size(dtype)
         )
-        self.about = {} if tiny else {checkpoint.TENSOR_KEY: checkpoint.describe_tensor(weights)}
+        self.description = {} if tiny else {checkpoint.TENSOR_KEY: checkpoint.describe_tensor(weights)}
         self.path = weights.path
         self.colours = None if tiny else Colours(known(weights))
         self.device = mm.vae_device()
@@ -87,82 +89,84 @@ class SanaVAE(comfy.sd.VAE):
             self.first_stage_model.to(self.vae_dtype)  # layers that ComfyUI fills late keep the file's dtype
         self.model_size()
 
-    def decode(self, samples_in, *args, **kwargs):
+    def decode(self, samples_in: Tensor, *args, **kwargs) -> Tensor:
         self._require_own(samples_in)
         return self._checked(samples_in, super().decode(samples_in, *args, **kwargs))
 
-    def decode_tiled(self, samples, *args, **kwargs):
+    def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
         self._require_own(samples)
         return self._checked(samples, super().decode_tiled(samples, *args, **kwargs))
 
-    def encode(self, pixel_samples, *args, **kwargs):
+    def encode(self, pixel_samples: Tensor, *args, **kwargs) -> Tensor:
         self._require_a_cell(pixel_samples)
         return super().encode(pixel_samples, *args, **kwargs)
 
-    def encode_tiled(self, pixel_samples, *args, **kwargs):
+    def encode_tiled(self, pixel_samples: Tensor, *args, **kwargs) -> Tensor:
         self._require_a_cell(pixel_samples)
         return super().encode_tiled(pixel_samples, *args, **kwargs)
 
-    def _require_a_cell(self, image):
+    def _require_a_cell(self, image: Tensor) -> None:
         """image [b, h, w, c]; ComfyUI crops it to multiples of 32."""
         height, width = image.shape[1:3]
         if min(height, width) < DOWNSCALE:
-            raise ValueError(f"this image is {width} x {height} pixels; SANA's VAE needs at least 32 x 32. Enlarge it")
+            raise ValueError(f"this image is {width} x {height} pixels; enlarge it to at least 32 x 32 for SANA's VAE")
 
-    def _require_own(self, latent):
+    def _require_own(self, latent: Tensor) -> None:
         if latent.ndim != 4 or latent.shape[1] != self.latent_channels or 0 in latent.shape:
             raise ValueError(
                 f"this latent has shape {list(latent.shape)}; SANA's VAE decodes [batch, {self.latent_channels}, "
-                "height/32, width/32]. Connect the VAE of the model that made the latent"
+                "height/32, width/32], so connect the VAE of the model that made the latent"
             )
 
-    def _checked(self, latent, image):
+    def _checked(self, latent: Tensor, image: Tensor) -> Tensor:
         """The image, once it is known to be one; the previews' colours learn from it."""
         if not torch.isfinite(image).all():
             raise ValueError(
                 f"the VAE {self.path} decoded NaN or infinity in {self.vae_dtype}; load it in fp32, "
-                "and check the latent that it was given"
+                "and check the latent that it decoded"
             )
         if self.colours is not None:
             self.colours.observe(latent, image)
         return image
 
-    def decode_tiled_(self, samples, tile_x=RETRY_TILE, tile_y=RETRY_TILE, overlap=RETRY_OVERLAP):
+    def decode_tiled_(
+        self, samples: Tensor, tile_x: int = RETRY_TILE, tile_y: int = RETRY_TILE, overlap: int = RETRY_OVERLAP
+    ) -> Tensor:
         """Sizes in latent cells. Square tiles, feathered, one pass."""
         tile = max(2, min(tile_x, tile_y))
 
-        def run(latent, progress):
+        def run(latent: Tensor, progress: Callable[[int, int], None]) -> Tensor:
             overlap_px = min(overlap, tile - 1) * DOWNSCALE
             image = self.first_stage_model.decode_tiled(latent, tile * DOWNSCALE, overlap_px, progress)
             return self.process_output(image.to(self.output_device, torch.float32))
 
         return self._by_image(samples, run)
 
-    def encode_tiled_(self, pixel_samples, tile_x=512, tile_y=512, overlap=128):
+    def encode_tiled_(self, pixel_samples: Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 128) -> Tensor:
         """Sizes in pixels, rounded to whole latent cells."""
         tile = max(2, min(tile_x, tile_y) // DOWNSCALE) * DOWNSCALE
         overlap_px = min(overlap // DOWNSCALE * DOWNSCALE, tile - DOWNSCALE)
 
-        def run(image, progress):
+        def run(image: Tensor, progress: Callable[[int, int], None]) -> Tensor:
             latent = self.first_stage_model.encode_tiled(image, tile, overlap_px, progress)
             return latent.to(self.output_device, torch.float32)
 
         return self._by_image(self.process_input(pixel_samples), run)
 
-    def _by_image(self, batch, run):
+    def _by_image(self, batch: Tensor, run: Callable[[Tensor, Callable[[int, int], None]], Tensor]) -> Tensor:
         """One image at a time, since tiling is for want of memory, with a progress bar."""
         bar = comfy.utils.ProgressBar(len(batch))
         out = []
         for i in range(len(batch)):
 
-            def progress(done, total, i=i):
+            def progress(done: int, total: int, i: int = i) -> None:
                 bar.update_absolute(i * total + done, len(batch) * total)
 
             out.append(run(batch[i : i + 1].to(self.device, self.vae_dtype), progress))
         return torch.cat(out)
 
-    def get_sd(self):
-        return super().get_sd() | self.about
+    def get_sd(self) -> dict[str, Tensor]:
+        return super().get_sd() | self.description
 
 
 def load_vae(
@@ -197,5 +201,8 @@ def _weights(source: checkpoint.Source) -> checkpoint.Weights:
     return weights
 
 
-def load_vae_patcher(path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False):
+def load_vae_patcher(
+    path: Path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """What ComfyUI calls for a plain copy of the VAE's patcher."""
     return load_vae(path, options, disable_dynamic).patcher

@@ -186,7 +186,7 @@ def empty(node):
 
 @pytest.fixture(scope="session")
 def pixels():
-    """A smooth picture [1, 96, 128, 3]."""
+    """A smooth image [1, 96, 128, 3]."""
     y, x = torch.meshgrid(torch.linspace(0, 1, 96), torch.linspace(0, 1, 128), indexing="ij")
     return torch.stack([x, y, (x * 6).sin() / 2 + 0.5], dim=-1)[None]
 

@@ -111,7 +111,7 @@ def test_a_model_of_another_family(refused, file, names, what):
 
 
 @pytest.mark.parametrize(
-    "slot, kind, what, wanted",
+    "slot, kind, what, expected",
     [
         (MODEL, "autoencoder", "a DC-AE", "SANA transformer"),
         (MODEL, "text_encoder", "Gemma-2", "SANA transformer"),
@@ -119,9 +119,9 @@ def test_a_model_of_another_family(refused, file, names, what):
         (TEXT, "autoencoder", "a DC-AE", "Gemma-2"),
     ],
 )
-def test_our_own_files_in_the_wrong_slot(refused, stored, slot, kind, what, wanted):
+def test_our_own_files_in_the_wrong_slot(refused, stored, slot, kind, what, expected):
     message = refused(*slot, stored(kind, f"misplaced-{kind}.safetensors"), what, "choose another file")
-    assert re.search(f"this is .*{what}.*, not .*{wanted}", message)
+    assert re.search(f"this is .*{what}.*, not .*{expected}", message)
 
 
 @pytest.mark.parametrize("slot, kind", [(MODEL, "transformer"), (TEXT, "text_encoder"), (VAE, "autoencoder")])
@@ -398,7 +398,7 @@ def test_sigmas_that_denoise_nothing(custom, unchanged):
 
 @pytest.mark.parametrize("weight", ["nan", "inf", "1e309"])
 def test_weights_that_are_no_number(node, clip, weight):
-    with pytest.raises(ValueError, match="no finite number"):
+    with pytest.raises(ValueError, match="not a finite number"):
         node("CLIPTextEncode", clip=clip, text=f"(a:{weight})")
 
 

@@ -54,25 +54,25 @@ def test_the_nodes_paint_what_the_core_paints(paint, pipeline, steps):
     assert torch.equal(paint("two red crosses", seed=3, steps=steps), expected)
 
 
-def test_pictures_show_what_prompts_say(paint):
+def test_images_show_what_prompts_say(paint):
     """Held-out prompts, judged from pixels; the README has the exact shares, of many more."""
     prompts = [prompt for name in captions.CATEGORIES for prompt in examples.prompts(name, 5, seed=7)]
     right = [judge.judge(paint(p.text, seed=i, steps=2)[0].numpy(), p.requirement) for i, p in enumerate(prompts)]
     assert sum(right) >= 0.5 * len(prompts)
 
 
-def test_the_prompt_decides_the_picture(paint):
+def test_the_prompt_decides_the_image(paint):
     """With one seed, another colour gives the same place in another colour."""
     red, blue = (judge.detect(paint(f"a large {colour} circle", seed=5)[0].numpy()) for colour in ("red", "blue"))
     assert [thing.colour for thing in red] == ["red"] and [thing.colour for thing in blue] == ["blue"]
 
 
 def test_image_to_image_repaints(paint):
-    """Little strength leaves the picture, all of it makes another one."""
-    picture = paint("a large red circle in the middle on a grey background", seed=1)
-    kept = paint("a large red circle in the middle on a grey background", picture, seed=2, denoise=0.2)
-    assert (kept - picture).abs().mean() < 0.02
-    changed = paint("a large blue square in the middle on a teal background", picture, seed=2)
+    """Little strength leaves the image, all of it makes another one."""
+    image = paint("a large red circle in the middle on a grey background", seed=1)
+    kept = paint("a large red circle in the middle on a grey background", image, seed=2, denoise=0.2)
+    assert (kept - image).abs().mean() < 0.02
+    changed = paint("a large blue square in the middle on a teal background", image, seed=2)
     assert judge.judge(changed[0].numpy(), "a large blue square in the middle on a teal background")
 
 

@@ -1,4 +1,4 @@
-"""ControlNet in a real ComfyUI: the core's pictures, stock apply nodes, ranges, chains, masks; and refused input."""
+"""ControlNet in a real ComfyUI: the core's images, stock apply nodes, ranges, chains, masks; and refused input."""
 
 import pytest
 import standin
@@ -66,10 +66,10 @@ def applied(node, positive, net, vae, pixels):
     """applied(strength=0.5, ...): the positive conditioning with control."""
 
     def run(id=APPLY, **inputs):
-        given = {"positive": positive, "control_net": net, "image": pixels, "vae": vae} | inputs
+        inputs = {"positive": positive, "control_net": net, "image": pixels, "vae": vae} | inputs
         if id == STOCK:
-            given.setdefault("negative", given["positive"])
-        return node(id, **given)[0]
+            inputs.setdefault("negative", inputs["positive"])
+        return node(id, **inputs)[0]
 
     return run
 
@@ -95,13 +95,13 @@ def calls(net, monkeypatch):
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_equals_the_core(node, applied, nets, core_net, pipeline, sample, vae, pixels, wiring, steps):
     control = Control(core_net(wiring), pixels, 0.7)
-    given = {"seeds": [7], "size": (128, 96), "steps": steps, "guidance": 4.0}
-    expected = pipeline.generate(["a red circle"], controls=[control], **given)
+    settings = {"seeds": [7], "size": (128, 96), "steps": steps, "guidance": 4.0}
+    expected = pipeline.generate(["a red circle"], controls=[control], **settings)
     conditioning = applied(control_net=nets[wiring], strength=0.7)
     latent = sample(positive=conditioning, seed=7, steps=steps, guidance=4.0)
     image = node("VAEDecode", vae=vae, samples={"samples": latent})
     assert (image - expected).abs().max() <= 1e-6
-    assert (image - pipeline.generate(["a red circle"], **given)).abs().max() > 0.05
+    assert (image - pipeline.generate(["a red circle"], **settings)).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("id", [APPLY, STOCK])
@@ -117,9 +117,9 @@ def test_strength_0_and_an_untrained_one_change_nothing(node, applied, stored_co
 
 @pytest.mark.parametrize("first, second", [(APPLY, APPLY), (APPLY, STOCK), (STOCK, STOCK)])
 def test_two_at_half_strength_equal_one(applied, sample, close, first, second):
-    whole = sample(positive=applied(strength=0.6))
+    full = sample(positive=applied(strength=0.6))
     halves = applied(second, positive=applied(first, strength=0.3), strength=0.3)
-    close(sample(positive=halves), whole, 1e-5)
+    close(sample(positive=halves), full, 1e-5)
 
 
 def test_stock_node_does_the_same(applied, sample):
@@ -130,7 +130,7 @@ def test_stock_node_does_the_same(applied, sample):
 def test_chains_of_both_wirings(node, applied, nets, core_net, pipeline, sample, pixels, vae, order, close):
     conditioning = applied(control_net=nets[order[0]], strength=0.5)
     conditioning = applied(positive=conditioning, control_net=nets[order[1]], strength=0.4)
-    controls = [Control(core_net(w), pixels, strength) for w, strength in zip(order, (0.5, 0.4))]
+    controls = [Control(core_net(w), pixels, strength) for w, strength in zip(order, (0.5, 0.4), strict=True)]
     expected = pipeline.generate(["a red circle"], seeds=[1], size=(128, 96), steps=2, controls=controls)
     latent = sample(positive=conditioning, seed=1, steps=2)
     close(node("VAEDecode", vae=vae, samples={"samples": latent}), expected, 1e-5)
@@ -219,10 +219,10 @@ def test_a_teacher_with_a_negative_prompt(host, node, applied, other, empty, sto
     teacher = node("SanaSprintModelLoader", model=folder.name)
     weights = standin.control(AUTHORS, guidance_embed=False, time_scale=1000.0)
     net = node("SanaSprintControlNetLoader", control_net=stored_control("teacher.safetensors", weights))
-    given = {"control_net": net, "negative": other}
+    inputs = {"control_net": net, "negative": other}
     run = lambda id: node(  # noqa: E731
         "KSampler", model=teacher, steps=3, cfg=4.5, sampler_name="euler", scheduler="simple", seed=1,
-        latent_image=empty, positive=applied(id, **given), negative=applied(id, positive=other, **given),
+        latent_image=empty, positive=applied(id, **inputs), negative=applied(id, positive=other, **inputs),
     )["samples"]  # fmt: skip
     close(run(APPLY), run(STOCK), 1e-5)
 
@@ -256,8 +256,8 @@ def test_cancel(applied, sample, net, monkeypatch):
 
 
 def test_the_negative_output(node, positive, other, net, vae, pixels):
-    given = {"positive": positive, "control_net": net, "image": pixels, "vae": vae}
-    alone, both = node(APPLY, **given), node(APPLY, **given, negative=other)
+    inputs = {"positive": positive, "control_net": net, "image": pixels, "vae": vae}
+    alone, both = node(APPLY, **inputs), node(APPLY, **inputs, negative=other)
     assert torch.equal(alone[1][0][0], positive[0][0]) and torch.equal(both[1][0][0], other[0][0])
     assert both[0][0][1]["control"] is both[1][0][1]["control"]
     assert "control" not in positive[0][1]
@@ -282,7 +282,7 @@ def test_the_hint_is_encoded_once(node, applied, sample, encodings, model, pixel
     conditioning = applied()
     for seed in range(3):
         sample(positive=conditioning, steps=4, seed=seed)
-    sample(positive=applied(strength=0.3, image=pixels.clone()))  # a new apply node, the same picture
+    sample(positive=applied(strength=0.3, image=pixels.clone()))  # a new apply node, the same image
     assert encodings == [(1, 96, 128, 3)]
     sample(positive=applied(image=1 - pixels))
     latent = node("SanaSprintEmptyLatent", size="custom", width=96, height=96)
@@ -305,7 +305,7 @@ def test_few_hints_are_kept(applied, sample, net, pixels, encodings):
     "change, words",
     [
         ({"image": torch.rand(1, 64, 64, 4)}, "4 channels.*without alpha"),
-        ({"image": torch.rand(1, 0, 64, 3)}, r"the control image is empty: its shape is \[1, 3, 0, 64\]"),
+        ({"image": torch.rand(1, 0, 64, 3)}, r"the control image is empty, of shape \[1, 3, 0, 64\]"),
         ({"image": torch.rand(0, 64, 64, 3)}, "the control image is empty"),
         ({"start_percent": 0.8, "end_percent": 0.2}, r"control from 0\.8 to 0\.2: start must not exceed end"),
         ({"image": torch.full((1, 64, 64, 3), float("nan"))}, "the control image holds NaN"),
@@ -382,14 +382,14 @@ def test_another_vae(applied, unchanged):
 
 def test_batches_that_do_not_fit(applied, sample, pixels, empty, unchanged):
     two = {"samples": empty["samples"].repeat(2, 1, 1, 1)}
-    with unchanged(), pytest.raises(ValueError, match="3 control images for 2 pictures"):
+    with unchanged(), pytest.raises(ValueError, match="3 control images for 2 images"):
         sample(positive=applied(image=pixels.expand(3, -1, -1, -1)), latent_image=two)
 
 
 def test_another_width(node, applied, sample, stored_control, unchanged):
     weights = standin.control(AUTHORS, width=96, cross_heads=3)
     wide = node("SanaSprintControlNetLoader", control_net=stored_control("wide.safetensors", weights))
-    with unchanged(), pytest.raises(ValueError, match="SANA of width 96, the MODEL has 64: take the ControlNet of"):
+    with unchanged(), pytest.raises(ValueError, match="SANA of width 96, the MODEL has 64; load the ControlNet of"):
         sample(positive=applied(control_net=wide))
 
 
@@ -399,7 +399,7 @@ def test_another_family(net):
 
 
 def test_a_control_net_of_another_family(applied, unchanged):
-    with unchanged(), pytest.raises(ValueError, match="this CONTROL_NET is no SANA's; connect Load SANA ControlNet"):
+    with unchanged(), pytest.raises(ValueError, match="this CONTROL_NET is not of SANA; connect Load SANA ControlNet"):
         applied(control_net=object())
 
 
@@ -456,9 +456,9 @@ def test_hed_without_weights(node, pixels, unchanged):
         node("SanaSprintSoftEdges", image=pixels, method="HED")
 
 
-def test_edges_of_what_is_no_picture(node, unchanged):
-    with unchanged(), pytest.raises(ValueError, match="this image holds NaN or infinity"):
+def test_edges_of_what_is_no_image(node, unchanged):
+    with unchanged(), pytest.raises(ValueError, match="Soft Edges holds NaN or infinity"):
         node("SanaSprintSoftEdges", image=torch.full((1, 32, 32, 3), float("nan")))
     for image in (torch.rand(1, 32, 32, 4), torch.rand(1, 0, 32, 3), torch.rand(32, 32, 3)):
-        with unchanged(), pytest.raises(ValueError, match="needs the 3 channels of a picture without alpha"):
+        with unchanged(), pytest.raises(ValueError, match="needs the 3 channels of an image without alpha"):
             node("SanaSprintSoftEdges", image=image)

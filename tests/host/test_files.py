@@ -144,7 +144,7 @@ def comfy_quant(tensors, format="float8_e4m3fn"):
     """ComfyUI's per-layer format: weight in fp8, weight_scale, and comfy_quant, JSON as bytes."""
     import comfy.quant_ops
 
-    about = torch.tensor(list(json.dumps({"format": format}).encode()), dtype=torch.uint8)
+    description = torch.tensor(list(json.dumps({"format": format}).encode()), dtype=torch.uint8)
     for name in linear(tensors):
         layout = comfy.quant_ops.QUANT_ALGOS[format]["comfy_tensor_layout"]
         weight = comfy.quant_ops.QuantizedTensor.from_float(tensors[name], layout, scale="recalculate")
@@ -152,7 +152,7 @@ def comfy_quant(tensors, format="float8_e4m3fn"):
         tensors |= {
             name: weight._qdata,
             f"{stem}.weight_scale": weight._params.scale.reshape(()),
-            f"{stem}.comfy_quant": about.clone(),
+            f"{stem}.comfy_quant": description.clone(),
         }
     return tensors
 
@@ -173,7 +173,7 @@ def quant_header(host, pipeline_folder):
     tensors = comfy_quant(dict(weights.tensors))
     layers = {k.removesuffix(".comfy_quant"): {"format": "float8_e4m3fn"} for k in tensors if k.endswith("_quant")}
     prefix, header = "model.diffusion_model.", {checkpoint.METADATA_KEY: json.dumps(part.describe(weights))}
-    header["_quantization_metadata"] = json.dumps({"layers": {prefix + name: about for name, about in layers.items()}})
+    header["_quantization_metadata"] = json.dumps({"layers": {prefix + name: layer for name, layer in layers.items()}})
     tensors = {prefix + k: v for k, v in tensors.items() if not k.endswith("_quant")}
     tensorfile.write(host.base / "models" / "checkpoints" / "header.safetensors", tensors, header)
     return "header.safetensors"

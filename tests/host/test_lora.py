@@ -48,15 +48,15 @@ def merged(host, pipeline_folder):
     def weights(model):
         mm.load_models_gpu([model], force_full_load=True)
         state = model.model.diffusion_model.state_dict()
-        found = {name: tensor.clone() for name, tensor in state.items()}
+        copies = {name: tensor.clone() for name, tensor in state.items()}
         mm.unload_all_models()
-        return found
+        return copies
 
     return weights
 
 
 def test_equals_diffusers(node, model, merged, lora_file, pipeline_folder, close):
-    """`load_lora_weights` and `fuse_lora` on the same file: the same weights, and so the same pictures."""
+    """`load_lora_weights` and `fuse_lora` on the same file: the same weights, and so the same images."""
     lora_file("peft.safetensors", peft_file())
     theirs = SanaTransformer2DModel.from_pretrained(pipeline_folder / "transformer")
     theirs.load_lora_adapter(peft_file(), prefix="transformer")
@@ -104,13 +104,13 @@ def test_stacking_with_stock_nodes(node, model, merged, lora_file, write_lora, c
     close(merged(stacked)[f"{LAYERS[0]}.weight"], want, 1e-5)
 
 
-def test_every_naming_gives_the_same_picture(node, model, sample, lora_file):
-    pictures = []
+def test_every_naming_gives_the_same_image(node, model, sample, lora_file):
+    images = []
     for name, prefix in (("a", "transformer."), ("b", ""), ("c", "base_model.model."), ("d", "diffusion_model.")):
         patched, _ = node(NODE, model=model, lora_name=lora_file(f"{name}.safetensors", peft_file(prefix)))
-        pictures.append(sample(model=patched))
-    assert all(torch.equal(picture, pictures[0]) for picture in pictures)
-    assert not torch.allclose(pictures[0], sample(), atol=1e-3)
+        images.append(sample(model=patched))
+    assert all(torch.equal(image, images[0]) for image in images)
+    assert not torch.allclose(images[0], sample(), atol=1e-3)
 
 
 def test_the_text_encoder_too(node, model, clip, lora_file):
@@ -119,12 +119,12 @@ def test_the_text_encoder_too(node, model, clip, lora_file):
     tensors = {f"lora_te_{layer.replace('.', '_')}.lora_up.weight": up}
     tensors |= {f"lora_te_{layer.replace('.', '_')}.lora_down.weight": down} | peft_file()
     lora_file("both.safetensors", tensors)
-    given = {"model": model, "lora_name": "both.safetensors", "clip": clip}
-    _, patched = node(NODE, **given)
+    inputs = {"model": model, "lora_name": "both.safetensors", "clip": clip}
+    _, patched = node(NODE, **inputs)
     encode = lambda clip: node("CLIPTextEncode", clip=clip, text="a red circle")[0][0]  # noqa: E731
     plain = encode(clip)
     assert not torch.allclose(encode(patched), plain, atol=1e-3)
-    _, off = node(NODE, **given, strength_clip=0.0)
+    _, off = node(NODE, **inputs, strength_clip=0.0)
     assert torch.equal(encode(off), plain)
 
 

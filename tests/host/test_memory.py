@@ -162,9 +162,10 @@ def test_a_plain_copy_under_dynamic_memory_has_one_dtype(host, stored, monkeypat
     import comfy.memory_management
     import comfy.model_management as mm
 
-    wanted = {"fp16": torch.float16, "fp32": torch.float32}[dtype]
-    model_name = stored("transformer", f"late-{dtype}.safetensors", lambda t: {k: v.to(wanted) for k, v in t.items()})
-    vae_name = stored("autoencoder", f"late-vae-{dtype}.safetensors", lambda t: {k: v.to(wanted) for k, v in t.items()})
+    stored_dtype = {"fp16": torch.float16, "fp32": torch.float32}[dtype]
+    convert = lambda tensors: {name: tensor.to(stored_dtype) for name, tensor in tensors.items()}  # noqa: E731
+    model_name = stored("transformer", f"late-{dtype}.safetensors", convert)
+    vae_name = stored("autoencoder", f"late-vae-{dtype}.safetensors", convert)
     monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
     monkeypatch.setattr(mm, "should_use_bf16", lambda *args, **kwargs: True)
     folder = host.base / "models" / "checkpoints"
@@ -187,16 +188,16 @@ def test_fp16_vae_asked_for_on_the_command_line_becomes_bf16_or_fp32(node, pipel
 
 def test_the_vae_decodes_in_another_thread(vae):
     """Threads start outside inference mode, in which the loader ran."""
-    found = []
+    decoded = []
 
     def decode():
         with torch.no_grad():
-            found.append(vae.decode(torch.zeros(1, 32, 2, 2)))
+            decoded.append(vae.decode(torch.zeros(1, 32, 2, 2)))
 
     thread = threading.Thread(target=decode)
     thread.start()
     thread.join()
-    assert found[0].shape == (1, 64, 64, 3)
+    assert decoded[0].shape == (1, 64, 64, 3)
 
 
 def test_a_compiled_vae_gives_the_same(host, node, stored, round_trip, close, monkeypatch):

@@ -114,8 +114,8 @@ def test_checkpoint_save_is_read_back_whole(node, loaded, saved, sample, pixels)
     path = saved("all", "all.safetensors")
     name = path.name
     blobs = {k: v for k, v in tensorfile.read(path).tensors.items() if k.endswith(checkpoint.TENSOR_KEY)}
-    told = {kind: about for blob in blobs.values() for kind, about in json.loads(blob.numpy().tobytes()).items()}
-    assert {kind: bool(about["source"] and about["preset"]) for kind, about in told.items()} == {
+    parts = {kind: part for blob in blobs.values() for kind, part in json.loads(blob.numpy().tobytes()).items()}
+    assert {kind: bool(part["source"] and part["preset"]) for kind, part in parts.items()} == {
         "transformer": True,
         "text_encoder": True,
         "autoencoder": True,

@@ -276,7 +276,7 @@ def test_a_mask_serves_every_image_of_a_batch(node, positive, sample, close):
 
 @pytest.fixture
 def calls(vae):
-    """Shapes of what the VAE's networks are given."""
+    """Shapes of the inputs of the VAE's networks."""
     seen, net = [], vae.first_stage_model
     hooks = [
         part.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape)) for part in (net.encoder, net.decoder)
@@ -293,14 +293,14 @@ def similarity(a, b):
 
 def test_vae_decode_tiled_is_close_and_works_in_tiles(node, vae, calls):
     latent = {"samples": torch.randn(2, 32, 8, 6, generator=torch.Generator().manual_seed(0))}
-    whole = node("VAEDecode", vae=vae, samples=latent)
+    untiled = node("VAEDecode", vae=vae, samples=latent)
     calls.clear()
     tiled = node("VAEDecodeTiled", vae=vae, samples=latent, tile_size=128, overlap=64)
     assert len(calls) > 2 and all(shape[0] == 1 and max(shape[2:]) <= 4 for shape in calls)
-    assert tiled.shape == whole.shape == (2, 256, 192, 3)
-    assert similarity(tiled, whole) > 0.6
+    assert tiled.shape == untiled.shape == (2, 256, 192, 3)
+    assert similarity(tiled, untiled) > 0.6
     single = node("VAEDecodeTiled", vae=vae, samples=latent, tile_size=256, overlap=64)
-    assert torch.allclose(single, whole, atol=1e-5)  # one tile is no tiling
+    assert torch.allclose(single, untiled, atol=1e-5)  # one tile is no tiling
 
 
 def test_tiled_nodes_show_their_progress(node, vae, monkeypatch):
@@ -314,12 +314,12 @@ def test_tiled_nodes_show_their_progress(node, vae, monkeypatch):
 
 def test_vae_encode_tiled_is_close_and_works_in_tiles(node, vae, pixels, calls):
     image = torch.nn.functional.interpolate(pixels.movedim(-1, 1), (256, 192)).movedim(1, -1)
-    whole = node("VAEEncode", vae=vae, pixels=image)["samples"]
+    untiled = node("VAEEncode", vae=vae, pixels=image)["samples"]
     calls.clear()
     tiled = node("VAEEncodeTiled", vae=vae, pixels=image, tile_size=128, overlap=64)["samples"]
     assert len(calls) > 2 and all(max(shape[2:]) <= 128 for shape in calls)
-    assert tiled.shape == whole.shape == (1, 32, 8, 6)
-    assert similarity(tiled, whole) > 0.9
+    assert tiled.shape == untiled.shape == (1, 32, 8, 6)
+    assert similarity(tiled, untiled) > 0.9
 
 
 def test_vae_encode_crops_to_whole_cells(node, vae, pixels):
@@ -349,9 +349,9 @@ def test_vae_decodes_in_tiles_when_memory_runs_out(node, vae, monkeypatch, calls
 @pytest.fixture
 def colours(host, monkeypatch):
     """The pack's Colours, before any VAE was used."""
-    found = host.pack("nodes.adapters.preview").Colours
-    monkeypatch.setattr(found, "latest", None)
-    return found
+    kind = host.pack("nodes.adapters.preview").Colours
+    monkeypatch.setattr(kind, "latest", None)
+    return kind
 
 
 @pytest.mark.parametrize("by", ["ours", "KSampler"])

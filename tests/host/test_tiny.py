@@ -24,7 +24,7 @@ def files(host, tiny):
     folder = Path(folder_paths.get_folder_paths("vae_approx")[0])
     folder.mkdir(parents=True, exist_ok=True)
     made = [folder / f"taesana_{half}.pth" for half in HALVES]
-    for half, path in zip(HALVES, made):
+    for half, path in zip(HALVES, made, strict=True):
         torch.save(getattr(tiny, half).state_dict(), path)
     folder_paths.filename_list_cache.clear()
     host.pack("nodes.adapters.preview")._loaded.cache_clear()
@@ -74,7 +74,7 @@ def test_without_its_encoder(node, files):
 
 @pytest.mark.parametrize("by", ["ours", "KSampler"])
 def test_it_paints_previews(sample, ksample, files, tiny, method, monkeypatch, caplog, by):
-    """With the preview method TAESD: what ComfyUI sends is the decoder's picture of x0."""
+    """With the preview method TAESD: what ComfyUI sends is the decoder's image of x0."""
     import comfy.utils
 
     images = []
@@ -180,16 +180,16 @@ def fitted(host, pipeline_folder):
 def test_models_and_vaes_take_the_colours_of_their_folder(node, fitted, vae):
     model, _, own = node("SanaSprintLoader", model=fitted.name)
     assert model.model.latent_format.latent_rgb_factors == [[0.25] * 3] * 32
-    assert own.colours.known.rows[0] == (0.25,) * 3 and vae.colours.known is None
+    assert own.colours.stored.rows[0] == (0.25,) * 3 and vae.colours.stored is None
     before = own.colours.fit.cells
     node("VAEDecode", samples={"samples": torch.randn(1, 32, 3, 4)}, vae=own)
-    assert own.colours.fit.cells == before  # what is known is not learnt
+    assert own.colours.fit.cells == before  # what is stored is not learnt
 
 
 def test_damaged_colours_are_no_reason_to_refuse_a_model(node, fitted, caplog):
     (fitted / "vae" / "vae.preview.json").write_text('{"rows": 1}')
     model, _, own = node("SanaSprintLoader", model=fitted.name)
-    assert model.model.latent_format.painter.own is None and own.colours.known is None
+    assert model.model.latent_format.painter.own is None and own.colours.stored is None
     assert "previews learn their colours anew" in caplog.text
 
 
