@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import cli as command
+from . import cli
 from .images import preview
 from .text.loading import find_tokenizer
 from .text.tokenizers import tokenizer_state
@@ -278,10 +278,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     if args.fit_preview:
-        return command.run(lambda: preview.fit_file(*args.fit_preview, args.force))
+        vae, images = args.fit_preview
+        return cli.run(lambda: preview.fit_file(vae, images, args.force))
     words = ["python", "-m", "sprint_core.convert", "--to", args.to]
     command_line = " ".join(words + (["--quantize", args.quantize] if args.quantize else []))
-    return command.run(
+    return cli.run(
         lambda: convert(args.source, args.target, args.to, args.part, args.quantize, args.force, command_line)
     )
 

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from . import keymaps
-from .layouts import text_encoder as text_encoder_layout
-from .layouts import transformer as transformer_layout
+from .layouts import TEXT_ENCODER, TRANSFORMER
 from .tensorfile import CheckpointError
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "module.")
@@ -52,14 +51,21 @@ class Lora:
 class Layers:
     """The layers of a network under every name that trainers use for them."""
 
-    def __init__(self, tensors: Iterable[str], rules: Iterable[tuple[keymaps.Rule, ...]], prefixes, flat_prefixes):
+    def __init__(
+        self,
+        tensors: Iterable[str],
+        namings: Iterable[keymaps.Naming],
+        prefixes: tuple[str, ...],
+        flat_prefixes: tuple[str, ...],
+    ):
         weights = [name for name in tensors if name.endswith(".weight")]
-        self.named = {_layer(name): (_layer(name),) for name in weights}
-        for table in rules:
-            for foreign, native in keymaps.foreign_names(weights, table).items():
+        self.named: dict[str, tuple[str, ...]] = {_layer(name): (_layer(name),) for name in weights}
+        for naming in namings:
+            for foreign, native in keymaps.foreign_names(weights, naming).items():
                 self.named.setdefault(_layer(foreign), tuple(map(_layer, native)))
         self.flat = {name.replace(".", "_"): native for name, native in self.named.items()}
-        self.prefixes, self.flat_prefixes = prefixes, flat_prefixes
+        self.prefixes = prefixes
+        self.flat_prefixes = flat_prefixes
 
     def find(self, name: str) -> tuple[str, ...] | None:
         """The native layers that a trainer's layer stands for."""
@@ -91,44 +97,41 @@ def read(
     weight(name) is asked for the transformer's own weight where DoRA needs it. Raises CheckpointError if no layer
     matches, or if none has a fitting shape.
     """
-    found, wrong = Lora(), []
-    tables = (transformer_layout.NVLABS, transformer_layout.DIFFUSERS)
-    networks = [(found.transformer, Layers(transformer, tables, PREFIXES, FLAT_PREFIXES), transformer)]
+    lora = Lora()
+    misfits = []
+    networks = [(lora.transformer, Layers(transformer, TRANSFORMER.namings, PREFIXES, FLAT_PREFIXES), transformer)]
     if text:
-        layers = Layers(text, (text_encoder_layout.GEMMA_BARE,), TEXT_PREFIXES, TEXT_FLAT_PREFIXES)
-        networks.append((found.text, layers, text))
-    by_layer = _by_layer(tensors, metadata, found.skipped)
-    for name, parts in by_layer.items():
-        into, native, shapes = next(
-            ((into, layers.find(name), shapes) for into, layers, shapes in networks if layers.find(name)), (None,) * 3
-        )
+        networks.append((lora.text, Layers(text, TEXT_ENCODER.namings, TEXT_PREFIXES, TEXT_FLAT_PREFIXES), text))
+    for name, parts in _by_layer(tensors, metadata, lora.skipped).items():
+        owners = ((adapters, layers.find(name), shapes) for adapters, layers, shapes in networks)
+        adapters, native, shapes = next((owner for owner in owners if owner[1]), ({}, None, {}))
         split = _split(parts, len(native)) if native else None
-        if split is None:
-            found.skipped += [f"{name}.{part}" for part in parts]
+        if native is None or split is None:
+            lora.skipped += [f"{name}.{part}" for part in parts]
             continue
-        for layer, own in zip(native, split):
+        for layer, own in zip(native, split, strict=True):
             if _fits(own, shapes[f"{layer}.weight"]):
-                into[layer] |= dora_scale(own, weight(f"{layer}.weight")) if "dora_scale" in own else own
+                adapters[layer] |= dora_scale(own, weight(f"{layer}.weight")) if "dora_scale" in own else own
             else:
-                wrong.append((name, shapes[f"{layer}.weight"], own))
-    _check(found, wrong, list(tensors), source)
-    return found
+                misfits.append((name, shapes[f"{layer}.weight"], own))
+    _check(lora, misfits, list(tensors), source)
+    return lora
 
 
-def _check(found: Lora, wrong: list[tuple], names: list[str], source: str) -> None:
-    if wrong and not found.count:
-        name, shape, own = wrong[0]
+def _check(lora: Lora, misfits: list[tuple], names: list[str], source: str) -> None:
+    if misfits and not lora.count:
+        name, shape, own = misfits[0]
         sizes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in own.items() if tensor.ndim > 1)
         raise CheckpointError(
             f"{source}: a LoRA of another width: {name} has {sizes}, the model's layer is {list(shape)}; "
             "load it with the model that it was trained on"
         )
-    if not found.count:
+    if not lora.count:
         raise CheckpointError(
             f"{source}: none of its {len(names)} tensors belongs to this model; its first: "
             f"{', '.join(sorted(names)[:LISTED]) or 'none'}. Is it a LoRA of another family?"
         )
-    found.skipped += [f"{name} (of another shape)" for name, *_ in wrong]
+    lora.skipped += [f"{name} (of another shape)" for name, *_ in misfits]
 
 
 def _by_layer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], skipped: list[str]) -> dict[str, dict]:
@@ -153,16 +156,16 @@ def _by_layer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], skippe
 def _alphas(metadata: Mapping[str, str]) -> Callable[[str], Any]:
     """lora_alpha of a layer, by diffusers' metadata: {"transformer.lora_alpha": 8, "transformer.alpha_pattern": {}}."""
     try:
-        said = json.loads(metadata.get(METADATA_KEY, "{}"))
+        settings = json.loads(metadata.get(METADATA_KEY, "{}"))
     except ValueError:
-        said = {}
+        settings = {}
 
     def alpha(layer: str):
         for component in ("transformer.", "text_encoder.", ""):
-            if layer.startswith(component) and f"{component}lora_alpha" in said:
-                pattern = said.get(f"{component}alpha_pattern") or {}
+            if layer.startswith(component) and f"{component}lora_alpha" in settings:
+                pattern = settings.get(f"{component}alpha_pattern") or {}
                 own = next((a for key, a in pattern.items() if re.search(rf"(^|\.){re.escape(key)}$", layer)), None)
-                return said[f"{component}lora_alpha"] if own is None else own
+                return settings[f"{component}lora_alpha"] if own is None else own
         return None
 
     return alpha

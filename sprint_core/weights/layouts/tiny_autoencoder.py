@@ -27,7 +27,7 @@ FIRST_LAYERS = {
     "encoder": ("0.weight", (ENCODER_CHANNELS[0] // 2, 3, 3, 3)),
     "decoder": ("1.weight", (DECODER_CHANNELS[0], LATENT_CHANNELS, 3, 3)),
 }
-OTHER_HALF = dict(zip(HALVES, HALVES[::-1], strict=True))
+OTHER_HALF: dict[str, str] = dict(zip(HALVES, HALVES[::-1], strict=True))
 
 
 def halves_in(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
