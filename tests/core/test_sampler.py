@@ -8,7 +8,7 @@ from oracles import randn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sprint_core import sampler, trigflow
-from sprint_core.sampler import StepNoise, initial_noise, sample, seeded_noise
+from sprint_core.sampler import StepNoise, euler, initial_noise, sample, seeded_noise
 
 SHAPE = (3, 4, 5)
 
@@ -84,6 +84,19 @@ def test_on_step_sees_every_prediction_and_may_stop():
 def test_renoising_is_an_argument():
     got = sample(denoise, torch.ones(1, *SHAPE), torch.tensor([0.9, 0.5]), lambda: 3.0, lambda x0, z, s: z + s)
     assert got == 3.5
+
+
+# --- multi-step models -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_euler_is_exact_where_the_velocity_is_constant(steps):
+    """Its data are one image: every step is on the straight line between noise and image, to its end or before."""
+    image, z = randn(2, *SHAPE, dtype=torch.float64), randn(2, *SHAPE, seed=2, dtype=torch.float64)
+    for end in (0.0, 0.3):
+        times = torch.linspace(0.9, end, steps + 1, dtype=torch.float64)
+        got = euler(lambda x_s, s: x_s - s * (z - image), trigflow.flow_add_noise(image, z, times[0]), times)
+        torch.testing.assert_close(got, trigflow.flow_add_noise(image, z, end), rtol=0, atol=1e-14)
 
 
 # --- noise ----------------------------------------------------------------------------------------

@@ -127,6 +127,17 @@ def test_angles_per_image_broadcast():
         torch.testing.assert_close(batch[i], trigflow.add_noise(x0[i], z[i], angle), rtol=0, atol=1e-15)
 
 
+def test_shifting_a_flow_time_adds_to_its_logit():
+    """As SANA's teachers are trained and sampled: towards noise, by ln factor; a factor of 1 changes nothing."""
+    s = torch.linspace(0, 1, 21, dtype=torch.float64)
+    assert torch.equal(trigflow.shift(s, 1.0), s)
+    inside = s[1:-1]
+    torch.testing.assert_close(trigflow.shift(inside, 3.0).logit(), inside.logit() + math.log(3.0))
+    times = trigflow.shifted_sigmas(4, 3.0)
+    assert times == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0]) and times[0] == 1.0 and times[-1] == 0.0
+    assert trigflow.shifted_sigmas(4, 1.0) == [1.0, 0.75, 0.5, 0.25, 0.0]
+
+
 # --- the deterministic step -----------------------------------------------------------------------
 
 

@@ -64,7 +64,7 @@ FULL_SANA = {
     "decoder_block_types": (RES,) * 3 + (VIT,) * 3,
     "upsample_block_type": "interpolate",
     "downsample_block_type": "Conv",  # spelt as in the published file
-    "scaling_factor": SCALE,
+    "scaling_factor": 0.41407,  # as published, too
 }
 
 
@@ -222,6 +222,15 @@ def test_tile_weights_are_a_partition_of_unity(tile, overlap, scale):
         torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-6)
         assert all(a + tile - b >= overlap for (a, _), (b, _) in pairwise(windows))
         assert (len(windows) == 1) == (cells <= tile)
+
+
+def test_tiles_fade_in_and_out():
+    """Over the overlap, in equal steps, so that no seam shows; at the borders of the image they do not."""
+    (_, first), (_, second) = tile_windows(12, 8, 4, scale=2)
+    ramp = (torch.arange(8) + 0.5) / 8
+    torch.testing.assert_close(second[:8], ramp)
+    torch.testing.assert_close(first[-8:], ramp.flip(0))
+    assert (first[:8] == 1).all() and (second[8:] == 1).all()
 
 
 def cell_local_model() -> Autoencoder:
