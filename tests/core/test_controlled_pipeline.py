@@ -132,6 +132,14 @@ def test_batches(model, net):
     assert not torch.allclose(shared[1:], each[1:], atol=1e-2)
 
 
+def test_prompts_of_different_lengths_steer_alone(model, net):
+    """The ControlNet reads the padded prompts with their mask, as the trunk does."""
+    controls, prompts = [Control(net, HINT)], [PROMPT, "a red circle to the left of a large blue square"]
+    both = model.generate(prompts, seeds=[3, 4], size=SIZE, controls=controls)
+    alone = model.generate(prompts[:1], seeds=[3], size=SIZE, controls=controls)
+    assert torch.allclose(both[:1], alone, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -138,6 +138,20 @@ def test_files_for_geneval(tmp_path):
     assert evaluate.main(argv) == 0 and first.read_bytes() == bytes_before  # only what is missing, the same again
 
 
+def test_images_for_geneval_have_seeds_of_their_own(tmp_path):
+    """Four of each prompt, from four seeds behind the one that was asked for."""
+    (tmp_path / "metadata.jsonl").write_text('{"prompt": "a cat"}\n{"prompt": "a dog"}\n')
+    calls = []
+
+    def paint(texts, seeds):
+        calls.append((texts[0], seeds[0]))
+        return torch.zeros(1, 2, 2, 3)
+
+    jobs = list(official.geneval_jobs(tmp_path / "metadata.jsonl", tmp_path / "out"))
+    assert official.paint_files(paint, jobs, seed=10) == 8
+    assert calls == [(text, 10 + j) for text in ("a cat", "a dog") for j in range(4)]
+
+
 def test_files_for_mjhq(tmp_path):
     entries = {
         "ab1": {"category": "people", "prompt": "a red circle"},

@@ -2,6 +2,7 @@
 
 import json
 
+import peft
 import pytest
 import standin
 import torch
@@ -176,6 +177,26 @@ def test_dora_by_its_formula(spelling):
     after = w + up @ down
     want = m[:, None] * after / after.norm(dim=1, keepdim=True)
     assert torch.allclose(parts["dora_scale"] * after / w.norm(dim=1, keepdim=True), want, atol=1e-5)
+
+
+def test_dora_with_alpha_equals_peft():
+    """What peft merges, and what a host that divides by |W| makes of our parts, are the same weight."""
+    layer = LAYERS[0]
+    network = SanaTransformer(standin.TRANSFORMER, device="meta")
+    network.load_state_dict({name: tensor.clone() for name, tensor in WEIGHTS.items()}, assign=True)
+    settings = {"r": RANK, "lora_alpha": 5, "use_dora": True, "target_modules": [layer]}
+    tuned = peft.get_peft_model(network, peft.LoraConfig(**settings))
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in tuned.named_parameters():
+        if "lora" in name:
+            parameter.data = 0.5 + torch.rand(parameter.shape, generator=generator)
+    tensors = {name: tensor.clone() for name, tensor in peft.get_peft_model_state_dict(tuned).items()}
+    about = {lora.METADATA_KEY: json.dumps({"lora_alpha": 5})}
+    parts = lora.read(tensors, about, SHAPES, weight=WEIGHTS.get).transformer[layer]
+    w = WEIGHTS[f"{layer}.weight"].clone()
+    got = parts["dora_scale"] * (w + change(parts)) / w.norm(dim=1, keepdim=True)
+    want = tuned.merge_and_unload().state_dict()[f"{layer}.weight"]
+    assert torch.allclose(got, want, atol=1e-5)
 
 
 def test_what_matches_nothing():
