@@ -65,7 +65,7 @@ class Mutation:
         """The file with the bug. Raises ValueError where it does not fit any more."""
         text = self.path.read_text(encoding="utf-8")
         if (count := text.count(self.before)) != 1:
-            raise ValueError(f"{self.id}: {self.before!r} stands {count} times in {self.file}")
+            raise ValueError(f"{self.before!r} stands {count} times in {self.file}")
         return text.replace(self.before, self.after)
 
 
