@@ -123,7 +123,7 @@ class Ours(Parts):
         """Of seven blocks, untrained: it costs what it costs and changes nothing."""
         if self.preset is None:
             return self._bundled(presets.BUNDLED_CONTROL, "controlnet")
-        branch = controlnet.copy_of(self.transformer, controlnet.PUBLISHED_BLOCKS)
+        branch = controlnet.copy_trunk(self.transformer, controlnet.PUBLISHED_BLOCKS)
         return branch.eval().requires_grad_(False)
 
     @functools.cached_property

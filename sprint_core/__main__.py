@@ -122,7 +122,7 @@ def _drawing(args: argparse.Namespace) -> _Drawing | None:
         start, end = (float(n) for n in args.control_range.split(","))
     except ValueError:
         raise ValueError(f"--control-range {args.control_range}: write it as 0,1") from None
-    controlnet.check_use(args.control_strength, start, end)
+    controlnet.check_strength_and_range(args.control_strength, start, end)
     image = images_of_files.read(args.control, "--control", "black")  # lines on nothing are lines on black
     weights = checkpoint.load(args.control_model or presets.BUNDLED_CONTROL, layouts.CONTROLNET)
     hed = edges.load_hed(args.hed) if args.hed else None

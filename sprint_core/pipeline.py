@@ -48,7 +48,7 @@ class Control:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        controlnet.check_use(self.strength, self.start, self.end)
+        controlnet.check_strength_and_range(self.strength, self.start, self.end)
 
     def acts_at(self, s: Tensor) -> bool:
         """Whether it takes part at a flow time."""
@@ -184,7 +184,7 @@ class Pipeline:
                 [r if r is None else c.strength * r for r in c.net(x, times, caption, hint, batch, mask)]
                 for c, hint in acting
             ]
-            v = self.transformer(x, times, caption, batch, mask, controlnet.merged(several))
+            v = self.transformer(x, times, caption, batch, mask, controlnet.sum_residuals(several))
             return trigflow.flow_predict_x0(v.float(), x_s, s)
 
         return denoise

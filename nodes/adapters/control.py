@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
-from ...sprint_core.models.controlnet import ControlNetConfig, SanaControlNet, check_use
+from ...sprint_core.models.controlnet import ControlNetConfig, SanaControlNet, check_strength_and_range
 from ...sprint_core.weights import checkpoint, layouts
 from ...sprint_core.weights.presets import GUIDANCE
 from .model import SanaLatent, SanaModel, attend
@@ -156,7 +156,7 @@ class SanaControl(comfy.controlnet.ControlNet):
         """Called by every apply node. cond_hint: [b, 3, h, w] in [0, 1]. Raises ValueError."""
         _require_image(cond_hint)
         _require_vae(vae)
-        check_use(strength, *timestep_percent_range)
+        check_strength_and_range(strength, *timestep_percent_range)
         return super().set_cond_hint(cond_hint, strength, timestep_percent_range, KeepingVAE(vae, self.hints), **more)
 
     def pre_run(self, model: Any, percent_to_timestep_function: Callable) -> None:

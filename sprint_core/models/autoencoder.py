@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..devices import fp32
 from .autoencoder_config import SANA, VIT, AutoencoderConfig
-from .layers import GLUMBConv, by_rows, cached_rows, relu_linear_attention
+from .layers import GLUMBConv, relu_linear_attention, rows_per_block, run_in_blocks
 from .tiling import TiledCodec
 
 NORM_EPS = 1e-5
@@ -44,14 +44,14 @@ def _channel_norm_class(base: type) -> type:
             self.bias = nn.Parameter(torch.zeros(dim, dtype=dtype, device=device))
 
         def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-            """The norm, plus the residual. x may be overwritten: see layers.by_rows."""
+            """The norm, plus the residual. x may be overwritten: see layers.run_in_blocks."""
             bias, others = self.bias.to(x), () if residual is None else (residual.movedim(1, -1),)
 
             def run(rows: Tensor, *others: Tensor) -> Tensor:
                 y = super(ChannelNorm, self).forward(rows).add_(bias)
                 return y.add_(others[0]) if others else y
 
-            return by_rows(run, x.movedim(1, -1), *others).movedim(-1, 1)
+            return run_in_blocks(run, x.movedim(1, -1), *others).movedim(-1, 1)
 
     return ChannelNorm
 
@@ -158,7 +158,7 @@ def add_reduced(out: Tensor, x: Tensor) -> Tensor:
     o, c, each = out.shape[1], x.shape[1], 4 * x.shape[1] // out.shape[1]
     if each not in (2, 4):  # of the four pixels of a cell: two in a row, or all of them, are averaged
         return out.add_(average_channels(F.pixel_unshuffle(x, 2), o))
-    band_rows = cached_rows(out, 4 * c * out.shape[-1])
+    band_rows = rows_per_block(out, 4 * c * out.shape[-1])
     to, source = out.movedim(1, -1), x.movedim(1, -1)
     for y in range(0, to.shape[1], band_rows):
         band = source[:, 2 * y : 2 * (y + band_rows)]

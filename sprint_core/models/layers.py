@@ -1,8 +1,9 @@
 """The building blocks that SANA's transformer and DC-AE share.
 
 Every learnable operation comes from `ops`, a namespace with torch.nn's classes: `torch.nn` itself,
-or a host's (ComfyUI's operations cast, offload and patch weights as they run). Token layout is
-[b, n, c], image layout [b, c, h, w].
+or a host's (ComfyUI's operations cast, offload and patch weights as they run). Tokens are [b, n, c],
+images [b, c, h, w]. On a CPU, norms and attention run in blocks that fit its cache, since memory
+that is touched for the first time costs more than the arithmetic.
 """
 
 import functools
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 from ..devices import fp32, to_device
 
 LINEAR_ATTENTION_EPS = 1e-8  # the authors' value; diffusers has 1e-15
-CACHED_NUMBERS = 2**19  # of a tensor, that a CPU's cache holds
-MASKED = -10000.0  # additive mask of padded text tokens, as in training
+CACHE_ELEMENTS = 2**19  # elements of a tensor that fit into a CPU's cache
+MASKED = -10000.0  # what is added to the logits of padded text tokens, as in training
+
+Attention = Callable[[Tensor, Tensor, Tensor, int, Tensor | None], Tensor]  # see `sdpa`
 
 
 def _unset(base: type) -> type:
@@ -27,32 +30,33 @@ def _unset(base: type) -> type:
 
 
 class Unset:
-    """torch.nn's operations without first values, for networks whose weights come from a file.
+    """torch.nn's operations with uninitialised weights, for networks whose weights come from a file.
 
-    On the meta device, where such networks are built, drawing the values of an Embedding imports for a second.
+    Such networks are built on the meta device, where initialising an Embedding would import modules for a second.
     """
 
     Linear, Conv2d, Embedding, RMSNorm = map(_unset, (nn.Linear, nn.Conv2d, nn.Embedding, nn.RMSNorm))
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention. q [b, n, h*d], k and v [b, m, h*d], additive mask [b, 1, 1, m] -> [b, n, h*d]."""
+    """Softmax attention: q [b, n, h*d], k and v [b, m, h*d], additive mask [b, 1, 1, m] or None -> [b, n, h*d]."""
     q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
     return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b h n d -> b n (h d)")
 
 
 def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = LINEAR_ATTENTION_EPS) -> Tensor:
-    """ReLU linear attention: relu(q) (relu(k)^T v) / (relu(q) sum relu(k)). All [b, h, n, d] -> [b, n, h*d].
+    """ReLU linear attention (arXiv 2205.14756), linear in n: all [b, h, n, d] -> [b, n, h*d] in q's dtype.
 
-    Cost is linear in n. In fp32, as the [d, d] products of hundreds of tokens overflow fp16 and round badly in bf16;
-    the result has q's dtype again. By as many heads as a CPU's caches hold.
+    relu(q) (relu(k)^T v) / (relu(q) sum relu(k)), computed in fp32, as the [d, d] products of hundreds of tokens
+    overflow fp16 and round badly in bf16.
     """
-    together = cached_rows(q, q.numel() // q.shape[1])
-    parts = [_of_heads(*some, eps) for some in zip(*(x.split(together, dim=1) for x in (q, k, v)))]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)).flatten(2)
+    heads = rows_per_block(q, q.numel() // q.shape[1])
+    blocks = zip(q.split(heads, dim=1), k.split(heads, dim=1), v.split(heads, dim=1), strict=True)
+    outputs = [_attend_linearly(*block, eps) for block in blocks]
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)).flatten(2)
 
 
-def _of_heads(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
+def _attend_linearly(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
     """[b, h, n, d] -> [b, n, h, d]. A channel of ones in v makes the denominators."""
     dtype = q.dtype
     q, k, v = fp32(F.relu(q)), fp32(F.relu(k)), fp32(F.pad(v, (0, 1), value=1.0))
@@ -61,31 +65,33 @@ def _of_heads(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
     return out.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
 
 
-def cached_rows(x: Tensor, numbers: int) -> int:
-    """How many rows of so many numbers to work on at a time.
+def rows_per_block(x: Tensor, row_elements: int) -> int:
+    """How many rows of `row_elements` elements each a CPU's cache holds: the size of a block of work on x.
 
-    As many as a CPU's caches hold, to which fresh memory costs more than arithmetic; all where something else
-    computes, or where the work is to be differentiated or compiled.
+    All rows (x.numel()) where x is not on the CPU, and where the work is differentiated or compiled.
     """
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return x.numel()
-    return max(1, CACHED_NUMBERS // numbers)
+    return max(1, CACHE_ELEMENTS // row_elements)
 
 
-def by_rows(run: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
-    """run(x, *others), all [..., c], that takes every row by itself and keeps its shape; it may overwrite x."""
-    together = cached_rows(x, x.shape[-1])
-    if together >= x.numel() // x.shape[-1]:
+def run_in_blocks(run: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
+    """run(x, *others) in blocks of rows that fit a CPU's cache: all [..., c] -> [..., c].
+
+    run must treat every row by itself and keep its shape. x may be overwritten.
+    """
+    block_rows = rows_per_block(x, x.shape[-1])
+    if block_rows >= x.numel() // x.shape[-1]:
         return run(x, *others)
     rows, *other_rows = (y.flatten(0, -2) for y in (x, *others))
-    for start in range(0, len(rows), together):
-        some = slice(start, start + together)
-        rows[some] = run(rows[some], *(other[some] for other in other_rows))
+    for start in range(0, len(rows), block_rows):
+        block = slice(start, start + block_rows)
+        rows[block] = run(rows[block], *(other[block] for other in other_rows))
     return rows.view(x.shape)
 
 
 def timestep_embedding(t: Tensor, dim: int = 256, max_period: float = 10000.0) -> Tensor:
-    """Sinusoidal features of a scalar per sample: [b] -> [b, dim] in fp32, cosines first."""
+    """Sinusoidal features of one scalar per sample (arXiv 2006.11239): [b] -> [b, dim] in fp32, cosines first."""
     half = dim // 2
     t = fp32(t)
     freqs = torch.exp(-math.log(max_period) * torch.arange(half, dtype=t.dtype, device=t.device) / half)
@@ -94,7 +100,7 @@ def timestep_embedding(t: Tensor, dim: int = 256, max_period: float = 10000.0) -
 
 
 class MLP(nn.Module):
-    """Two linear layers with an activation between: the time, guidance and caption embedders."""
+    """The embedder of time, guidance or caption, two linear layers and an activation: [..., dim_in] -> [..., dim]."""
 
     def __init__(self, dim_in: int, dim: int, act: nn.Module, ops: Any = nn, **factory: Any):
         super().__init__()
@@ -107,7 +113,7 @@ class MLP(nn.Module):
 
 
 def table_rows(table: nn.Embedding, rows: int, like: Tensor) -> Tensor:
-    """A learnt modulation table [rows, c] in the device and dtype of `like`.
+    """A learnt modulation table [rows, c], on the device and in the dtype of `like`.
 
     Tables are Embeddings and not bare parameters, because hosts cast, offload, merge and patch only
     parameters that belong to an operation.
@@ -118,7 +124,7 @@ def table_rows(table: nn.Embedding, rows: int, like: Tensor) -> Tensor:
 @functools.cache
 def _pointwise_conv_class(base: type) -> type:
     class PointwiseConv(base):
-        """A 1x1 convolution, which for 16-bit channels_last pictures is faster as a linear layer of their tokens.
+        """A 1x1 convolution, which for 16-bit channels_last images is faster as a linear layer of their tokens.
 
         Overridden where hosts have cast and moved the weights.
         """
@@ -151,7 +157,7 @@ class GLUMBConv(nn.Module):
 
 
 def sincos_2d(height: int, width: int, dim: int, base_size: int, scale: float, device: torch.device) -> Tensor:
-    """Fixed position embedding of the 2K and 4K models: [1, h*w, dim] in fp32, columns before rows.
+    """Fixed sine and cosine position embedding of the 2K and 4K models: [1, h*w, dim] in fp32, columns before rows.
 
     Positions are stretched so that any size spans `base_size` positions, then divided by `scale`.
     """

@@ -1,9 +1,9 @@
 """SANA's linear diffusion transformer (arXiv 2410.10629, with SANA-Sprint's changes, 2503.09641).
 
 One class for every published variant: what differs is in `TransformerConfig`. The network is a flow
-model: it takes x_s and the flow time s in [0, 1] and returns the velocity v; trigflow.py says what
-that has to do with TrigFlow. Modules are named like diffusers' SanaTransformer2DModel, so that its
-LoRA files apply; the one difference is `scale_shift_table.weight` (see layers.table_rows).
+model: it takes x_s and the flow time s in [0, 1] and returns the velocity v; trigflow.py relates
+both to TrigFlow. Modules are named like diffusers' SanaTransformer2DModel, so that its LoRA files
+apply; the one difference is `scale_shift_table.weight` (see layers.table_rows).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +21,10 @@ from ..latent import LATENT_CHANNELS
 from .layers import (
     MASKED,
     MLP,
+    Attention,
     GLUMBConv,
-    by_rows,
     relu_linear_attention,
+    run_in_blocks,
     sdpa,
     sincos_2d,
     table_rows,
@@ -32,15 +33,20 @@ from .layers import (
 
 SELF_HEAD_DIM = 32  # of the linear attention, in every variant
 BLOCK_EPS = 1e-6  # of the layer norms without weights
-QK_EPS, CROSS_QK_EPS = 1e-5, 1e-6  # the authors' values; diffusers has 1e-5 for both
+QK_EPS = 1e-5
+CROSS_QK_EPS = 1e-6  # the authors' value; diffusers has 1e-5
 CAPTION_EPS = 1e-5
 
-Attention = Callable[..., Tensor]
+RunBlock = Callable[[Tensor, Tensor], Tensor]  # (x [b, n, c], caption [b, m, c]) -> [b, n, c]
+AroundBlock = Callable[[int, RunBlock, Tensor, Tensor], Tensor]  # (index, run, x, caption) -> [b, n, c]
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """What tells the published variants apart; presets.py has a row for each."""
+    """What tells the published variants apart; weights/presets.py has a row for each.
+
+    Raises ValueError on fields that describe no SANA.
+    """
 
     width: Count = 2240
     depth: Depth = 20
@@ -51,7 +57,7 @@ class TransformerConfig:
     guidance_embed: bool = True
     guidance_scale: Number = 0.1  # the guidance is embedded as 0.1 * w
     time_scale: PositiveNumber = 1.0  # the network embeds time_scale * s: 1 (Sprint and its teachers) or 1000
-    pos_embed_base: CountOrZero = 0  # latent size the 2K and 4K models number their positions for; 0: none
+    pos_embed_base: CountOrZero = 0  # latent size that the 2K and 4K models number positions for; 0: no positions
     pos_embed_scale: PositiveNumber = 1.0
 
     def __post_init__(self) -> None:
@@ -62,15 +68,15 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """What every block of one forward pass is given."""
+class Conditioning:
+    """What every block of one forward pass reads beside the image tokens."""
 
-    caption: Tensor  # [b, m, c]
-    modulation: Tensor  # [b, 6, c], of time and guidance
-    emb: Tensor  # [b, 1, c], the same for the last layer
+    caption: Tensor  # [b, m, c], projected to the width
+    modulation: Tensor  # [b, 6, c], shifts, scales and gates from time and guidance
+    embedding: Tensor  # [b, 1, c], of time and guidance, for the last layer
     size: tuple[int, int]  # (h, w) of the latent
-    bias: Tensor | None  # additive mask of the caption
-    attention: Attention
+    mask: Tensor | None  # [b, 1, 1, m], additive, of the caption
+    attention: Attention  # of the cross-attention
 
 
 class LinearSelfAttention(nn.Module):
@@ -88,8 +94,9 @@ class LinearSelfAttention(nn.Module):
         self.to_out = nn.ModuleList([ops.Linear(dim, dim, **factory)])
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = by_rows(self.norm_q, self.to_q(x)), by_rows(self.norm_k, self.to_k(x)), self.to_v(x)
-        q, k, v = (rearrange(y, "b n (h d) -> b h n d", h=self.heads) for y in (q, k, v))
+        q = run_in_blocks(self.norm_q, self.to_q(x))
+        k = run_in_blocks(self.norm_k, self.to_k(x))
+        q, k, v = (rearrange(y, "b n (h d) -> b h n d", h=self.heads) for y in (q, k, self.to_v(x)))
         return self.to_out[0](relu_linear_attention(q, k, v))
 
 
@@ -108,8 +115,9 @@ class CrossAttention(nn.Module):
         self.to_out = nn.ModuleList([ops.Linear(dim, dim, **factory)])
 
     def forward(self, x: Tensor, caption: Tensor, mask: Tensor | None, attention: Attention) -> Tensor:
-        q, k, v = by_rows(self.norm_q, self.to_q(x)), self.norm_k(self.to_k(caption)), self.to_v(caption)
-        return self.to_out[0](attention(q, k, v, self.heads, mask))
+        q = run_in_blocks(self.norm_q, self.to_q(x))
+        k = self.norm_k(self.to_k(caption))
+        return self.to_out[0](attention(q, k, self.to_v(caption), self.heads, mask))
 
 
 class SanaBlock(nn.Module):
@@ -122,23 +130,23 @@ class SanaBlock(nn.Module):
         self.ff = GLUMBConv(config.width, config.mlp_ratio, ops, **factory)
         self.scale_shift_table = ops.Embedding(6, config.width, **factory)
 
-    def forward(self, x: Tensor, caption: Tensor, given: Conditions) -> Tensor:
-        """x: [b, h*w, c]; caption: [b, m, c], which a host may have replaced -> [b, h*w, c]."""
-        m = table_rows(self.scale_shift_table, 6, x) + given.modulation
+    def forward(self, x: Tensor, caption: Tensor, conditioning: Conditioning) -> Tensor:
+        """x: [b, h*w, c]; caption: [b, m, c], conditioning.caption or what a host replaced it by -> [b, h*w, c]."""
+        m = table_rows(self.scale_shift_table, 6, x) + conditioning.modulation
         shift1, scale1, gate1, shift2, scale2, gate2 = m.chunk(6, dim=1)
         x = torch.addcmul(x, gate1, self.attn1(modulated_norm(x, shift1, scale1)))
-        x = x + self.attn2(x, caption, given.bias, given.attention)
-        h = rearrange(modulated_norm(x, shift2, scale2), "b (h w) c -> b c h w", h=given.size[0])
+        x = x + self.attn2(x, caption, conditioning.mask, conditioning.attention)
+        h = rearrange(modulated_norm(x, shift2, scale2), "b (h w) c -> b c h w", h=conditioning.size[0])
         return torch.addcmul(x, gate2, rearrange(self.ff(h), "b c h w -> b (h w) c"))
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm without weights, then an affine map that the time embedding chose."""
+    """Layer norm without weights, then (1 + scale) x + shift: [b, n, c], with shift and scale [b, 1, c]."""
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=BLOCK_EPS), 1 + scale)
 
 
 class TimeEmbed(nn.Module):
-    """Embeds the time and, for distilled models, the guidance; projects to the blocks' modulation."""
+    """Embeds the time and, for distilled models, the guidance scale; projects both to the blocks' modulation."""
 
     def __init__(self, config: TransformerConfig, ops: Any = nn, **factory: Any):
         super().__init__()
@@ -149,9 +157,14 @@ class TimeEmbed(nn.Module):
         self.linear = ops.Linear(config.width, 6 * config.width, **factory)
 
     def forward(self, s: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """s, guidance: [b] -> block modulation [b, 6, c], embedding [b, 1, c] for the last layer."""
+        """s, guidance: [b] -> the blocks' modulation [b, 6, c], and the embedding [b, 1, c] for the last layer.
+
+        Raises ValueError without guidance if this model embeds it; other models ignore guidance.
+        """
         emb = self.timestep_embedder(timestep_embedding(fp32(s) * self.config.time_scale).to(dtype))
         if self.config.guidance_embed:
+            if guidance is None:
+                raise ValueError("this model embeds the guidance scale: pass guidance (4.5 is its default)")
             features = timestep_embedding(fp32(guidance) * self.config.guidance_scale)
             emb = emb + self.guidance_embedder(features.to(dtype))
         return rearrange(self.linear(F.silu(emb)), "b (six c) -> b six c", six=6), emb[:, None]
@@ -167,7 +180,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        # Contiguous, since every later sum takes over the strides of its first term.
+        # Contiguous, since every later sum takes the strides of its first term.
         tokens = rearrange(self.proj(x), "b c h w -> b (h w) c").contiguous()
         if self.base:
             tokens = tokens + sincos_2d(height, width, self.width, self.base, self.scale, x.device).to(tokens.dtype)
@@ -175,15 +188,12 @@ class PatchEmbed(nn.Module):
 
 
 def additive_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Attention mask [b, m], 1 = keep, as the additive [b, 1, 1, m] that attention functions take."""
+    """Mask [b, m], 1 for tokens to keep and 0 for padding, as the additive [b, 1, 1, m] that `Attention` takes."""
     return None if mask is None else (1 - mask.to(dtype))[:, None, None] * MASKED
 
 
 class SanaInputs(nn.Module):
-    """What comes before the blocks, in the trunk and in its ControlNets: embeds latents, time and caption.
-
-    Raises ValueError from conditions() when guidance is missing or the latent has not 32 channels.
-    """
+    """What comes before the blocks, in the trunk and in its ControlNets: embeds latent, time, guidance and caption."""
 
     def __init__(self, config: TransformerConfig, ops: Any = nn, **factory: Any):
         super().__init__()
@@ -193,7 +203,7 @@ class SanaInputs(nn.Module):
         self.caption_projection = MLP(config.caption_width, config.width, nn.GELU("tanh"), ops, **factory)
         self.caption_norm = ops.RMSNorm(config.width, eps=CAPTION_EPS, **factory)
 
-    def conditions(
+    def embed_conditioning(
         self,
         x_s: Tensor,
         s: Tensor,
@@ -201,22 +211,30 @@ class SanaInputs(nn.Module):
         guidance: Tensor | None,
         mask: Tensor | None,
         attention: Attention,
-    ) -> Conditions:
-        """As forward() takes them -> what the blocks are given."""
+    ) -> Conditioning:
+        """The Conditioning of the blocks, from the arguments of SanaTransformer.forward.
+
+        Raises ValueError when the latent does not have 32 channels, and on missing guidance.
+        """
         if x_s.shape[1] != LATENT_CHANNELS:
             raise ValueError(f"SANA's latent has {LATENT_CHANNELS} channels, this one {x_s.shape[1]}")
-        if self.config.guidance_embed and guidance is None:
-            raise ValueError("this model embeds the guidance scale: pass guidance (4.5 is its default)")
-        modulation, emb = self.time_embed(s, guidance, x_s.dtype)
+        modulation, embedding = self.time_embed(s, guidance, x_s.dtype)
         caption = self.caption_norm(self.caption_projection(caption))
-        bias = additive_mask(mask, x_s.dtype)
-        return Conditions(caption, modulation, emb, tuple(x_s.shape[-2:]), bias, attention)
+        height, width = x_s.shape[-2:]
+        return Conditioning(caption, modulation, embedding, (height, width), additive_mask(mask, x_s.dtype), attention)
 
 
 class SanaTransformer(SanaInputs):
-    """The whole network. `ops`, dtype and device are those of every parameter."""
+    """The whole network. Every parameter is made by `ops`, in `dtype` on `device`."""
 
-    def __init__(self, config: TransformerConfig, *, ops: Any = nn, dtype=None, device=None):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        ops: Any = nn,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
         factory = {"dtype": dtype, "device": device}
         super().__init__(config, ops, **factory)
         self.transformer_blocks = nn.ModuleList(SanaBlock(config, ops, **factory) for _ in range(config.depth))
@@ -232,26 +250,37 @@ class SanaTransformer(SanaInputs):
         mask: Tensor | None = None,
         control: Sequence[Tensor | None] = (),
         attention: Attention = sdpa,
-        around_block: Callable[..., Tensor] | None = None,
+        around_block: AroundBlock | None = None,
     ) -> Tensor:
-        """Flow velocity v at (x_s, s).
+        """Flow velocity v [b, 32, h, w] at (x_s, s).
 
         x_s: [b, 32, h, w], scaled latent; s: [b] in [0, 1]; caption: [b, m, caption_width];
         guidance: [b], only for models that embed it; mask: [b, m], 1 = keep; control: residuals
         [b or 1, h*w, c], entry i is added after block i; attention(q, k, v, heads, mask) serves the
         cross-attention; around_block(i, run, x, caption) may wrap block i: run(x, caption) runs it.
+        Raises ValueError when the latent does not have 32 channels, and on missing guidance.
         """
-        given = self.conditions(x_s, s, caption, guidance, mask, attention)
+        conditioning = self.embed_conditioning(x_s, s, caption, guidance, mask, attention)
         x = self.patch_embed(x_s)
         for i, block in enumerate(self.transformer_blocks):
+            x = run_block(block, i, x, conditioning, around_block)
+            residual = control[i] if i < len(control) else None
+            if residual is not None:
+                x = x + residual.to(x.dtype)
 
-            def run(x: Tensor, caption: Tensor, block=block) -> Tensor:
-                return block(x, caption, given)
-
-            x = run(x, given.caption) if around_block is None else around_block(i, run, x, given.caption)
-            if i < len(control) and control[i] is not None:
-                x = x + control[i].to(x.dtype)
-
-        shift, scale = (table_rows(self.scale_shift_table, 2, x) + given.emb).chunk(2, dim=1)
+        shift, scale = (table_rows(self.scale_shift_table, 2, x) + conditioning.embedding).chunk(2, dim=1)
         x = self.proj_out(modulated_norm(x, shift, scale))
-        return rearrange(x, "b (h w) c -> b c h w", h=given.size[0])
+        return rearrange(x, "b (h w) c -> b c h w", h=conditioning.size[0])
+
+
+def run_block(
+    block: nn.Module, index: int, x: Tensor, conditioning: Conditioning, around_block: AroundBlock | None
+) -> Tensor:
+    """Image tokens after a SanaBlock, wrapped by around_block where there is one: [b, h*w, c] -> [b, h*w, c]."""
+
+    def run(x: Tensor, caption: Tensor) -> Tensor:
+        return block(x, caption, conditioning)
+
+    if around_block is None:
+        return run(x, conditioning.caption)
+    return around_block(index, run, x, conditioning.caption)

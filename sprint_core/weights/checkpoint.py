@@ -260,7 +260,7 @@ def _shared_with(trunk: Any, weights: Weights) -> dict[str, Tensor]:
     path = presets.BUNDLED if trunk == presets.BUNDLED.name and not neighbour.is_file() else neighbour
     if not path.is_file():
         raise CheckpointError(f"{weights.path}: it needs {trunk}, the model that it was trained on, beside it")
-    shared = controlnet.of_trunk(load(path, TRANSFORMER).tensors, weights.config.wiring)
+    shared = controlnet.shared_tensors(load(path, TRANSFORMER).tensors, weights.config.wiring)
     if weights.settings.get("trunk_hash") != tensorfile.hash_of(shared):
         raise CheckpointError(
             f"{weights.path}: it was trained on another version of {trunk} than {path}; take the two that belong "

@@ -81,7 +81,7 @@ class ControlRun:
     def _begun(self) -> controlnet.SanaControlNet:
         """The given ControlNet. Raises CheckpointError if it is not of this trunk."""
         weights = checkpoint.load(self.sources.branch, layouts.CONTROLNET)
-        same = tensorfile.hash_of(controlnet.of_trunk(self.given.tensors, weights.config.wiring))
+        same = tensorfile.hash_of(controlnet.shared_tensors(self.given.tensors, weights.config.wiring))
         own = {k: v for k, v in weights.tensors.items() if k.startswith(controlnet.SHARED)}
         if tensorfile.hash_of(own) != same:
             raise CheckpointError(f"{self.sources.branch}: a ControlNet of another model than {self.sources.student}")
@@ -145,7 +145,7 @@ class ControlRun:
         tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in branch.state_dict().items()}
         settings = {}
         if bundled:
-            shared = controlnet.of_trunk(self.given.tensors, branch.config.wiring)
+            shared = controlnet.shared_tensors(self.given.tensors, branch.config.wiring)
             settings = {"trunk": presets.BUNDLED.name, "trunk_hash": tensorfile.hash_of(shared)}
             tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
         provenance = {"source": f"trained on {self.sources.student.name}", "command": command}

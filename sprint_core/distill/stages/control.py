@@ -43,7 +43,7 @@ class ControlStage(SprintStage[Controlled]):
         branch: controlnet.SanaControlNet | None = None,
     ):
         if branch is None:
-            branch = controlnet.copy_of(trunk.transformer, block_count(trunk.transformer.config.depth))
+            branch = controlnet.copy_trunk(trunk.transformer, block_count(trunk.transformer.config.depth))
         super().__init__(trunk, Controlled(branch), dataset, objective, preview, activation_checkpointing)
 
     def _trajectory(self, x0: Tensor, z: Tensor, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:

@@ -94,18 +94,20 @@ def test_equals_diffusers(name, masked):
 def test_authors_wiring_in_a_few_lines():
     """Their SanaMSControlNet: copies fed by trunk block 0 and the projected hint, added before the next blocks."""
     model = trunk()
-    branch = controlnet.copy_of(model, 2)
+    branch = controlnet.copy_trunk(model, 2)
     own = standin.random_model(branch, seed=6)
     branch.load_state_dict({k: own[k] if k.startswith(controlnet.OWN) else v for k, v in branch.state_dict().items()})
-    given = model.conditions(X, S, CAPTION, GUIDANCE, MASK, controlnet.sdpa)
-    block = lambda i, x: model.transformer_blocks[i](x, given.caption, given)  # noqa: E731
+    conditioning = model.embed_conditioning(X, S, CAPTION, GUIDANCE, MASK, controlnet.sdpa)
+    block = lambda i, x: model.transformer_blocks[i](x, conditioning.caption, conditioning)  # noqa: E731
 
     x = block(0, model.patch_embed(X))
-    c = branch.transformer_blocks[0](x + branch.input_block(branch.patch_embed(HINT)), given.caption, given)
+    c = branch.transformer_blocks[0](
+        x + branch.input_block(branch.patch_embed(HINT)), conditioning.caption, conditioning
+    )
     x = block(1, x + branch.controlnet_blocks[0](c))
-    c = branch.transformer_blocks[1](c, given.caption, given)
+    c = branch.transformer_blocks[1](c, conditioning.caption, conditioning)
     x = block(3, block(2, x + branch.controlnet_blocks[1](c)))
-    shift, scale = (model.scale_shift_table.weight[None] + given.emb).chunk(2, dim=1)
+    shift, scale = (model.scale_shift_table.weight[None] + conditioning.embedding).chunk(2, dim=1)
     want = model.proj_out(nn.functional.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift)
 
     got = model(X, S, CAPTION, GUIDANCE, MASK, branch(X, S, CAPTION, HINT, GUIDANCE, MASK))
@@ -121,7 +123,7 @@ def test_residuals_start_where_the_wiring_says(wiring):
 
 @pytest.mark.parametrize("wiring", controlnet.WIRINGS)
 def test_untrained_changes_nothing(wiring):
-    branch = controlnet.copy_of(trunk(), 2, wiring)
+    branch = controlnet.copy_trunk(trunk(), 2, wiring)
     control = branch(X, S, CAPTION, HINT, GUIDANCE, MASK)
     plain = trunk()(X, S, CAPTION, GUIDANCE, MASK)
     assert torch.equal(trunk()(X, S, CAPTION, GUIDANCE, MASK, control), plain)
@@ -151,12 +153,12 @@ def test_the_time_convention_is_its_own():
 def test_merging():
     a, b = of_config(wiring=AUTHORS), of_config(wiring=DIFFUSERS)
     first, second = (m(X, S, CAPTION, HINT, GUIDANCE) for m in (a, b))
-    total = controlnet.merged([first, second])
+    total = controlnet.sum_residuals([first, second])
     assert len(total) == 3
     assert torch.equal(total[0], first[0]) and torch.equal(total[2], second[2])
     assert torch.equal(total[1], first[1] + second[1])
-    assert controlnet.merged([[None, first[0]], [None]]) == [None, first[0]]
-    assert controlnet.merged([]) == []
+    assert controlnet.sum_residuals([[None, first[0]], [None]]) == [None, first[0]]
+    assert controlnet.sum_residuals([]) == []
 
 
 @pytest.mark.parametrize("hint", [randn(1, 32, 4, 5), randn(3, 32, *SIZE), randn(1, 4, *SIZE)])
@@ -217,10 +219,10 @@ def test_our_own_file(tmp_path):
 
 def test_a_file_that_shares_its_trunk(tmp_path):
     """What the branch has from its trunk is not stored twice."""
-    branch = controlnet.copy_of(trunk(), 2)
+    branch = controlnet.copy_trunk(trunk(), 2)
     trunk_part = checkpoint.Weights(layouts.TRANSFORMER, TRUNK, trunk().state_dict(), tmp_path, {"size_px": 256})
     checkpoint.save(tmp_path / "trunk.safetensors", [trunk_part], {})
-    shared = controlnet.of_trunk(trunk().state_dict(), AUTHORS)
+    shared = controlnet.shared_tensors(trunk().state_dict(), AUTHORS)
     tensors = {k: v for k, v in branch.state_dict().items() if k not in shared}
     settings = {"trunk": "trunk.safetensors", "trunk_hash": tensorfile.hash_of(shared)}
     part = checkpoint.Weights(layouts.CONTROLNET, branch.config, tensors, tmp_path, settings)

@@ -24,7 +24,7 @@ def test_linear_attention_is_attention_with_relu_weights():
 def test_linear_attention_by_some_heads_is_the_same(monkeypatch):
     q, k, v = (randn(2, 5, 40, 8, seed=i) for i in range(3))
     want = layers.relu_linear_attention(q, k, v)
-    monkeypatch.setattr(layers, "CACHED_NUMBERS", 2 * 2 * 40 * 8)  # two heads, and one that is left
+    monkeypatch.setattr(layers, "CACHE_ELEMENTS", 2 * 2 * 40 * 8)  # two heads, and one that is left
     torch.testing.assert_close(layers.relu_linear_attention(q, k, v), want, rtol=1e-6, atol=1e-6)
 
 
