@@ -3,14 +3,15 @@
 A ladder of stages, each half as large as the one before. Shallow stages are residual blocks, deep
 ones EfficientViT blocks (multi-scale linear attention and a gated convolution). The paper's idea is
 the shortcut around every change of size: pixel (un)shuffle and channel averages or repeats carry
-the signal without parameters, so that a stage learns only what this leaves out (section 3.1).
+the signal without parameters, so that a stage learns only the rest (section 3.1).
 
-Both halves work in the memory format channels_last, in which norms, linear layers and shortcuts take no copies.
+Both halves run in the memory format channels_last, in which norms, linear layers and shortcuts copy nothing.
 Images are [b, 3, h, w] in [-1, 1]; raw latents [b, 32, h/32, w/32]. Submodules carry the names of
 the diffusers layout, so its state dicts load strictly. As in layers.py, `ops` is the host's torch.nn.
 """
 
 import functools
+import itertools
 from typing import Any
 
 import torch
@@ -44,14 +45,15 @@ def _channel_norm_class(base: type) -> type:
             self.bias = nn.Parameter(torch.zeros(dim, dtype=dtype, device=device))
 
         def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-            """The norm, plus the residual. x may be overwritten: see layers.run_in_blocks."""
-            bias, others = self.bias.to(x), () if residual is None else (residual.movedim(1, -1),)
+            """The norm, plus the residual [b, c, h, w]. x may be overwritten: see layers.run_in_blocks."""
+            bias = self.bias.to(x)
+            residuals = () if residual is None else (residual.movedim(1, -1),)
 
-            def run(rows: Tensor, *others: Tensor) -> Tensor:
+            def run(rows: Tensor, *residual_rows: Tensor) -> Tensor:
                 y = super(ChannelNorm, self).forward(rows).add_(bias)
-                return y.add_(others[0]) if others else y
+                return y.add_(residual_rows[0]) if residual_rows else y
 
-            return run_in_blocks(run, x.movedim(1, -1), *others).movedim(-1, 1)
+            return run_in_blocks(run, x.movedim(1, -1), *residuals).movedim(-1, 1)
 
     return ChannelNorm
 
@@ -77,7 +79,7 @@ class ResBlock(nn.Module):
 
 
 class Aggregation(nn.Module):
-    """Tokens of another scale: a depthwise convolution of all q, k, v channels, then a mix per group of d."""
+    """Tokens of another scale, [b, c, h, w]: a depthwise convolution of all q, k, v channels, then a mix per head."""
 
     def __init__(self, dim: int, kernel: int, head_dim: int, ops: Any, **factory: Any):
         super().__init__()
@@ -153,29 +155,34 @@ def repeat_channels(x: Tensor, channels: int) -> Tensor:
 def add_reduced(out: Tensor, x: Tensor) -> Tensor:
     """out [b, o, h, w] plus a pixel unshuffle of x [b, c, 2h, 2w] with its channels averaged to o.
 
-    By bands that a CPU's caches hold, in the format channels_last.
+    Runs in bands of rows that fit a CPU's cache, in the format channels_last. out is overwritten and returned.
     """
-    o, c, each = out.shape[1], x.shape[1], 4 * x.shape[1] // out.shape[1]
-    if each not in (2, 4):  # of the four pixels of a cell: two in a row, or all of them, are averaged
-        return out.add_(average_channels(F.pixel_unshuffle(x, 2), o))
-    band_rows = rows_per_block(out, 4 * c * out.shape[-1])
-    to, source = out.movedim(1, -1), x.movedim(1, -1)
-    for y in range(0, to.shape[1], band_rows):
+    channels = x.shape[1]
+    each = 4 * channels // out.shape[1]  # how many of the four pixels of a cell are averaged: all, or two in a row
+    if each not in (2, 4):
+        return out.add_(average_channels(F.pixel_unshuffle(x, 2), out.shape[1]))
+    band_rows = rows_per_block(out, 4 * channels * out.shape[-1])
+    target, source = out.movedim(1, -1), x.movedim(1, -1)
+    for y in range(0, target.shape[1], band_rows):
         band = source[:, 2 * y : 2 * (y + band_rows)]
         band = band[:, :, ::2] + band[:, :, 1::2]  # b 2r w c
         upper, lower = band[:, ::2], band[:, 1::2]
         total = upper + lower if each == 4 else torch.stack((upper, lower), dim=-1).flatten(-2)
-        to[:, y : y + band_rows].add_(total, alpha=1 / each)
+        target[:, y : y + band_rows].add_(total, alpha=1 / each)
     return out
 
 
 def add_enlarged(out: Tensor, x: Tensor) -> Tensor:
-    """out [b, o, 2h, 2w] plus a pixel shuffle of x [b, c, h, w] with its channels repeated to 4 o, in one pass."""
-    o, h, w = out.shape[1], *x.shape[2:]
+    """out [b, o, 2h, 2w] plus a pixel shuffle of x [b, c, h, w] with its channels repeated to 4 o, in one pass.
+
+    out is overwritten and returned.
+    """
+    o, (h, w) = out.shape[1], x.shape[2:]
     each = 4 * o // x.shape[1]  # how many of the four pixels of a cell show one channel
     if each not in (1, 2, 4):
         return out.add_(F.pixel_shuffle(repeat_channels(x, 4 * o), 2))
-    rows, columns = 1 if each == 4 else 2, 2 if each == 1 else 1
+    rows = 1 if each == 4 else 2  # and columns of a cell whose pixels show different channels
+    columns = 2 if each == 1 else 1
     x = x.unflatten(1, (o, rows, columns)).permute(0, 1, 4, 2, 5, 3)
     out.unflatten(2, (h, 2)).unflatten(-1, (w, 2)).add_(x)
     return out
@@ -213,7 +220,8 @@ class Downsample(nn.Module):
 
     def __init__(self, dim: int, dim_out: int, mode: str, ops: Any, shortcut: bool = True, **factory: Any):
         super().__init__()
-        self.dim_out, self.unshuffle, self.shortcut = dim_out, mode == "pixel_unshuffle", shortcut
+        self.unshuffle = mode == "pixel_unshuffle"
+        self.shortcut = shortcut
         conv_out, stride = (dim_out // 4, 1) if self.unshuffle else (dim_out, 2)
         self.conv = ops.Conv2d(dim, conv_out, 3, stride=stride, padding=1, **factory)
 
@@ -227,7 +235,8 @@ class Upsample(nn.Module):
 
     def __init__(self, dim: int, dim_out: int, mode: str, ops: Any, shortcut: bool = True, **factory: Any):
         super().__init__()
-        self.dim_out, self.shuffle, self.shortcut = dim_out, mode == "pixel_shuffle", shortcut
+        self.shuffle = mode == "pixel_shuffle"
+        self.shortcut = shortcut
         if self.shuffle:
             self.conv = ops.Conv2d(dim, 4 * dim_out, 3, padding=1, **factory)
         else:
@@ -255,13 +264,15 @@ class Encoder(nn.Module):
 
     def __init__(self, c: AutoencoderConfig, ops: Any, **factory: Any):
         super().__init__()
-        dims, self.latent_channels, self.shortcut = c.encoder_channels, c.latent_channels, c.encoder_out_shortcut
+        dims = c.encoder_channels
+        self.latent_channels = c.latent_channels
+        self.shortcut = c.encoder_out_shortcut
         if c.encoder_layers[0]:
             self.conv_in = ops.Conv2d(c.in_channels, dims[0], 3, padding=1, **factory)
         else:
             self.conv_in = Downsample(c.in_channels, dims[1], c.downsample, ops, shortcut=False, **factory)
         stages = [_layers(c, "encoder", i, ops, **factory) for i in range(len(dims))]
-        for stage, dim, dim_out in zip(stages, dims, dims[1:]):
+        for stage, (dim, dim_out) in zip(stages[:-1], itertools.pairwise(dims), strict=True):
             if stage:
                 stage.append(Downsample(dim, dim_out, c.downsample, ops, **factory))
         self.down_blocks = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
@@ -280,10 +291,12 @@ class Decoder(nn.Module):
 
     def __init__(self, c: AutoencoderConfig, ops: Any, **factory: Any):
         super().__init__()
-        dims, self.dim_in, self.shortcut = c.decoder_channels, c.decoder_channels[-1], c.decoder_in_shortcut
+        dims = c.decoder_channels
+        self.dim_in = dims[-1]
+        self.shortcut = c.decoder_in_shortcut
         self.conv_in = ops.Conv2d(c.latent_channels, dims[-1], 3, padding=1, **factory)
         stages = [_layers(c, "decoder", i, ops, **factory) for i in range(len(dims))]
-        for stage, dim, dim_in in zip(stages, dims, dims[1:]):
+        for stage, (dim, dim_in) in zip(stages[:-1], itertools.pairwise(dims), strict=True):
             if stage:
                 stage.insert(0, Upsample(dim_in, dim, c.upsample, ops, **factory))
         self.up_blocks = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
@@ -317,11 +330,9 @@ class Autoencoder(TiledCodec):
     ):
         super().__init__()
         self.config = config
-        self.image_channels, self.latent_channels, self.cell_px = (
-            config.in_channels,
-            config.latent_channels,
-            config.downscale,
-        )
+        self.image_channels = config.in_channels
+        self.latent_channels = config.latent_channels
+        self.cell_px = config.downscale
         self.encoder = Encoder(config, ops, dtype=dtype, device=device)
         self.decoder = Decoder(config, ops, dtype=dtype, device=device)
 

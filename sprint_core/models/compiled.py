@@ -7,20 +7,20 @@ from torch import nn
 
 
 def compile_in_place(*networks: nn.Module, backend: str = "inductor") -> None:
-    """From now on a network's calls are compiled, anew for each of the first sizes of their inputs."""
+    """Compile the calls of each network from now on, anew for each of the first sizes of their inputs."""
     for network in networks:
         network.compile(backend=backend)
 
 
 @functools.cache
 def require_compiler(device_type: str, backend: str = "inductor") -> None:
-    """Raises ValueError where torch.compile fails at its least, which takes some seconds to find out.
+    """Raise ValueError where torch.compile cannot compile even a sine, which takes some seconds to find out.
 
     It needs a C++ compiler, and Triton for a GPU.
     """
     try:
         torch.compile(torch.sin, backend=backend)(torch.zeros(16, device=device_type))
-    except Exception as error:  # of whatever torch compiles with
+    except Exception as error:  # each compiler that torch uses has its own exceptions
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"torch cannot compile for {device_type} on this machine ({reason}); install a C++ compiler, and for a "

@@ -6,7 +6,7 @@ which the states are visibly wrong. Layers alternate between a 4096-token window
 prompts never reach the window, so both are plain causal attention here and longer inputs are refused.
 
 The instruction in front of each prompt is constant. `prefill` computes its keys and values once, and
-`forward` then runs the prompt's tokens only. Weights are named as in the Hugging Face causal-LM files.
+`forward` then runs the prompt's tokens alone. Weights are named as in the Hugging Face causal-LM files.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class GemmaConfig:
     """Sizes and constants of a Gemma 2; the defaults are gemma-2-2b's.
 
     query_scale: queries are divided by its square root. softcap: None switches soft-capping off.
-    sliding_window: the longest input accepted, in tokens.
+    sliding_window: the longest input accepted, in tokens. Raises ValueError on fields that make no Gemma 2.
     """
 
     vocab: Count = 256000
@@ -69,7 +69,7 @@ class KVPrefix:
 # --- the pieces -----------------------------------------------------------------------------------
 
 
-def gemma_norm(norm: nn.Module, x: Tensor) -> Tensor:
+def gemma_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     """RMSNorm with gain 1 + w, in fp32: [..., c] -> [..., c] in x's dtype.
 
     `norm` is an `ops.RMSNorm` and multiplies by w alone; hosts cast and patch its weight inside its
@@ -87,16 +87,18 @@ def rotary_angles(start: int, n: int, head_dim: int, theta: float, device: torch
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates channel i with channel i + d/2: [b, h, n, d] -> same, computed in fp32."""
+    """Rotary embedding of x [b, h, n, d], in fp32: channel i is rotated with channel i + d/2 by `rope`'s angles."""
     cos, sin = rope
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
-def softcapped_attention(q: Tensor, k: Tensor, v: Tensor, unseen: Tensor, scale: float, cap: float | None) -> Tensor:
+def softcapped_attention(
+    q: Tensor, k: Tensor, v: Tensor, causal_mask: Tensor, scale: float, cap: float | None
+) -> Tensor:
     """Grouped-query attention with capped logits: softmax(cap tanh(scale q k / cap)) v.
 
-    q [b, kv*g, n, d], k and v [b, kv, m, d], unseen [n, m] true where query n may not see key m.
+    q [b, kv*g, n, d], k and v [b, kv, m, d], causal_mask [n, m], true where key m comes after query n.
     Returns [b, n, kv*g*d]. The queries of a group are stacked, so that keys need no repeating.
     """
     groups = q.shape[1] // k.shape[1]
@@ -104,12 +106,14 @@ def softcapped_attention(q: Tensor, k: Tensor, v: Tensor, unseen: Tensor, scale:
     logits = (q @ k.transpose(-1, -2)).float() * scale
     if cap is not None:
         logits = cap * torch.tanh(logits / cap)
-    logits = rearrange(logits, "b k (g n) m -> b k g n m", g=groups).masked_fill(unseen, float("-inf"))
+    logits = rearrange(logits, "b k (g n) m -> b k g n m", g=groups).masked_fill(causal_mask, float("-inf"))
     weights = rearrange(logits.softmax(dim=-1).to(v.dtype), "b k g n m -> b k (g n) m")
     return rearrange(weights @ v, "b k (g n) d -> b n (k g d)", g=groups)
 
 
-class Attention(nn.Module):
+class GroupedQueryAttention(nn.Module):
+    """Causal self-attention whose query heads share fewer key and value heads."""
+
     def __init__(self, config: GemmaConfig, ops: Any, **factory: Any):
         super().__init__()
         self.config = config
@@ -119,21 +123,29 @@ class Attention(nn.Module):
         self.v_proj = ops.Linear(config.width, kv, bias=False, **factory)
         self.o_proj = ops.Linear(q, config.width, bias=False, **factory)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], unseen: Tensor, past: KV | None) -> tuple[Tensor, KV]:
-        """x [b, n, width] -> the branch [b, n, width], and the keys and values of these n tokens."""
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], causal_mask: Tensor, past: KV | None
+    ) -> tuple[Tensor, KV]:
+        """x [b, n, width] -> the branch [b, n, width], and the keys and values of these n tokens.
+
+        past: keys and values of the tokens in front, [1, kv_heads, p, head_dim], which all of the batch share.
+        """
         c = self.config
-        q, k, v = (
-            rearrange(proj(x), "b n (h d) -> b h n d", d=c.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (rearrange(project(x), "b n (h d) -> b h n d", d=c.head_dim) for project in projections)
         q, k = rotate(q, rope), rotate(k, rope)
         keys, values = k, v
         if past is not None:
-            keys, values = (torch.cat([p.expand(len(x), -1, -1, -1), new], dim=2) for p, new in zip(past, (k, v)))
-        y = softcapped_attention(q, keys, values, unseen, c.query_scale**-0.5, c.softcap)
+            past_keys, past_values = (tensor.expand(len(x), -1, -1, -1) for tensor in past)
+            keys = torch.cat([past_keys, k], dim=2)
+            values = torch.cat([past_values, v], dim=2)
+        y = softcapped_attention(q, keys, values, causal_mask, c.query_scale**-0.5, c.softcap)
         return self.o_proj(y), (k, v)
 
 
 class GatedMLP(nn.Module):
+    """The feed-forward branch, a tanh-GELU gate times a linear map: [b, n, width] -> [b, n, width]."""
+
     def __init__(self, config: GemmaConfig, ops: Any, **factory: Any):
         super().__init__()
         self.gate_proj = ops.Linear(config.width, config.ffn, bias=False, **factory)
@@ -144,31 +156,38 @@ class GatedMLP(nn.Module):
         return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
 
 
-def _rms_norm(config: GemmaConfig, ops: Any, device: torch.device | str | None) -> nn.Module:
-    """fp32 whatever the model's dtype: the gains are few, and bf16 cannot hold a merged LoRA's changes to them."""
+def _rms_norm(config: GemmaConfig, ops: Any, device: torch.device | str | None) -> nn.RMSNorm:
+    """A norm with gain 1, in fp32 whatever the model's dtype: bf16 cannot hold a merged LoRA's changes to the gains."""
     norm = ops.RMSNorm(config.width, eps=config.norm_eps, dtype=torch.float32, device=device)
-    nn.init.zeros_(norm.weight)  # gain 1
+    nn.init.zeros_(norm.weight)  # `gemma_norm` adds the 1
     return norm
 
 
 class Block(nn.Module):
+    """Attention and feed-forward branches, each between two norms, added to the residual stream."""
+
     def __init__(self, config: GemmaConfig, ops: Any, **factory: Any):
         super().__init__()
         self.input_layernorm = _rms_norm(config, ops, factory["device"])
-        self.self_attn = Attention(config, ops, **factory)
+        self.self_attn = GroupedQueryAttention(config, ops, **factory)
         self.post_attention_layernorm = _rms_norm(config, ops, factory["device"])
         self.pre_feedforward_layernorm = _rms_norm(config, ops, factory["device"])
         self.mlp = GatedMLP(config, ops, **factory)
         self.post_feedforward_layernorm = _rms_norm(config, ops, factory["device"])
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], unseen: Tensor, past: KV | None) -> tuple[Tensor, KV]:
-        y, kv = self.self_attn(gemma_norm(self.input_layernorm, x), rope, unseen, past)
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], causal_mask: Tensor, past: KV | None
+    ) -> tuple[Tensor, KV]:
+        """x [b, n, width] -> [b, n, width], and the keys and values of these n tokens; past: those in front."""
+        y, kv = self.self_attn(gemma_norm(self.input_layernorm, x), rope, causal_mask, past)
         x = x + gemma_norm(self.post_attention_layernorm, y)
         y = self.mlp(gemma_norm(self.pre_feedforward_layernorm, x))
         return x + gemma_norm(self.post_feedforward_layernorm, y), kv
 
 
 class Decoder(nn.Module):
+    """The modules under the name `model` in Hugging Face's files; `Gemma` runs them."""
+
     def __init__(self, config: GemmaConfig, ops: Any, **factory: Any):
         super().__init__()
         self.embed_tokens = ops.Embedding(config.vocab, config.width, **factory)
@@ -183,7 +202,7 @@ class Gemma(nn.Module):
     """Gemma 2 without its language-model head.
 
     ops: torch.nn, or a host's namespace with Linear, Embedding and RMSNorm. Activations have the dtype
-    of the embedding, or `dtype` where a method is given one (a host whose ops cast their weights).
+    of the embedding, or a method's `dtype` (for a host whose ops cast their weights).
     Sequences of different lengths share a batch by padding on the right with any token: attention is
     causal, so no real token sees the padding and no mask is needed; ignore the padded rows.
     """
@@ -216,11 +235,15 @@ class Gemma(nn.Module):
     def prefill(self, ids: Tensor, *, layer: int = -1, dtype: torch.dtype | None = None) -> KVPrefix:
         """The KVPrefix of ids [1, p], for `forward` with the same layer and dtype. Raises ValueError."""
         hidden, kv = self._run(ids, None, layer, dtype)
-        keys, values = zip(*kv)
+        keys, values = zip(*kv, strict=True)
         return KVPrefix(tuple(ids[0].tolist()), keys, values, hidden, layer)
 
-    def _run(self, ids: Tensor, prefix: KVPrefix | None, layer: int, dtype: torch.dtype | None) -> tuple[Tensor, list]:
-        c, n, start = self.config, ids.shape[1], 0 if prefix is None else len(prefix.ids)
+    def _run(
+        self, ids: Tensor, prefix: KVPrefix | None, layer: int, dtype: torch.dtype | None
+    ) -> tuple[Tensor, list[KV]]:
+        """States after the final norm [b, n, width], and each layer's keys and values of these n tokens."""
+        c, n = self.config, ids.shape[1]
+        start = 0 if prefix is None else len(prefix.ids)
         if start + n > c.sliding_window:
             raise ValueError(f"{start + n} tokens exceed Gemma's attention window of {c.sliding_window}")
         if not -c.depth <= layer <= -1:
@@ -229,9 +252,9 @@ class Gemma(nn.Module):
         x = x if dtype is None else x.to(dtype)
         x = x * torch.tensor(c.width**0.5, dtype=x.dtype)  # rounded to x's dtype, as in training; 48 in the 2B
         rope = rotary_angles(start, n, c.head_dim, c.rope_theta, ids.device)
-        unseen = torch.ones(n, start + n, dtype=torch.bool, device=ids.device).triu(start + 1)
+        causal_mask = torch.ones(n, start + n, dtype=torch.bool, device=ids.device).triu(start + 1)
         kv = []
         for i, block in enumerate(self.model.layers[: c.depth + 1 + layer]):
-            x, new = block(x, rope, unseen, None if prefix is None else (prefix.keys[i], prefix.values[i]))
+            x, new = block(x, rope, causal_mask, None if prefix is None else (prefix.keys[i], prefix.values[i]))
             kv.append(new)
         return gemma_norm(self.model.norm, x), kv

@@ -1,5 +1,7 @@
 """HED, holistically-nested edge detection (arXiv 1504.06375), as the ControlNet authors retrained it."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,12 +10,12 @@ VGG = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and layers o
 
 
 class _Block(nn.Module):
-    """Convolutions of one scale, and its own map of edges."""
+    """Convolutions of one scale, and its map of edge logits: [b, before, h, w] -> [b, channels, h, w], [b, 1, h, w]."""
 
     def __init__(self, before: int, channels: int, layers: int):
         super().__init__()
         widths = [before, *[channels] * layers]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:]))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths))
         self.projection = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,7 +25,7 @@ class _Block(nn.Module):
 
 
 class HED(nn.Module):
-    """Holistically-nested edge detection: [b, 3, h, w] in [0, 1] -> [b, h, w]; tensors as in ControlNetHED.pth."""
+    """The edge detector, named as ControlNetHED.pth: image [b, 3, h, w] in [0, 1] -> edges [b, h, w] in [0, 1]."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Run an image network by overlapping tiles whose feathered weights sum to 1 everywhere."""
+"""Image networks run on overlapping tiles, in the memory of one, whose feathered weights sum to 1 everywhere."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], None]  # (tiles done, tiles in all)
 
 
 def tile_windows(cells: int, tile: int, overlap: int, scale: int = 1) -> list[tuple[int, Tensor]]:
@@ -24,9 +24,9 @@ def tile_windows(cells: int, tile: int, overlap: int, scale: int = 1) -> list[tu
     rise, fall = ramp, ramp.flip(0)
     shapes = [(rise if i > 0 else 1.0) * (fall if i < count - 1 else torch.ones_like(fall)) for i in range(count)]
     total = torch.zeros(cells * scale)
-    for start, shape in zip(starts, shapes):
+    for start, shape in zip(starts, shapes, strict=True):
         total[start * scale : (start + tile) * scale] += shape
-    return [(a, shape / total[a * scale : (a + tile) * scale]) for a, shape in zip(starts, shapes)]
+    return [(a, shape / total[a * scale : (a + tile) * scale]) for a, shape in zip(starts, shapes, strict=True)]
 
 
 def run_tiled(
@@ -40,12 +40,13 @@ def run_tiled(
 ) -> Tensor:
     """Sum of `run` over feathered tiles of x [b, c, h*unit, w*unit] -> [b, c', h*scale, w*scale], in x's dtype.
 
-    tile, overlap: in cells, of which x has h by w. A single tile is `run(x)` itself.
+    unit, scale: pixels a cell of x and of the result; tile, overlap: in cells, of which x has h by w. A single tile
+    is `run(x)` itself.
     """
     height, width = x.shape[-2] // unit, x.shape[-1] // unit
     rows, columns = (tile_windows(n, tile, overlap, scale) for n in (height, width))
     jobs = [(row, column) for row in rows for column in columns]
-    out: Tensor | None = None
+    out = None
     for done, ((top, weight_y), (left, weight_x)) in enumerate(jobs, 1):
         part = run(x[..., top * unit :, left * unit :][..., : tile * unit, : tile * unit])
         if len(jobs) > 1:
@@ -60,19 +61,27 @@ def run_tiled(
 
 
 class TiledCodec(nn.Module):
-    """What codecs have besides `encode` and `decode`: the same by tiles, and what both refuse."""
+    """An auto-encoder of images: a subclass has `encode` and `decode`, and gets both on tiles and their checks."""
 
     image_channels: int
     latent_channels: int
     cell_px: int  # a side of a latent cell
 
+    def encode(self, image: Tensor) -> Tensor:
+        """image [b, image_channels, h, w] -> latent [b, latent_channels, h/cell_px, w/cell_px]."""
+        raise NotImplementedError
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """latent [b, latent_channels, h, w] -> image [b, image_channels, h*cell_px, w*cell_px]."""
+        raise NotImplementedError
+
     def encode_tiled(
         self, image: Tensor, tile_px: int = 1024, overlap_px: int = 256, progress: Progress | None = None
     ) -> Tensor:
-        """`encode` by tiles, in the memory of one. Attention sees one tile at a time, so results differ a little.
+        """`encode` on tiles. Attention sees one tile at a time, so results differ a little.
 
-        tile_px, overlap_px: whole cells, the overlap below the tile, else ValueError.
-        progress: called with (done, total) after each tile.
+        tile_px, overlap_px: in pixels of the image, multiples of cell_px, the overlap below the tile.
+        progress: called after each tile. Raises ValueError on other sizes, and as check_image does.
         """
         self.check_image(image)
         tile, overlap = self._cells(tile_px, overlap_px)
@@ -81,19 +90,19 @@ class TiledCodec(nn.Module):
     def decode_tiled(
         self, latent: Tensor, tile_px: int = 1024, overlap_px: int = 256, progress: Progress | None = None
     ) -> Tensor:
-        """`decode` by tiles; sizes are in pixels of the image, as in `encode_tiled`."""
+        """`decode` on tiles; sizes are in pixels of the image, as in `encode_tiled`. Raises ValueError."""
         self.check_latent(latent)
         tile, overlap = self._cells(tile_px, overlap_px)
         return run_tiled(self.decode, latent, 1, self.cell_px, tile, overlap, progress)
 
     def check_image(self, image: Tensor) -> None:
-        """Raises ValueError where it is not [b, c, h, w] of whole cells."""
+        """Raise ValueError where image is not [b, image_channels, h, w] of whole cells."""
         c, n = self.image_channels, self.cell_px
         if image.ndim != 4 or image.shape[1] != c or image.shape[2] % n or image.shape[3] % n:
             raise ValueError(f"image must be [b, {c}, h, w] with h and w multiples of {n}, not {list(image.shape)}")
 
     def check_latent(self, latent: Tensor) -> None:
-        """Raises ValueError where it is not [b, c, h, w]."""
+        """Raise ValueError where latent is not [b, latent_channels, h, w]."""
         c = self.latent_channels
         if latent.ndim != 4 or latent.shape[1] != c:
             raise ValueError(f"latent must be [b, {c}, h, w], not {list(latent.shape)}")

@@ -3,40 +3,51 @@
     github.com/madebyollin/taesd, F32Encoder and F32Decoder: plain 3x3 convolutions, 32 pixels to a latent cell
 
 Its files hold one half each (taesana_encoder.pth, taesana_decoder.pth), as unnamed layers of a Sequential. It was
-taught on scaled latents and pixels in [0, 1]; here it speaks as DC-AE does, raw latents and pixels in [-1, 1].
+trained on scaled latents and images in [0, 1]; `TinyAutoencoder` takes and returns what DC-AE does, raw latents and
+images in [-1, 1].
 """
 
+import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import check_fields
 from ..latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from .tiling import TiledCodec
 
-LATENT_LIMIT = 3.0  # the decoder bends latents smoothly into +-3
-HALVES = ("encoder", "decoder")
-ENCODER_CHANNELS, DECODER_CHANNELS = (64, 64, 64, 64), (256, 128, 64, 64, 64)
+Half = Literal["encoder", "decoder"]
+
+LATENT_LIMIT = 3.0  # the decoder limits scaled latents smoothly to +-3
+HALVES: tuple[Half, ...] = ("encoder", "decoder")
+ENCODER_CHANNELS = (64, 64, 64, 64)
+DECODER_CHANNELS = (256, 128, 64, 64, 64)
 
 
 @dataclass(frozen=True)
 class TinyAutoencoderConfig:
-    """Which halves there are."""
+    """Which halves there are. Raises ValueError on others."""
 
-    halves: tuple[str, ...] = HALVES
+    halves: tuple[Half, ...] = HALVES
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
-class Bend(nn.Module):
+class SoftClamp(nn.Module):
+    """Latents of any shape, limited smoothly to +-LATENT_LIMIT."""
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x / LATENT_LIMIT) * LATENT_LIMIT
 
 
 class Block(nn.Module):
-    """Three convolutions around a skip; both widths are equal."""
+    """relu(x + three convolutions of x), [b, channels, h, w]."""
 
-    def __init__(self, channels: int, ops, **kw):
+    def __init__(self, channels: int, ops: Any, **kw: Any):
         super().__init__()
         convs = [ops.Conv2d(channels, channels, 3, padding=1, **kw) for _ in range(3)]
         self.conv = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2])
@@ -45,8 +56,8 @@ class Block(nn.Module):
         return F.relu(self.conv(x) + x)
 
 
-def encoder(ops=nn, **kw) -> nn.Sequential:
-    """[b, 3, h, w] in [0, 1] -> scaled latents. The layers' order is their names."""
+def encoder(ops: Any = nn, **kw: Any) -> nn.Sequential:
+    """Images [b, 3, h, w] in [0, 1] -> scaled latents [b, 32, h/32, w/32]. The layers' order gives their names."""
     first, *rest = ENCODER_CHANNELS
     layers = [
         ops.Conv2d(3, first // 2, 3, stride=2, padding=1, **kw),
@@ -60,23 +71,30 @@ def encoder(ops=nn, **kw) -> nn.Sequential:
     return nn.Sequential(*layers, ops.Conv2d(rest[-1], LATENT_CHANNELS, 3, padding=1, **kw))
 
 
-def decoder(ops=nn, **kw) -> nn.Sequential:
-    """Scaled latents -> [b, 3, 32h, 32w] in [0, 1], a little beyond at times."""
-    c = DECODER_CHANNELS[0]
-    layers = [Bend(), ops.Conv2d(LATENT_CHANNELS, c, 3, padding=1, **kw), nn.ReLU()]
-    for c, after in zip(DECODER_CHANNELS, (*DECODER_CHANNELS[1:], DECODER_CHANNELS[-1])):
+def decoder(ops: Any = nn, **kw: Any) -> nn.Sequential:
+    """Scaled latents [b, 32, h, w] -> images [b, 3, 32h, 32w], which may exceed [0, 1] a little."""
+    first, last = DECODER_CHANNELS[0], DECODER_CHANNELS[-1]
+    layers = [SoftClamp(), ops.Conv2d(LATENT_CHANNELS, first, 3, padding=1, **kw), nn.ReLU()]
+    for c, after in itertools.pairwise((*DECODER_CHANNELS, last)):
         layers += [Block(c, ops, **kw) for _ in range(3)]
         layers += [nn.Upsample(scale_factor=2), ops.Conv2d(c, after, 3, padding=1, bias=False, **kw)]
-    return nn.Sequential(*layers, Block(after, ops, **kw), ops.Conv2d(after, 3, 3, padding=1, **kw))
+    return nn.Sequential(*layers, Block(last, ops, **kw), ops.Conv2d(last, 3, 3, padding=1, **kw))
 
 
 class TinyAutoencoder(TiledCodec):
-    """One half or both, in DC-AE's own terms. Raises ValueError where a half is missing, and as DC-AE does."""
+    """One half or both, called as DC-AE is. Raises ValueError where a half is missing, and as DC-AE does."""
 
-    image_channels, latent_channels, cell_px = 3, LATENT_CHANNELS, DOWNSCALE
+    image_channels = 3
+    latent_channels = LATENT_CHANNELS
+    cell_px = DOWNSCALE
 
     def __init__(
-        self, config: TinyAutoencoderConfig = TinyAutoencoderConfig(), *, ops: Any = nn, dtype=None, device=None
+        self,
+        config: TinyAutoencoderConfig = TinyAutoencoderConfig(),
+        *,
+        ops: Any = nn,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
     ):
         super().__init__()
         factory = {"dtype": dtype, "device": device}
@@ -85,14 +103,14 @@ class TinyAutoencoder(TiledCodec):
         self.decoder = decoder(ops, **factory) if "decoder" in config.halves else None
 
     def encode(self, image: Tensor) -> Tensor:
-        """[b, 3, h, w] in [-1, 1] -> raw latents [b, 32, h/32, w/32]."""
+        """Images [b, 3, h, w] in [-1, 1] -> raw latents [b, 32, h/32, w/32]. Raises ValueError."""
         if self.encoder is None:
             raise ValueError("this TAESANA has no encoder: put taesana_encoder.pth beside it")
         self.check_image(image)
         return self.encoder((image + 1) / 2) / SCALE
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Raw latents [b, 32, h, w] -> [b, 3, 32h, 32w], about [-1, 1]."""
+        """Raw latents [b, 32, h, w] -> images [b, 3, 32h, 32w], about [-1, 1]. Raises ValueError."""
         if self.decoder is None:
             raise ValueError("this TAESANA has no decoder: put taesana_decoder.pth beside it")
         self.check_latent(latent)

@@ -12,10 +12,18 @@ from sprint_core.config import Count, PositiveNumber, Range, check_fields, from_
 from sprint_core.models.autoencoder_config import AutoencoderConfig
 from sprint_core.models.controlnet import ControlNetConfig
 from sprint_core.models.gemma import GemmaConfig
+from sprint_core.models.tiny_autoencoder import TinyAutoencoderConfig
 from sprint_core.models.transformer import TransformerConfig
 from sprint_core.text.formats import TextPreset, text_preset
 
-CONFIGS = (TransformerConfig(), ControlNetConfig(), AutoencoderConfig(), GemmaConfig(), text_preset())
+CONFIGS = (
+    TransformerConfig(),
+    TinyAutoencoderConfig(),
+    ControlNetConfig(),
+    AutoencoderConfig(),
+    GemmaConfig(),
+    text_preset(),
+)
 FIELDS = [(config, field.name) for config in CONFIGS for field in dataclasses.fields(config)]
 MAY_BE_ZERO = {"guidance_scale", "pos_embed_base", "encoder_layers", "decoder_layers"}
 
