@@ -1,4 +1,4 @@
-"""Train and distil: the bundled model from nothing, or a SANA-Sprint from a published SANA and your pictures.
+"""Train and distil: the bundled model from nothing, or a SANA-Sprint from a published SANA and your images.
 
     python -m sprint_core.distill --recipe demo --out DIR
     python -m sprint_core.distill --recipe sprint-1.6B --teacher FILE --vae FILE --text-encoder FILE
@@ -27,7 +27,7 @@ from ..weights import checkpoint, layouts, presets
 from . import recipes
 from .engine.processes import ProcessGroup, launched_processes
 from .runs import ablations, control, demo, estimate
-from .runs.published import Published, Sources
+from .runs.published import PublishedRun, Sources
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     stages = [*recipes.DEMO, "control", "all"]
     add("--stage", choices=stages, default="all", help="one, after those that it needs; all: the model")
     add("--out", type=Path, required=True, help="folder of this run; the same again resumes it")
-    add("--data", default=SCENES, help="scenes (demo), or pictures with captions: folder, .parquet, webdataset .tar")
+    add("--data", default=SCENES, help="scenes (demo), or images with captions: folder, .parquet, webdataset .tar")
     add("--teacher", type=Path, help="full size: the multi-step SANA, any layout")
     add("--student", type=Path, help="distil on from this SANA-Sprint, rather than from its teacher")
     add("--vae", "--autoencoder", type=Path, dest="autoencoder", help="its DC-AE; demo: start from this one")
@@ -82,7 +82,7 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         if args.hed and scenes:
             raise ValueError("--hed: the edges of scenes are made without weights; --recipe control takes it")
         if args.pool is not None and not scenes:
-            raise ValueError("--pool: of scenes; --recipe control learns from all pictures of --data")
+            raise ValueError("--pool: of scenes; --recipe control learns from all images of --data")
     elif args.hed or args.control:
         only = "--hed is of the recipe control" if args.hed else "--control is of the recipes demo-control and control"
         raise ValueError(only)
@@ -97,33 +97,39 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
 
 def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
     if args.data != SCENES:
-        raise ValueError(f"--data {args.data}: the demo learns from scenes; --recipe sprint-0.6B takes pictures")
-    run = demo.Demo(args.out, recipe, args.pool or demo.POOL, args.autoencoder, processes, args.student)
-    if args.stage in ("autoencoder", "decoder"):  # a DC-AE is of use only after both
-        return run.export_autoencoder(args.out, command)
+        raise ValueError(f"--data {args.data}: the demo learns from scenes; --recipe sprint-0.6B takes images")
+    run = demo.DemoRun(args.out, recipe, args.pool or demo.POOL, args.autoencoder, processes, args.student)
     if args.stage == "features":
-        return run.export_features(args.out, command)
-    if args.stage in ("captioning", "teacher"):
-        {"captioning": run.gemma, "teacher": run.teacher}[args.stage]()
+        return run.export_features(run.train_features(), args.out, command)
+    if args.stage == "captioning":
+        run.train_text_encoder()
         return []
-    return run.export(args.out, command)
+    autoencoder = run.train_autoencoder()
+    if args.stage in ("autoencoder", "decoder"):  # a DC-AE is of use only after both
+        return run.export_autoencoder(autoencoder, args.out, command)
+    latents = run.encode_dataset(autoencoder)
+    teacher = run.train_teacher(run.train_text_encoder(), autoencoder, latents)
+    if args.stage == "teacher":
+        return []
+    student = run.train_student(teacher, autoencoder, latents)
+    return run.export(student, teacher, autoencoder, args.out, command) if processes.rank == 0 else []
 
 
 def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
     parts = {"--student": args.student, "--vae": args.autoencoder, "--text-encoder": args.text_encoder}
     if args.recipe == "demo-control":
         if args.data != SCENES:
-            raise ValueError(f"--data {args.data}: demo-control learns from scenes; --recipe control takes pictures")
+            raise ValueError(f"--data {args.data}: demo-control learns from scenes; --recipe control takes images")
         parts = {option: path or presets.BUNDLED for option, path in parts.items()}
     missing = [*(option for option, path in parts.items() if path is None)]
     missing += ["--data"] * (args.recipe == "control" and args.data == SCENES)
     if missing:
         raise ValueError(f"--recipe {args.recipe} needs {', '.join(missing)}")
-    pictures = None if args.data == SCENES else Path(args.data)
-    sources = control.ControlSources(*parts.values(), pictures, args.hed, args.control)
+    images = None if args.data == SCENES else Path(args.data)
+    sources = control.ControlSources(*parts.values(), images=images, hed=args.hed, branch=args.control)
     run = control.ControlRun(args.out, recipe, sources, args.pool or control.POOL, processes)
-    estimate.check_memory(estimate.of_recipe(recipe, processes, run.given), processes)
-    branch = run.branch()
+    estimate.check_memory(estimate.of_recipe(recipe, processes, run.trunk), processes)
+    branch = run.train_branch(run.encode_dataset())
     return run.export(branch, command) if processes.rank == 0 else []
 
 
@@ -136,10 +142,11 @@ def _run_published(
     if args.stage not in (*recipe.stages, "all"):
         raise ValueError(f"--stage {args.stage}: {args.recipe} has the stages {', '.join(recipe.stages)}")
     sources = Sources(args.teacher, args.autoencoder, args.text_encoder, Path(args.data), args.time_scale, args.student)
-    run = Published(args.out, recipe, sources, processes)  # before the estimate, which takes a while
+    run = PublishedRun(args.out, recipe, sources, processes)  # before the estimate, which takes a while
     planned = [one for one in estimate.of_recipe(recipe, processes) if args.stage in (one.stage, "all")]
     estimate.check_memory(planned, processes)
-    model = run.teacher().transformer if args.stage == "teacher" else run.student()
+    cache = run.encode_dataset()
+    model = run.train_teacher(cache).transformer if args.stage == "teacher" else run.train_student(cache)
     return run.export(model, command) if processes.rank == 0 else []
 
 

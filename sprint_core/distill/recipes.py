@@ -138,7 +138,7 @@ class Recipe:
         return self.last == "control"
 
 
-def _chosen(row: object) -> dict[str, str]:
+def _chosen(row: Schedule | Objective) -> dict[str, str]:
     return {f.name: repr(value) for f in dataclasses.fields(row) if (value := getattr(row, f.name)) != f.default}
 
 

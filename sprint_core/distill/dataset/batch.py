@@ -1,11 +1,12 @@
-"""What every dataset of latents gives to a stage."""
+"""What every dataset of latents gives to a stage, and how datasets are told apart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...weights import tensorfile
 from ..engine.randomness import SampleRandom
 
 
@@ -29,3 +30,8 @@ class Dataset(Protocol):
     def batch(self, random: SampleRandom) -> Batch:
         """As many samples as `random` has, drawn by it."""
         ...
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Tells networks apart by their weights."""
+    return tensorfile.hash_of(model.state_dict())

@@ -1,8 +1,8 @@
-"""The user's captioned pictures, from what they have: a folder, parquet files or webdataset shards.
+"""The user's captioned images, from what they have: a folder, parquet files or webdataset shards.
 
     folder, parquet or .tar -> Items (name, caption, load) -> square: [3, px, px]
 
-Nothing is read before it is needed, so that there may be more pictures than fit in memory.
+Nothing is read before it is needed, so that there may be more images than fit in memory.
 """
 
 import glob
@@ -30,7 +30,7 @@ IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")  # suffixes of files
 COLUMNS = ("image", *IMAGES)  # that may hold images
 CAPTIONS = ("caption", "text", "prompt", "txt", "json")  # keys and columns, in order of preference
 TABLES = ("captions.json", "metadata.jsonl", "captions.jsonl")
-HOW = (
+WHERE_CAPTIONS_BELONG = (
     "a caption belongs in NAME.txt or NAME.json beside NAME.jpg, or for all images in captions.json "
     '({file name: caption}) or metadata.jsonl (a {"file_name": ..., "text": ...} on each line); in parquet files '
     f"it is a column, in .tar shards a file, of the name {', '.join(CAPTIONS)}"
@@ -38,12 +38,12 @@ HOW = (
 LISTED = 5  # names in a warning
 
 
-# --- pictures and their captions --------------------------------------------------------------------
+# --- images and their captions --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Item:
-    """A captioned picture that is not read yet; `load` raises anything if it is damaged."""
+    """A captioned image that is not read yet; `load` raises anything if it is damaged."""
 
     name: str
     caption: str
@@ -51,11 +51,11 @@ class Item:
 
 
 def captioned(path: Path) -> Iterator[Item]:
-    """The pictures of a folder, however deep, or of one file, always in the same order.
+    """The images of a folder, however deep, or of one file, always in the same order.
 
     A folder's .tar shards (webdataset) are read if there are any, else its images, else its parquet files.
-    Pictures without a caption are left out and counted in the log. Raises ValueError at once if nothing is
-    there, or nothing has a caption; later for a damaged shard.
+    Images without a caption are left out and counted in the log. Raises ValueError at once if nothing is there, or
+    nothing has a caption; later for a damaged shard.
     """
     path = Path(path)
     if not path.exists():
@@ -65,7 +65,7 @@ def captioned(path: Path) -> Iterator[Item]:
     if files["tar"]:
         return _begun(_with_captions(path, _streamed("webdataset", files["tar"])))
     if images := sorted(itertools.chain(*(files[suffix] for suffix in IMAGES)), key=Path.as_posix):
-        return iter(list(_with_captions(path, _in_folder(folder, images))))
+        return _Counted(_begun(_with_captions(path, _in_folder(folder, images))), len(images))
     if files["parquet"]:
         items = _begun(_with_captions(path, _streamed("parquet", files["parquet"])))
         return _Counted(items, sum(map(_row_count, files["parquet"])))
@@ -84,12 +84,12 @@ def square(image: Image.Image, px: int) -> Tensor:
 
 def _files(path: Path) -> dict[str, list[Path]]:
     """Files by the suffixes that matter, each list sorted; hidden ones are other programs' own."""
-    found: dict[str, list[Path]] = {suffix: [] for suffix in (*IMAGES, "tar", "parquet")}
+    files: dict[str, list[Path]] = {suffix: [] for suffix in (*IMAGES, "tar", "parquet")}
     for file in [path] if path.is_file() else sorted(path.rglob("*"), key=Path.as_posix):
         suffix = file.suffix[1:].lower()
-        if suffix in found and not any(part.startswith(".") for part in file.relative_to(path).parts):
-            found[suffix].append(file)
-    return found
+        if suffix in files and not any(part.startswith(".") for part in file.relative_to(path).parts):
+            files[suffix].append(file)
+    return files
 
 
 def _with_captions(path: Path, items: Iterable[Item]) -> Iterator[Item]:
@@ -104,7 +104,7 @@ def _with_captions(path: Path, items: Iterable[Item]) -> Iterator[Item]:
     if not count:
         raise ValueError(f"{path}: no images in it")
     if len(without) == count:
-        raise ValueError(f"{path}: {count} images, but not one has a caption: {HOW}")
+        raise ValueError(f"{path}: {count} images, but not one has a caption: {WHERE_CAPTIONS_BELONG}")
     if without:
         log.warning("%s: %d of %d images have no caption: %s", path, len(without), count, listed(without))
 
@@ -130,14 +130,14 @@ def _in_folder(folder: Path, images: Sequence[Path]) -> Iterator[Item]:
     table = _table(folder)
     for image in images:
         name = image.relative_to(folder).as_posix()
-        yield Item(name, _beside(image) or table.get(name, ""), partial(Image.open, image))
+        yield Item(name, _own_caption(image) or table.get(name, ""), partial(Image.open, image))
 
 
-def _beside(image: Path) -> str:
+def _own_caption(image: Path) -> str:
     """The caption in the image's own text or JSON file, or ""."""
-    text, described = image.with_suffix(".txt"), image.with_suffix(".json")
+    text, document = image.with_suffix(".txt"), image.with_suffix(".json")
     caption = _caption(_read(text)) if text.is_file() else ""
-    return caption or (_caption(_parsed(_read(described))) if described.is_file() else "")
+    return caption or (_caption(_parsed(_read(document))) if document.is_file() else "")
 
 
 def _table(folder: Path) -> dict[str, str]:
@@ -219,9 +219,9 @@ def _rows(kind: str, file: Path) -> Iterator[tuple[str, dict]]:
     features = _shard_features(datasets) if kind == "webdataset" else None
     rows = datasets.load_dataset(kind, data_files=data, split="train", streaming=True, features=features)
     names = rows.column_names
-    for what, wanted in {"image": COLUMNS, "caption": CAPTIONS}.items():
-        if not set(wanted) & set(names):
-            raise ValueError(f"no column of the {what}s ({', '.join(wanted)}) among {', '.join(names)}")
+    for what, columns in {"image": COLUMNS, "caption": CAPTIONS}.items():
+        if not set(columns) & set(names):
+            raise ValueError(f"no column of the {what}s ({', '.join(columns)}) among {', '.join(names)}")
     for name in set(COLUMNS) & set(names):
         rows = rows.cast_column(name, datasets.Image(decode=False))
     rows = rows.select_columns([name for name in names if name in ("__key__", *COLUMNS, *CAPTIONS)])
@@ -232,7 +232,7 @@ def _rows(kind: str, file: Path) -> Iterator[tuple[str, dict]]:
 def _shard_features(datasets: Any) -> Any:
     """Columns of a webdataset shard.
 
-    Told, because the library infers them from a shard's first five samples, which must then all have the
+    Stated, because the library infers them from a shard's first five samples, which must then all have the
     same files: neither a missing caption nor a .png among .jpg.
     """
     columns = {name: datasets.Image(decode=False) for name in IMAGES}

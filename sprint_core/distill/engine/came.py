@@ -1,9 +1,9 @@
-"""CAME, the optimiser of the published SANA-Sprint runs (Luo et al., arXiv 2307.02047; names are the paper's).
+"""CAME, the optimizer of the published SANA-Sprint runs (Luo et al., arXiv 2307.02047; names are the paper's).
 
 Adam's second moments of a matrix [n, m] are kept as row and column means (Adafactor), and the step is divided by
 how far the latest update strays from the running one, factored likewise: the less it strays, the more it is trusted.
 
-Which tensors count as matrices follows the optimiser that the published configuration names (`CAMEWrapper` of
+Which tensors count as matrices follows the optimizer that the published configuration names (`CAMEWrapper` of
 NVlabs/Sana as released with SANA-Sprint): weights [n, m] and 1x1 convolutions [n, m, 1, 1]. All others, 3x3
 convolutions among them, keep a full second moment and have no confidence. PyPI's came-pytorch, which SANA's first
 release used, is the same up to 2 dimensions, and beyond them factors the last two, here a convolution's kernel.
@@ -45,12 +45,12 @@ class CAME(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    self._descend(p, group)
+                    self._descend(p, p.grad.float(), group)
         return loss
 
-    def _descend(self, p: Tensor, group: dict[str, Any]) -> None:
+    def _descend(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
         (beta1, beta2, beta3), (eps1, eps2) = group["betas"], group["eps"]
-        g, state = p.grad.float(), self.state[p]
+        state = self.state[p]
         if g.ndim == 4 and g.shape[2:] == (1, 1):
             g = g.flatten(1)
         matrix = g.ndim == 2
@@ -76,7 +76,7 @@ class CAME(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         parameters = [p for group in self.param_groups for p in group["params"]]
         numbers = [i for group in state_dict["param_groups"] for i in group["params"]]
-        for p, i in zip(parameters, numbers):
+        for p, i in zip(parameters, numbers, strict=True):
             if saved := state_dict["state"].get(i):
                 self.state[p] = {name: value.to(p.device, copy=True) for name, value in saved.items()}
 

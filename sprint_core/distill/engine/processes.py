@@ -9,10 +9,10 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...devices import usable_device
 
@@ -41,9 +41,10 @@ class ProcessGroup:
             return
         from accelerate.utils import reduce
 
-        flat = reduce(torch.cat([p.grad.flatten() for p in parameters]), "mean")
-        for p, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad.copy_(mean.view_as(p))
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = cast(Tensor, reduce(torch.cat([g.flatten() for g in gradients]), "mean"))
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:
@@ -68,4 +69,4 @@ def launched_processes(device: str | None = None) -> ProcessGroup:
     except ImportError:
         raise ValueError("several processes need accelerate: pip install accelerate") from None
     state = PartialState(cpu=fallback == "cpu")
-    return ProcessGroup(state.device, state.process_index, state.num_processes, state)
+    return ProcessGroup(torch.device(state.device or fallback), state.process_index, state.num_processes, state)

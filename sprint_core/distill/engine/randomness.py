@@ -42,8 +42,8 @@ def initialise(model: nn.Module, seed: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for module in model.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
 
 
 def _key(seed: int, step: int, phase: str, sample: int) -> int:

@@ -1,6 +1,6 @@
-"""What a training tells people while it runs: a progress bar, numbers, pictures.
+"""What a training tells people while it runs: a progress bar, numbers, images.
 
-metrics.jsonl holds one line per LOG_EVERY steps, samples/ one picture grid per SAMPLE_EVERY; where
+metrics.jsonl holds one line per LOG_EVERY steps, samples/ one sample grid per SAMPLE_EVERY; where
 tensorboard is installed, both are also written for it.
 """
 
@@ -72,7 +72,7 @@ class Record(contextlib.AbstractContextManager):
             path.write_text("".join(whole), encoding="utf-8")
 
     def samples(self, step: int, images: Tensor) -> None:
-        """images: [b, h, w, 3] in [0, 1], as one picture."""
+        """images: [b, h, w, 3] in [0, 1], as one grid."""
         sheet = tile(images)
         folder = self.folder / "samples"
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,6 @@ import os
 import pickle
 import shutil
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Generic
 
@@ -97,7 +96,7 @@ class Trainer(Generic[Averaged]):
 
     def _gradients(self, phase: str) -> dict[str, Tensor]:
         """Gradients of the mean loss over this process's samples, in micro-batches that fit the memory."""
-        samples, totals = self.processes.share(self.schedule.batch), defaultdict(float)
+        samples, totals = self.processes.share(self.schedule.batch), {}
         size = self.schedule.micro_batch or len(samples)
         for start in range(0, len(samples), size):
             micro_batch = samples[start : start + size]
@@ -107,7 +106,7 @@ class Trainer(Generic[Averaged]):
             share = len(micro_batch) / len(samples)
             (loss * share).backward()
             for name, value in {"loss": loss.detach(), **metrics}.items():
-                totals[name] += value * share
+                totals[name] = totals.get(name, 0.0) + value * share
         return totals
 
     def _descend(self, phase: str) -> Tensor:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ...models.transformer import AroundBlock
 from ...trigflow import SIGMA_DATA, T_MAX, add_noise, flow_input, s_from_t
-from ..engine.activation_checkpointing import AroundBlock, direct
+from ..engine.activation_checkpointing import direct
 from ..engine.randomness import SampleRandom
 from .scm import Proposal
 from .transform import per_sample

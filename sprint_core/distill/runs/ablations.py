@@ -26,13 +26,15 @@ from tqdm import tqdm
 from ... import sampler, trigflow
 from ...evaluate import frechet as features
 from ...evaluate import scoring, sheet
+from ...models.autoencoder import Autoencoder
 from ...models.transformer import SanaTransformer
 from ...pipeline import Pipeline
 from ...shapes import examples
 from ...text.encoder import TextEncoder
 from ...weights import presets, tensorfile
 from .. import recipes
-from ..dataset import scenes as data
+from ..dataset.batch import weights_fingerprint
+from ..dataset.scene_latents import SceneLatents
 from ..engine.processes import ProcessGroup
 from ..engine.trainer import Trainer
 from ..losses.transform import trigflow_network
@@ -117,6 +119,17 @@ class Watched(Trainer):
         return norms | {"seconds": round(sum(step["seconds"] for step in self.history), 1)}
 
 
+def plan(run: Run, recipe: Recipe) -> tuple[Schedule, Objective]:
+    """Of a run: the recipe's steps are the student's, those of the critic come on top."""
+    schedule, objective = recipe.stages["distill"], dataclasses.replace(recipe.objective, **run.objective)
+    critic = max(0, schedule.steps - objective.ladd_from) if objective.ladd_weight else 0
+    warmup = min(objective.tangent_warmup_steps, schedule.steps // TANGENT_WARMUP)
+    return (
+        dataclasses.replace(schedule, steps=schedule.steps + critic),
+        dataclasses.replace(objective, tangent_warmup_steps=warmup),
+    )
+
+
 @torch.no_grad()
 def rotations(
     model: TextConditioned, z: Tensor, captions: Sequence, flow_shift: float, steps: int, cfg: float
@@ -143,10 +156,12 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {"flow": euler, "trigflow": rotatio
 class Ablations:
     """Every run of the tables, below a demo run's folder. Raises ValueError if that belongs to another run."""
 
-    def __init__(self, run: demo.Demo, prompts: int):
+    def __init__(
+        self, run: demo.DemoRun, autoencoder: Autoencoder, latents: SceneLatents, teacher: Captioned, prompts: int
+    ):
         self.demo, self.prompts, self.folder = run, prompts, run.out / "ablations"
-        self.teacher = run.teacher()
-        self.fingerprint = data.weights_fingerprint(self.teacher)
+        self.autoencoder, self.latents, self.teacher = autoencoder, latents, teacher
+        self.fingerprint = weights_fingerprint(self.teacher)
 
     def sampled(self, seed: int) -> dict[str, dict]:
         """The teacher's pictures by either sampler, from the same noise: results by SAMPLERS' names."""
@@ -167,10 +182,10 @@ class Ablations:
     def trained(self, run: Run, seed: int) -> dict:
         """Train, unless it is trained, and score, unless it is scored: the run's result."""
         teacher = self._teacher_without(run) if run.teacher else self.teacher
-        schedule, objective = self._plan(run)
+        schedule, objective = plan(run, self.demo.recipe)
         start = functools.partial(unchecked_student, guidance_embed=run.guidance_embed)
-        stage = DistillStage(teacher, self.demo.latents, objective, start=start)
-        stage.settings |= {"teacher": data.weights_fingerprint(teacher), "guidance_embed": str(run.guidance_embed)}
+        stage = DistillStage(teacher, self.latents, objective, start=start)
+        stage.settings |= {"teacher": weights_fingerprint(teacher), "guidance_embed": str(run.guidance_embed)}
         folder = self.folder / f"{run.name}-{seed}"
         trainer = Watched(stage, schedule, folder, seed, self.demo.processes)
         key = trainer.run | {"prompts": self.prompts}
@@ -183,17 +198,6 @@ class Ablations:
         _write(folder / "result.json", {"key": key} | result)
         return result
 
-    def _plan(self, run: Run) -> tuple[Schedule, Objective]:
-        """Of a run: the recipe's steps are the student's, those of the critic come on top."""
-        schedule, objective = self.demo.recipe.stages["distill"], self.demo.recipe.objective
-        objective = dataclasses.replace(objective, **run.objective)
-        critic = max(0, schedule.steps - objective.ladd_from) if objective.ladd_weight else 0
-        warmup = min(objective.tangent_warmup_steps, schedule.steps // TANGENT_WARMUP)
-        return (
-            dataclasses.replace(schedule, steps=schedule.steps + critic),
-            dataclasses.replace(objective, tangent_warmup_steps=warmup),
-        )
-
     def _teacher_without(self, run: Run) -> Captioned:
         """The teacher without a stabiliser, fine-tuned so that it works without it."""
         changed = copy.deepcopy(self.teacher)
@@ -203,17 +207,17 @@ class Ablations:
         changed.transformer = transformer
         steps = FINE_TUNE * self.demo.recipe.stages["distill"].steps
         schedule = dataclasses.replace(self.demo.recipe.stages["teacher"], steps=steps, warmup_steps=WARMUP_STEPS)
-        stage = TeacherStage(changed, self.demo.latents, recipes.DEMO_FLOW_SHIFT)
+        stage = TeacherStage(changed, self.latents, recipes.DEMO_FLOW_SHIFT)
         stage.settings |= {"teacher": self.fingerprint}
         trainer = Trainer(stage, schedule, self.folder / f"teacher-{run.name}", processes=self.demo.processes)
         return trainer.train().eval().requires_grad_(False)
 
     def _pipeline(self, transformer: SanaTransformer, teacher: Captioned) -> Pipeline:
         encoder = TextEncoder(teacher.gemma, self.demo.prompts.tokenizer, self.demo.prompts.preset)
-        return Pipeline(transformer, self.demo.autoencoder, encoder, recipes.DEMO_PX)
+        return Pipeline(transformer, self.autoencoder, encoder, recipes.DEMO_PX)
 
     def _teacher_painter(self, sample: Callable[..., Tensor]) -> scoring.Painter:
-        pipeline, shape = self._pipeline(self.teacher.transformer, self.teacher), self.demo.latents.latents.shape[1:]
+        pipeline, shape = self._pipeline(self.teacher.transformer, self.teacher), self.latents.latents.shape[1:]
 
         @torch.inference_mode()
         def paint(texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
@@ -248,10 +252,14 @@ def held_out(count: int, seed: int) -> tuple[list[examples.Prompt], Tensor]:
 def run(out: Path, recipe: Recipe, pool: int, given: Path | None, processes: ProcessGroup, prompts: int) -> dict:
     """Every run that is missing, then the tables: ablations.md and .png in DIR/ablations, and the JSON document.
 
-    recipe: SHORT or like it, with the stage distill of each run; the rest as for demo.Demo. Raises ValueError.
+    recipe: SHORT or like it, with the stage distill of each run; the rest as for demo.DemoRun. Raises ValueError.
     """
     _check(recipe.objective, processes)
-    ablations = Ablations(demo.Demo(out, recipe, pool, given, processes), prompts)
+    demo_run = demo.DemoRun(out, recipe, pool, given, processes)
+    autoencoder = demo_run.train_autoencoder()
+    latents = demo_run.encode_dataset(autoencoder)
+    teacher = demo_run.train_teacher(demo_run.train_text_encoder(), autoencoder, latents)
+    ablations = Ablations(demo_run, autoencoder, latents, teacher, prompts)
     results = _all_results(ablations)
     found = {name: tables.pooled([results[name, seed] for seed in SEEDS]) for name, _ in results}
     steps, batch, seeds = recipe.stages["distill"].steps, recipe.stages["distill"].batch, ", ".join(map(str, SEEDS))

@@ -1,16 +1,16 @@
 """The bundled model, from nothing: every stage of it, and its export as native files.
 
-    autoencoder -> fold -> decoder -> latents -> captioning -> teacher -> distill -> export
-
-Each stage resumes where it stopped; one that has ended costs nothing.
+autoencoder -> fold -> decoder -> latents -> captioning -> teacher -> distill -> export
 """
 
 import dataclasses
-import functools
 import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...evaluate.frechet import FeatureNetwork
 from ...images import preview
@@ -24,21 +24,26 @@ from ...text.prompts import PromptTokenizer
 from ...text.tokenizers import HFTokenizer, tokenizer_state
 from ...weights import checkpoint, layouts, tensorfile
 from .. import recipes
-from ..dataset import scenes as data
+from ..dataset import scenes
+from ..dataset.batch import weights_fingerprint
+from ..dataset.scene_latents import SceneLatents, encode_scenes
 from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from ..engine.randomness import initialise
-from ..engine.stage import Averaged, Stage
-from ..engine.trainer import Trainer
 from ..recipes import Recipe
-from ..stages import autoencoder, features
+from ..stages import autoencoder as autoencoder_stages
+from ..stages import features
 from ..stages.base import Captioned, Preview
 from ..stages.captioning import CaptioningModel, CaptioningStage
 from ..stages.student import DistillStage, continued
 from ..stages.teacher import TeacherStage, student_of
+from .run import Run, cpu_tensors
 
 SEED = 0
 POOL = 20_000  # training scenes
 MAX_TOKENS = 24
+PROBED = 1000  # scenes that tell the latents' mean and standard deviation
+FITTED = 500  # scenes on which the colours of previews are fitted
+BATCH = 50
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 
 
@@ -78,10 +83,10 @@ def fresh_gemma(seed: int) -> Gemma:
     return model
 
 
-class Demo:
-    """A run in one folder. `recipe` may shorten stages, `pool` the data; `given`: a trained DC-AE to start from.
+class DemoRun(Run):
+    """A run on scenes 0 to pool - 1. autoencoder: the file of a trained DC-AE, to do without those stages.
 
-    student: a SANA-Sprint of the teacher in this folder, to distil on from.
+    student: the file of a SANA-Sprint of the teacher in this folder, to distil on from. Raises CheckpointError.
     """
 
     def __init__(
@@ -89,20 +94,19 @@ class Demo:
         out: Path,
         recipe: Recipe = recipes.RECIPES["demo"],
         pool: int = POOL,
-        given: Path | None = None,
+        autoencoder: Path | None = None,
         processes: ProcessGroup = SINGLE_PROCESS,
         student: Path | None = None,
     ):
-        self.out, self.recipe, self.pool, self.given, self.processes = Path(out), recipe, pool, given, processes
+        super().__init__(out, recipe, processes, SEED)
+        self.pool, self.autoencoder = pool, autoencoder
         self.start = continued(student) if student else student_of
         self.prompts = prompts()
 
-    @functools.cached_property
-    def autoencoder(self) -> Autoencoder:
-        """The DC-AE with unit latents: the given one, or after both of its stages. Raises CheckpointError."""
-        if self.given is not None:
-            given = checkpoint.load(self.given, layouts.AUTOENCODER)
-            return checkpoint.build(given, dtype=torch.float32, device=self.processes.device)
+    def train_autoencoder(self) -> Autoencoder:
+        """The DC-AE with unit latents: the one of the file, or after both of its stages. Raises CheckpointError."""
+        if self.autoencoder is not None:
+            return self.load_autoencoder(self.autoencoder)
         if self.processes.world_size > 1 or self.recipe.stages["autoencoder"].micro_batch:
             raise ValueError(
                 "the auto-encoder trains as one process, without micro-batches; then pass it: --autoencoder FILE"
@@ -110,95 +114,93 @@ class Demo:
         model = Autoencoder(recipes.DEMO_AUTOENCODER)
         initialise(model, SEED)
         steps = self.recipe.stages["autoencoder"].steps
-        folded = self._train(autoencoder.WholeStage(model, data.images, steps, self.pool)).eval()
-        starts = range(0, min(1000, self.pool), 50)
-        probe = [data.images(range(start, start + 50)).to(self.processes.device) for start in starts]
-        autoencoder.fold(folded, *autoencoder.latent_statistics(folded, probe))
-        stage = autoencoder.DecoderStage(folded, data.images, self.pool)
-        stage.settings |= {"encoder": data.weights_fingerprint(folded.encoder)}
-        folded.decoder = self._train(stage)
+        folded = self.train(autoencoder_stages.WholeStage(model, scenes.images, steps, self.pool))
+        probe = (images.to(self.device) for images in self._images(PROBED))
+        autoencoder_stages.fold(folded, *autoencoder_stages.latent_statistics(folded, probe))
+        stage = autoencoder_stages.DecoderStage(folded, scenes.images, self.pool)
+        stage.settings |= {"encoder": weights_fingerprint(folded.encoder)}
+        folded.decoder = self.train(stage)
         return folded.eval().requires_grad_(False)
 
-    @functools.cached_property
-    def latents(self) -> data.SceneLatents:
-        """Encoded once for the teacher and the student."""
-        model = self.autoencoder
+    def encode_dataset(self, autoencoder: Autoencoder) -> SceneLatents:
+        """For the teacher and the student."""
         with self.processes.main_process_first():
-            return data.SceneLatents(model, self.out / "latents", self.pool)
+            return encode_scenes(autoencoder, self.out / "latents", self.pool)
 
-    def gemma(self) -> Gemma:
-        """The text encoder as the teacher's training finds it."""
+    def train_text_encoder(self) -> Gemma:
+        """Pre-trained by captioning questions."""
         model = CaptioningModel(fresh_gemma(SEED))
         initialise(model.heads, SEED)
-        return self._train(CaptioningStage(model, self.prompts, self.pool)).gemma
+        return self.train(CaptioningStage(model, self.prompts, self.pool)).gemma
 
-    def teacher(self) -> Captioned:
+    def train_teacher(self, gemma: Gemma, autoencoder: Autoencoder, latents: SceneLatents) -> Captioned:
         config = dataclasses.replace(recipes.DEMO_TRANSFORMER, guidance_embed=False)
         transformer = SanaTransformer(config)
         initialise(transformer, SEED)
-        gemma = self.gemma()
         model = Captioned(transformer, gemma, self.prompts)
-        stage = TeacherStage(model, self.latents, recipes.DEMO_FLOW_SHIFT, self.preview)
-        stage.settings |= {"text_encoder": data.weights_fingerprint(gemma)}
-        return self._train(stage).eval().requires_grad_(False)
+        stage = TeacherStage(model, latents, recipes.DEMO_FLOW_SHIFT, _preview(autoencoder, latents))
+        stage.settings |= {"text_encoder": weights_fingerprint(gemma)}
+        return self.train(stage)
 
-    def student(self) -> tuple[Captioned, SanaTransformer]:
-        """The teacher and its student."""
-        teacher = self.teacher()
-        stage = DistillStage(teacher, self.latents, self.recipe.objective, self.preview, start=self.start)
-        begun = stage.modules["student"].transformer
-        stage.settings |= {"teacher": data.weights_fingerprint(teacher), "student": data.weights_fingerprint(begun)}
-        return teacher, self._train(stage).transformer.eval()
+    def train_student(self, teacher: Captioned, autoencoder: Autoencoder, latents: SceneLatents) -> SanaTransformer:
+        shown = _preview(autoencoder, latents)
+        stage = DistillStage(teacher, latents, self.recipe.objective, shown, start=self.start)
+        start = weights_fingerprint(stage.student.transformer)
+        stage.settings |= {"teacher": weights_fingerprint(teacher), "student": start}
+        return self.train(stage).transformer
 
-    @property
-    def preview(self) -> Preview:
-        """Held-out prompts, one or two of each category."""
-        shown = [prompt.text for name in captions.CATEGORIES for prompt in examples.prompts(name, 2)]
-        model = self.autoencoder
-        decode = lambda latents: autoencoder.displayed(model.decode(latents / SCALE))  # noqa: E731
-        return Preview(shown, self.latents.latents.shape[1:], decode)
-
-    def _train(self, stage: Stage[Averaged]) -> Averaged:
-        return Trainer(stage, self.recipe.stages[stage.name], self.out, SEED, self.processes).train()
-
-    def export_features(self, folder: Path, command: str) -> list[Path]:
-        """Train and write the feature network of features.py."""
+    def train_features(self) -> FeatureNetwork:
+        """The network of the Frechet distance."""
         model = FeatureNetwork(features.QUESTIONS)
         initialise(model, SEED)
-        trained = self._train(features.FeatureStage(model, self.pool))
+        return self.train(features.FeatureStage(model, self.pool))
+
+    def export_features(self, model: FeatureNetwork, folder: Path, command: str) -> list[Path]:
         path = folder / "features.safetensors"
-        tensors = {name: tensor.detach().half().cpu() for name, tensor in trained.state_dict().items()}
-        tensorfile.write(path, tensors, {"provenance": json.dumps(_provenance(command))})
+        provenance = {"provenance": json.dumps(_provenance(command))}
+        tensorfile.write(path, cpu_tensors(model, torch.float16), provenance)
         return [path]
 
-    def export_autoencoder(self, folder: Path, command: str) -> list[Path]:
+    def export_autoencoder(self, autoencoder: Autoencoder, folder: Path, command: str) -> list[Path]:
         """Write the DC-AE alone, for another run to start from."""
         path = folder / "autoencoder.safetensors"
-        checkpoint.save(path, [self._part("autoencoder", self.autoencoder, {})], _provenance(command))
+        checkpoint.save(path, [self._part(layouts.AUTOENCODER, autoencoder, {})], _provenance(command))
         return [path]
 
-    def export(self, folder: Path, command: str) -> list[Path]:
+    def export(
+        self, student: SanaTransformer, teacher: Captioned, autoencoder: Autoencoder, folder: Path, command: str
+    ) -> list[Path]:
         """Write the model as native files: the student with its encoder and DC-AE, and the teacher."""
-        vae = self.autoencoder
-        teacher, student = self.student()
-        if self.processes.rank:
-            return []
-        described = {"instruction": None, "max_tokens": MAX_TOKENS, "lower": False}
-        encoder = self._part(
-            "text_encoder", teacher.gemma, {"text": described}, tokenizer_state(self.prompts.tokenizer)
-        )
+        text = {"instruction": None, "max_tokens": MAX_TOKENS, "lower": False}
+        encoder = self._part(layouts.TEXT_ENCODER, teacher.gemma, {"text": text})
+        encoder.extras |= tokenizer_state(self.prompts.tokenizer)
+        colours = preview.fit(autoencoder, self._images(FITTED)).factors()
+        decoder = self._part(layouts.AUTOENCODER, autoencoder, {preview.SETTING: dataclasses.asdict(colours)})
         sizes = {"size_px": recipes.DEMO_PX, "flow_shift": recipes.DEMO_FLOW_SHIFT}
-        seen = preview.fit(vae, (data.images(range(start, start + 50)) for start in range(0, min(500, self.pool), 50)))
-        colours = {preview.SETTING: dataclasses.asdict(seen.factors())}
-        parts = [self._part("transformer", student, sizes), encoder, self._part("autoencoder", vae, colours)]
+        sprint = self._part(layouts.TRANSFORMER, student, sizes)
+        multi_step = self._part(layouts.TRANSFORMER, teacher.transformer, sizes)
         paths = [folder / "sana_sprint_tiny.safetensors", folder / "sana_tiny_teacher.safetensors"]
-        checkpoint.save(paths[0], parts, _provenance(command))
-        checkpoint.save(paths[1], [self._part("transformer", teacher.transformer, sizes)], _provenance(command))
+        checkpoint.save(paths[0], [sprint, encoder, decoder], _provenance(command))
+        checkpoint.save(paths[1], [multi_step], _provenance(command))
         return paths
 
-    def _part(self, kind: str, model: torch.nn.Module, settings: dict, extras: dict | None = None):
-        tensors = {name: tensor.detach().half().cpu() for name, tensor in model.state_dict().items()}
-        return checkpoint.Weights(kind, model.config, tensors, self.out, settings, extras or {})
+    def _images(self, count: int) -> Iterator[Tensor]:
+        """Batches of the first scenes."""
+        return (scenes.images(range(start, start + BATCH)) for start in range(0, min(count, self.pool), BATCH))
+
+    def _part(self, layout: layouts.Layout, model: Any, settings: Mapping[str, Any]) -> checkpoint.Weights:
+        return checkpoint.Weights(layout, model.config, cpu_tensors(model, torch.float16), self.out, dict(settings))
+
+
+def _preview(autoencoder: Autoencoder, latents: SceneLatents) -> Preview:
+    """Held-out prompts, one or two of each category."""
+    shown = [prompt.text for name in captions.CATEGORIES for prompt in examples.prompts(name, 2)]
+    return Preview(shown, tuple(latents.latents.shape[1:]), scaled_decoder(autoencoder))
+
+
+def scaled_decoder(autoencoder: Autoencoder) -> Callable[[Tensor], Tensor]:
+    """Scaled latents -> images [b, h, w, 3] in [0, 1]."""
+    return lambda latents: autoencoder_stages.displayed(autoencoder.decode(latents / SCALE))
 
 
 def _provenance(command: str) -> dict:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...latent import SCALE
-from ...models.autoencoder import Autoencoder
+from ...models.autoencoder import Autoencoder, Decoder
 from ..engine.randomness import SampleRandom
 from ..engine.stage import Stage
 
@@ -68,7 +68,7 @@ def crop(images: Tensor, random: SampleRandom) -> Tensor:
     return torch.stack([x[:, i : i + CROP_PX, j : j + CROP_PX] for x, (i, j) in zip(images, corners, strict=True)])
 
 
-class DecoderStage(Stage[nn.Module]):
+class DecoderStage(Stage[Decoder]):
     """The decoder on a frozen encoder, after `fold`: exact again at the borders, and sharper."""
 
     name = averaged = "decoder"
@@ -86,7 +86,7 @@ class DecoderStage(Stage[nn.Module]):
         image = self.model.decode(latent)
         return image_loss(image, target), {"psnr": psnr(image.detach(), target)}
 
-    def samples(self, average: nn.Module) -> Tensor:
+    def samples(self, average: Decoder) -> Tensor:
         """Round trips."""
         return displayed(average(self.model.encode(self.images(range(SHOWN)).to(self.device))))
 

@@ -4,9 +4,8 @@ from torch import Tensor
 
 from ...models import controlnet
 from ...models.layers import sdpa
-from ...models.transformer import Attention
+from ...models.transformer import AroundBlock, Attention
 from ..dataset.batch import Dataset
-from ..engine.activation_checkpointing import AroundBlock
 from ..losses.transform import per_sample
 from ..recipes import Objective
 from .base import Preview, TextConditioned

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ...models.layers import MLP, sdpa, timestep_embedding
-from ...models.transformer import Attention
+from ...models.transformer import AroundBlock, Attention
 from ...trigflow import SIGMA_DATA, add_noise, flow_predict_x0, predict_x0
 from ..dataset.batch import Dataset
-from ..engine.activation_checkpointing import AroundBlock, around_block
+from ..engine.activation_checkpointing import around_block
 from ..engine.randomness import SampleRandom, initialise
 from ..engine.stage import Stage
 from ..losses import ladd, scm

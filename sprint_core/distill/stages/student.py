@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from ...models.layers import sdpa
-from ...models.transformer import Attention, SanaTransformer
+from ...models.transformer import AroundBlock, Attention, SanaTransformer
 from ...trigflow import SIGMA_DATA
 from ...weights import checkpoint, layouts
 from ..dataset.batch import Dataset
-from ..engine.activation_checkpointing import AroundBlock
 from ..losses import scm
 from ..losses.transform import trigflow_network
 from ..recipes import Objective

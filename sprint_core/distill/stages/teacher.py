@@ -6,6 +6,7 @@ which thing is left of which, as that shows late in the teacher's loss.)
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +28,17 @@ from .base import FRESH_SEED, Preview, TextConditioned
 CAPTION_DROPOUT = 0.1
 
 
-class TeacherStage(Stage[TextConditioned]):
+Model = TypeVar("Model", bound=TextConditioned)
+
+
+class TeacherStage(Stage[Model], Generic[Model]):
     """Flow matching: v(x_s, s) is to be z - x0, with s from a logit-normal that `flow_shift` moves towards noise."""
 
     name = averaged = "teacher"
 
     def __init__(
         self,
-        model: TextConditioned,
+        model: Model,
         dataset: Dataset,
         flow_shift: float = presets.FLOW_SHIFT,
         preview: Preview | None = None,
@@ -60,7 +64,7 @@ class TeacherStage(Stage[TextConditioned]):
         v = transformer(x_s, s, caption, mask=mask, attention=attention, around_block=self.around_block)
         return F.mse_loss(v, z - x0), {}
 
-    def samples(self, average: TextConditioned) -> Tensor | None:
+    def samples(self, average: Model) -> Tensor | None:
         """Samples of 20 steps with classifier-free guidance for the preview's captions."""
         if self.preview is None:
             return None

@@ -128,7 +128,7 @@ def test_control_images_alternate():
 
 def test_things_drawn_anywhere_stay_in_the_picture():
     drawn = [examples.scene_and_caption(seed, free=True)[0] for seed in range(40)]
-    plain, moved = data.pixels_of(scenes.render(scene) for scene in drawn), data.drawn_anywhere(range(40))
+    plain, moved = data.as_tensor(scenes.render(scene) for scene in drawn), data.moved_images(range(40))
     same = [torch.equal(a, b) for a, b in zip(plain, moved)]
     assert same[0::4] == [True] * 10 and same[1::4] == [True] * 10
     assert sum(same) <= 22

@@ -1,12 +1,14 @@
 """The demo recipe from nothing to a loaded model, a few steps long."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from sprint_core.distill import __main__ as command
 from sprint_core.distill import recipes
+from sprint_core.distill.dataset import scene_latents
 from sprint_core.distill.dataset import scenes as data
 from sprint_core.distill.engine.randomness import SampleRandom, initialise
 from sprint_core.distill.runs import demo
@@ -18,14 +20,23 @@ SETTINGS = [f"{stage}.{key}=2" for stage in recipes.DEMO for key in ("steps", "b
 SHORT = recipes.override(recipes.RECIPES["demo"], SETTINGS)
 
 
+def whole(run: demo.DemoRun, folder: Path) -> list[Path]:
+    """Every verb in turn: the files of the model."""
+    autoencoder = run.train_autoencoder()
+    latents = run.encode_dataset(autoencoder)
+    teacher = run.train_teacher(run.train_text_encoder(), autoencoder, latents)
+    student = run.train_student(teacher, autoencoder, latents)
+    return run.export(student, teacher, autoencoder, folder, "the command")
+
+
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(data, "SHARD", 4)
+    monkeypatch.setattr(scene_latents, "SHARD", 4)
 
 
 def test_from_nothing_to_an_image(tmp_path, small_shards):
-    run = demo.Demo(tmp_path, SHORT, pool=6)
-    student, teacher = run.export(tmp_path, "the command")
+    run = demo.DemoRun(tmp_path, SHORT, pool=6)
+    student, teacher = whole(run, tmp_path)
     assert student.stat().st_size < 12e6
     pipeline = Pipeline.load(student, dtype=torch.float32)
     assert pipeline.size_px == 256
@@ -33,9 +44,7 @@ def test_from_nothing_to_an_image(tmp_path, small_shards):
     image = pipeline.generate(["a red circle"], seeds=[0], steps=1)
     assert image.shape == (1, 256, 256, 3)
     assert checkpoint.load(teacher, layouts.TRANSFORMER).config.guidance_embed is False
-    again = demo.Demo(tmp_path, SHORT, pool=6).export(
-        tmp_path / "again", "the command"
-    )  # resumes: nothing is left to do
+    again = whole(demo.DemoRun(tmp_path, SHORT, pool=6), tmp_path / "again")  # resumes: nothing is left to do
     assert again[0].read_bytes() == student.read_bytes()
 
 
@@ -51,16 +60,17 @@ def test_every_caption_has_its_own_tokens():
 def test_latents_resume_and_follow_the_autoencoder(tmp_path, small_shards, monkeypatch):
     model = demo.Autoencoder(demo.recipes.DEMO_AUTOENCODER).eval()
     initialise(model, 0)
-    first = data.SceneLatents(model, tmp_path, 6)
+    first = scene_latents.encode_scenes(model, tmp_path, 6)
     assert first.latents.shape == (6, 32, 8, 8)
     encoded = []
-    encode = data.encode_scenes
-    monkeypatch.setattr(data, "encode_scenes", lambda m, seeds, draw: encoded.append(seeds) or encode(m, seeds, draw))
+    encode = scene_latents.latents_of
+    counted = lambda model, seeds, draw: encoded.append(seeds) or encode(model, seeds, draw)  # noqa: E731
+    monkeypatch.setattr(scene_latents, "latents_of", counted)
     (tmp_path / "latents_00001.safetensors").write_bytes(b"damaged")
-    second = data.SceneLatents(model, tmp_path, 6)
+    second = scene_latents.encode_scenes(model, tmp_path, 6)
     assert encoded == [range(4, 6)] and torch.equal(first.latents, second.latents)
     model.encoder.conv_out.bias.data.add_(1.0)
-    data.SceneLatents(model, tmp_path, 6)
+    scene_latents.encode_scenes(model, tmp_path, 6)
     assert encoded[1:] == [range(0, 4), range(4, 6)]
     batch = second.batch(SampleRandom(0, 0, "", range(3)))
     chosen = SampleRandom(0, 0, "", range(3)).integers(6)
@@ -95,8 +105,8 @@ def test_command_line(tmp_path, small_shards, capsys, caplog):
     assert command.main(["--out", str(tmp_path), "--stage", "autoencoder", "--pool", "6", *short]) == 0
     files = json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
     assert files == [str(tmp_path / "autoencoder.safetensors")]
-    given = demo.Demo(tmp_path / "other", SHORT, pool=6, given=files[0]).autoencoder
-    own = demo.Demo(tmp_path, SHORT, pool=6).autoencoder
+    given = demo.DemoRun(tmp_path / "other", SHORT, pool=6, autoencoder=files[0]).train_autoencoder()
+    own = demo.DemoRun(tmp_path, SHORT, pool=6).train_autoencoder()
     assert all(torch.equal(a, b.half().float()) for a, b in zip(given.state_dict().values(), own.state_dict().values()))
     assert command.main(["--out", str(tmp_path), "--set", "teacher.stepz=3"]) == 1
     assert "no setting stepz" in caplog.text

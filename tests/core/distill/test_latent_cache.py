@@ -1,4 +1,4 @@
-"""Encoding captioned pictures once, with encoders that can be checked by hand."""
+"""Encoding captioned images once, with encoders that can be checked by hand."""
 
 import gc
 import io
@@ -12,9 +12,10 @@ from picture_files import BLUE, RED, encoded_bytes, own_cache, parquet, plain, w
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sprint_core.distill.dataset import latent_cache
+from sprint_core.distill.dataset import encoding
 from sprint_core.distill.dataset.captioned import Item, captioned, square
-from sprint_core.distill.dataset.latent_cache import EncodedPictures
+from sprint_core.distill.dataset.encoding import encode_images
+from sprint_core.distill.dataset.latent_cache import LatentCache
 from sprint_core.distill.engine.randomness import SampleRandom
 
 
@@ -25,7 +26,7 @@ class Encoders:
         self.images, self.texts = 0, []
 
     def image(self, images: torch.Tensor) -> torch.Tensor:
-        assert len(images) <= latent_cache.BATCH and images.shape[1:] == (3, 64, 64)
+        assert len(images) <= encoding.BATCH and images.shape[1:] == (3, 64, 64)
         self.images += len(images)
         return torch.nn.functional.avg_pool2d(images, 32).repeat(1, 11, 1, 1)[:, :32]
 
@@ -48,15 +49,13 @@ class Loads:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(latent_cache, "SHARD", 4)
-    monkeypatch.setattr(latent_cache, "BATCH", 3)
+    monkeypatch.setattr(encoding, "SHARD", 4)
+    monkeypatch.setattr(encoding, "BATCH", 3)
 
 
-def encode(
-    items, folder: Path, encoders: Encoders | None = None, fingerprint: str = "dc-ae gemma 64"
-) -> EncodedPictures:
+def encode(items, folder: Path, encoders: Encoders | None = None, fingerprint: str = "dc-ae gemma 64") -> LatentCache:
     encoders = encoders or Encoders()
-    return EncodedPictures(items, folder, encoders.image, encoders.text, 64, fingerprint)
+    return encode_images(items, folder, encoding.Encoders(encoders.image, encoders.text, 64), fingerprint)
 
 
 def random(count: int = 16) -> SampleRandom:
@@ -66,7 +65,7 @@ def random(count: int = 16) -> SampleRandom:
 def test_a_batch_equals_direct_encoding(tmp_path):
     encoders, loads = Encoders(), Loads(10)
     data = encode(iter(loads.items), tmp_path, encoders)
-    assert data.count == 10 and encoders.images == 10 and encoders.texts[0] == ""
+    assert len(data) == 10 and encoders.images == 10 and encoders.texts[0] == ""
     batch = data.batch(random())
     latents, embeddings = batch.latents, batch.captions
     assert latents.shape == (16, 32, 2, 2) and latents.dtype == torch.float32
@@ -86,7 +85,7 @@ def test_the_encoders_are_released(tmp_path):
     data = encode(Loads(2).items, tmp_path, encoders)
     del encoders
     gc.collect()
-    assert gone() is None and data.count == 2
+    assert gone() is None and len(data) == 2
 
 
 def test_shards_are_as_described(tmp_path):
@@ -101,7 +100,7 @@ def test_shards_are_as_described(tmp_path):
     }
 
 
-def test_resuming_reads_no_picture_of_whole_shards(tmp_path):
+def test_resuming_reads_no_image_of_whole_shards(tmp_path):
     class Stopped(Exception):
         pass
 
@@ -138,13 +137,13 @@ def test_a_damaged_shard_is_encoded_again(tmp_path, damage, caplog):
     assert torch.equal(before.latents, after.latents) and path.read_bytes() == content
 
 
-def test_a_shard_of_other_pictures_is_encoded_again(tmp_path, caplog):
+def test_a_shard_of_other_images_is_encoded_again(tmp_path, caplog):
     encode(Loads(6).items, tmp_path)
     loads = Loads(6)
     loads.items[5] = Item("5.png", "another caption", loads.items[5].load)
     encode(loads.items, tmp_path)
     assert sorted(loads.loaded) == [4, 5]
-    assert f"{tmp_path / 'shard_00001.safetensors'}: of other pictures or captions" in caplog.text
+    assert f"{tmp_path / 'shard_00001.safetensors'}: of other images or captions" in caplog.text
 
 
 def test_shards_of_other_encoders_are_refused(tmp_path):
@@ -157,13 +156,13 @@ def test_shards_of_other_encoders_are_refused(tmp_path):
     assert not loads.loaded
 
 
-def test_damaged_pictures_are_left_out_and_named(tmp_path, caplog):
+def test_damaged_images_are_left_out_and_named(tmp_path, caplog):
     half = encoded_bytes(Image.effect_noise((64, 64), 50), "PNG")[:900]
     files = {f"{i:02d}.png": plain((i, 0, 0)) for i in range(12)} | {f"{i:02d}.txt": f"{i}" for i in range(12)}
     second_shard = {f"{i:02d}.png": b"nonsense" for i in range(4, 8)}
     write(tmp_path / "in", files | second_shard | {"00.png": b"", "02.png": half})
     data = encode(captioned(tmp_path / "in"), tmp_path / "out")
-    assert data.count == 6
+    assert len(data) == 6
     assert "6 of 12 images are damaged and left out: 00.png (not an image), 02.png (" in caplog.text
     assert not (tmp_path / "out" / "shard_00001.safetensors").exists()
     batch = data.batch(random(64))
@@ -173,14 +172,14 @@ def test_damaged_pictures_are_left_out_and_named(tmp_path, caplog):
         assert torch.equal(latent[0], torch.full((2, 2), number / 127.5 - 1).half().float())
     caplog.clear()
     again = encode(captioned(tmp_path / "in"), tmp_path / "out")
-    assert again.count == 6 and "6 of 12 images are damaged" in caplog.text  # those of kept shards too
+    assert len(again) == 6 and "6 of 12 images are damaged" in caplog.text  # those of kept shards too
 
 
 def test_latents_that_are_not_finite_are_left_out(tmp_path, caplog):
     encoders = Encoders()
     exact = encoders.image
     encoders.image = lambda images: exact(images) * torch.where(images[:, :1, :1, :1] > -0.9, 1e6, 1.0)
-    assert encode(Loads(5).items, tmp_path, encoders).count == 2  # 0 and 10 of 255 are below
+    assert len(encode(Loads(5).items, tmp_path, encoders)) == 2  # 0 and 10 of 255 are below
     assert "3 of 5 images are damaged and left out: 2.png (the auto-encoder made it NaN or infinite)" in caplog.text
 
 
@@ -191,13 +190,13 @@ def test_nothing_that_can_be_used_is_an_error(tmp_path):
 
 
 def test_too_little_disk_is_said_after_the_first_shard(tmp_path, monkeypatch):
-    loads, usage = Loads(4 * 6), latent_cache.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(latent_cache.shutil, "disk_usage", lambda path: usage._replace(free=1))
+    loads, usage = Loads(4 * 6), encoding.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(encoding.shutil, "disk_usage", lambda path: usage._replace(free=1))
     with pytest.raises(OSError, match=r"need about \d+ MiB and 0 MiB are free"):
         encode(loads.items, tmp_path)
     assert len(loads.loaded) == 4
     encode(iter_of_unknown_length(loads.items), tmp_path)  # nothing to compare with
-    assert encode(loads.items, tmp_path).count == 24  # nothing is left to write
+    assert len(encode(loads.items, tmp_path)) == 24  # nothing is left to write
 
 
 def iter_of_unknown_length(items):
@@ -207,12 +206,12 @@ def iter_of_unknown_length(items):
 def test_progress_knows_the_end(tmp_path, monkeypatch):
     bars = []
 
-    class Bar(latent_cache.tqdm):
+    class Bar(encoding.tqdm):
         def __init__(self, **options):
             super().__init__(**options | {"disable": False, "file": io.StringIO()})
             bars.append(self)
 
-    monkeypatch.setattr(latent_cache, "tqdm", Bar)
+    monkeypatch.setattr(encoding, "tqdm", Bar)
     encode(iter(Loads(10).items), tmp_path)
     encode(iter(Loads(10).items), tmp_path)
     assert [(bar.n, bar.total, bar.unit) for bar in bars] == [(10, 10, " images")] * 2
@@ -224,7 +223,7 @@ def test_training_reads_mapped_shards(tmp_path):
 
 
 def test_parquet_to_batch(tmp_path, caplog):
-    """All of it at once: a stream, a damaged picture, and resuming."""
+    """All of it at once: a stream, a damaged image, and resuming."""
     caplog.set_level(logging.WARNING)
     content = [plain(RED, (64, 64)), b"nonsense", plain(BLUE, (64, 64))]
     words = ["red", "nothing", "blue"]
@@ -232,6 +231,6 @@ def test_parquet_to_batch(tmp_path, caplog):
     encoders = Encoders()
     for _ in range(2):
         data = encode(captioned(path), tmp_path / "out", encoders)
-        assert data.count == 2 and "1 of 3 images are damaged and left out: a.parquet/row 1" in caplog.text
+        assert len(data) == 2 and "1 of 3 images are damaged and left out: a.parquet/row 1" in caplog.text
         caplog.clear()
     assert encoders.images == 2

@@ -217,7 +217,7 @@ def test_other_models_are_refused(run, models, no_step, caplog, tmp_path):
     refused = {
         f"{large}: width 64 and 3 blocks; tiny has 64 and 2: choose the recipe of that size": {"teacher": large},
         f"{sprint}: a SANA-Sprint is no teacher; give the multi-step model": {"teacher": sprint},
-        f"{models}: embeddings of 64 numbers; this teacher reads 96: choose the text encoder": {"teacher": wide},
+        f"{models}: embeddings of width 64; this teacher reads 96: choose the text encoder": {"teacher": wide},
         f"{tmp_path / 'vae.safetensors'}: a DC-AE f32c16; SANA's is f32c32": {"vae": tmp_path / "vae.safetensors"},
         "this is a DC-AE, not a SANA transformer": {"teacher": tmp_path / "vae.safetensors"},
     }

@@ -1,4 +1,4 @@
-"""Reading captioned pictures in every layout, and what becomes of their pixels."""
+"""Reading captioned images in every layout, and what becomes of their pixels."""
 
 import io
 import json
@@ -152,7 +152,7 @@ def test_the_library_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
 
 
 def test_the_library_is_imported_only_where_it_is_needed():
-    code = f"import sys; sys.path.append({str(ROOT)!r}); import sprint_core.distill.pictures\n"
+    code = f"import sys; sys.path.append({str(ROOT)!r}); import sprint_core.distill.dataset.captioned\n"
     code += "assert not {'datasets', 'pyarrow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -1,0 +1,218 @@
+"""Encoding captioned images once, into the shards of a latent cache.
+
+Shards of SHARD items are written one by one. On resuming, whole ones are kept and their images are not read; damaged
+ones, and those of other items, are encoded again.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import operator
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from ...weights import tensorfile
+from .captioned import Item, listed, square
+from .latent_cache import LatentCache, Shard
+
+log = logging.getLogger(__name__)
+
+SHARD = 256  # items
+BATCH = 8  # images that are encoded at once
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What makes latents and embeddings.
+
+    image: images [b, 3, px, px] in [-1, 1] -> scaled latents [b, 32, h, w]. text: captions -> embeddings [n, c].
+    control: images -> control images, both as for `image`, of a ControlNet's dataset.
+    """
+
+    image: Callable[[Tensor], Tensor]
+    text: Callable[[list[str]], list[Tensor]]
+    px: int
+    control: Callable[[Tensor], Tensor] | None = None
+
+
+def encode_images(items: Iterable[Item], folder: Path, encoders: Encoders, fingerprint: str) -> LatentCache:
+    """The cache of these items in a folder, which belongs to one fingerprint: of the encoders and the size.
+
+    Damaged images are left out and counted in the log. Raises ValueError if the folder holds shards of another
+    fingerprint or no image can be used, OSError once the first shard shows that the disk has too little space.
+    """
+    return _Encoding(folder, encoders, fingerprint).run(items)
+
+
+class _Encoding:
+    def __init__(self, folder: Path, encoders: Encoders, fingerprint: str):
+        self.folder, self.encoders, self.fingerprint = folder, encoders, fingerprint
+
+    def run(self, items: Iterable[Item]) -> LatentCache:
+        self._refuse_others()
+        null = self._null()
+        expected = operator.length_hint(items)  # 0: not known
+        shards: list[Shard] = []
+        count, skipped = 0, []
+        bar = tqdm(total=expected or None, desc="encoding", unit=" images", disable=None)
+        with bar, ThreadPoolExecutor() as threads:
+            for index, group in enumerate(_in_groups(items, SHARD)):
+                path = self.folder / f"shard_{index:05d}.safetensors"
+                shard, damaged = self._shard(path, group, threads, bar)
+                count, skipped = count + len(group), skipped + damaged
+                if shard is not None:
+                    shards.append(shard)
+                    if len(shards) == 1:
+                        self._require_space(path.stat().st_size, -(-expected // SHARD))
+        if not shards:
+            raise ValueError(f"none of {count} images can be used: {listed(skipped)}")
+        if skipped:
+            log.warning("%d of %d images are damaged and left out: %s", len(skipped), count, listed(skipped))
+        return LatentCache(shards, null, self.fingerprint)
+
+    def _refuse_others(self) -> None:
+        for path in (*self._paths(), self.folder / "null.safetensors"):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    found = (file.metadata() or {}).get("fingerprint")
+            except (FileNotFoundError, SafetensorError):  # missing or damaged: to be encoded
+                continue
+            if found != self.fingerprint:
+                raise ValueError(
+                    f"{path}: made by another auto-encoder, text encoder or kind of edges ({found}, not "
+                    f"{self.fingerprint}); choose another --out or delete {self.folder}"
+                )
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("shard_*.safetensors"))
+
+    def _null(self) -> Tensor:
+        path = self.folder / "null.safetensors"
+        try:
+            caption = tensorfile.read(path).tensors["caption"]
+        except (tensorfile.CheckpointError, KeyError):
+            caption = self._embed([""])[0]
+            tensorfile.write(path, {"caption": caption}, {"fingerprint": self.fingerprint})
+        return caption.clone()  # training needs it at any time, and cannot use inference mode's tensors
+
+    def _shard(
+        self, path: Path, group: Sequence[Item], threads: ThreadPoolExecutor, bar: tqdm
+    ) -> tuple[Shard | None, list[str]]:
+        """The shard of these items, found or made, None if all are damaged; and the damaged ones: "name (why)"."""
+        sources = _fingerprint(group)
+        if (shard := _stored(path, sources)) is not None:
+            bar.update(len(group))
+            return shard, json.loads(shard.metadata["skipped"])
+        tensors, skipped = self._encode(group, threads, bar)
+        if not tensors:
+            return None, skipped
+        metadata = {"fingerprint": self.fingerprint, "sources": sources, "skipped": json.dumps(skipped)}
+        tensorfile.write(path, tensors, metadata)
+        return Shard(path), skipped
+
+    def _require_space(self, shard_bytes: int, shards: int) -> None:
+        needed = shard_bytes * (shards - len(self._paths()))
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(
+                f"{self.folder}: the other shards need about {needed / MIB:.0f} MiB and {free / MIB:.0f} MiB are "
+                "free; make room, or choose another --out"
+            )
+
+    # --- making a shard -------------------------------------------------------------------------------
+
+    def _encode(
+        self, group: Sequence[Item], threads: ThreadPoolExecutor, bar: tqdm
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """A shard's tensors, none if all its images are damaged; and the damaged ones: "name (why)"."""
+        captions, latents, hints, skipped = [], [], [], []
+        for batch in _loaded(group, self.encoders.px, threads):
+            images = [image for _, image in batch if isinstance(image, Tensor)]
+            names = [item for item, image in batch if isinstance(image, Tensor)]
+            skipped += [f"{item.name} ({why})" for item, why in batch if isinstance(why, str)]
+            for item, latent, hint in zip(names, *self._latents(images), strict=True):
+                if latent.isfinite().all() and hint.isfinite().all():
+                    captions.append(item.caption)
+                    latents.append(latent)
+                    hints.append(hint)
+                else:
+                    skipped.append(f"{item.name} (the auto-encoder made it NaN or infinite)")
+            bar.update(len(batch))
+        if not latents:
+            return {}, skipped
+        rows = [row for part in _in_groups(captions, BATCH) for row in self._embed(part)]
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int32)
+        tensors = {"latents": torch.stack(latents), "captions": torch.cat(rows), "lengths": lengths}
+        return tensors | ({"hints": torch.stack(hints)} if self.encoders.control else {}), skipped
+
+    @torch.no_grad()
+    def _latents(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Of images and of their control images, if there are any; else of the images twice."""
+        if not images:
+            return torch.empty(0), torch.empty(0)
+        pixels, control = torch.stack(images), self.encoders.control
+        latents = self.encoders.image(pixels).to("cpu", torch.float16)
+        return latents, self.encoders.image(control(pixels)).to("cpu", torch.float16) if control else latents
+
+    @torch.no_grad()
+    def _embed(self, captions: list[str]) -> list[Tensor]:
+        return [row.to("cpu", torch.bfloat16) for row in self.encoders.text(captions)]
+
+
+def _stored(path: Path, sources: str) -> Shard | None:
+    """A shard of these items from an earlier run, if it is whole."""
+    if not path.is_file():
+        return None
+    try:
+        shard = Shard(path)
+    except (SafetensorError, ValueError) as error:
+        log.warning("%s: truncated or damaged (%s): encoding it again", path, error)
+        return None
+    if shard.metadata.get("sources") != sources:
+        log.warning("%s: of other images or captions: encoding it again", path)
+        return None
+    return shard
+
+
+def _fingerprint(group: Sequence[Item]) -> str:
+    text = json.dumps([(item.name, item.caption) for item in group])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _in_groups(things: Iterable, size: int) -> Iterator[list]:
+    rest = iter(things)
+    while group := list(itertools.islice(rest, size)):
+        yield group
+
+
+def _loaded(group: Sequence[Item], px: int, threads: ThreadPoolExecutor) -> Iterator[list[tuple[Item, Tensor | str]]]:
+    """Batches of items with their images, or why there is none; while one is in use the next is being read."""
+    batches = list(_in_groups(group, BATCH))
+    load = partial(_load, px=px)
+    following = threads.map(load, batches[0])
+    for batch, after in zip(batches, [*batches[1:], []], strict=True):
+        images, following = following, threads.map(load, after)
+        yield list(zip(batch, images, strict=True))
+
+
+def _load(item: Item, px: int) -> Tensor | str:
+    """[3, px, px], or what is wrong with the image."""
+    try:
+        with item.load() as image:
+            return square(image, px)
+    except UnidentifiedImageError:  # its text has an address in memory
+        return "not an image"
+    except Exception as error:  # on damaged input Pillow's decoders raise anything, SyntaxError included
+        return str(error).partition("\n")[0] or type(error).__name__

@@ -1,0 +1,57 @@
+"""The DC-AE and Gemma-2 of a run on the user's images: what encodes them once, and is released afterwards."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...latent import SCALE
+from ...models.autoencoder import Autoencoder
+from ...text.encoder import TextEncoder
+from ...text.loading import find_tokenizer, prompt_format
+from ...weights import checkpoint, layouts
+from ..dataset.batch import weights_fingerprint
+from ..dataset.captioned import Item
+from ..dataset.encoding import Encoders, encode_images
+from ..dataset.latent_cache import LatentCache
+
+
+@dataclass(frozen=True)
+class ImageEncoders:
+    """Both networks, and the size of the images that they encode."""
+
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder
+    size_px: int
+
+    @property
+    def fingerprint(self) -> str:
+        networks = (self.autoencoder, self.text_encoder.gemma)
+        return " ".join([*map(weights_fingerprint, networks), str(self.size_px)])
+
+    def encode(
+        self,
+        items: Iterable[Item],
+        folder: Path,
+        control: Callable[[Tensor], Tensor] | None = None,
+        control_fingerprint: str = "",
+    ) -> LatentCache:
+        """As dataset/encoding.py. control: makes control images of images; its fingerprint: which ones."""
+        encoders = Encoders(self._encode_image, self.text_encoder.encode, self.size_px, control)
+        return encode_images(items, folder, encoders, f"{self.fingerprint} {control_fingerprint}".strip())
+
+    @torch.inference_mode()
+    def _encode_image(self, images: Tensor) -> Tensor:
+        first = next(self.autoencoder.parameters())
+        return (self.autoencoder.encode(images.to(first.device, first.dtype)) * SCALE).float().cpu()
+
+
+def load_encoders(autoencoder: Path, text_encoder: Path, size_px: int, device: torch.device) -> ImageEncoders:
+    """From their files, in bf16 on a GPU. Raises CheckpointError."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    vae = checkpoint.build(checkpoint.load(autoencoder, layouts.AUTOENCODER), dtype=dtype, device=device)
+    weights = checkpoint.load(text_encoder, layouts.TEXT_ENCODER)
+    gemma = checkpoint.build(weights, dtype=dtype, device=device)
+    return ImageEncoders(vae, TextEncoder(gemma, find_tokenizer(weights), prompt_format(weights)), size_px)
