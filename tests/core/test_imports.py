@@ -18,7 +18,7 @@ LADDER = (
     ("weights",),
     ("text", "images"),
     ("pipeline", "convert"),
-    ("__main__", "batch", "evaluate"),
+    ("__main__", "evaluate"),
     ("distill",),
 )
 DISTILL = (("recipes",), ("engine",), ("losses", "dataset"), ("stages",), ("runs",), ("__main__",))  # below distill
