@@ -33,7 +33,6 @@ from launcher.setup import ROOT, Fault, chromium, comfyui_server, oldest_host, s
 
 WORKFLOW = ROOT / "workflows" / "01_text_to_image.json"
 PROMPT = "a red circle to the left of a blue square"
-TWO_AT_A_TIME = ["--numprocesses=2", "--dist=loadfile"]  # test files, when all are run
 
 
 def image(argv: list[str]) -> int:
@@ -116,7 +115,7 @@ def test(argv: list[str]) -> int:
     else:
         say("  no Chromium or Chrome found: tests/browser will fail (on Debian and Ubuntu: apt-get install chromium)")
     os.chdir(ROOT)
-    return hand_over([str(python), "-m", "pytest", *(argv or TWO_AT_A_TIME)], environment)
+    return hand_over([str(python), "-m", "pytest", *(argv or ["--numprocesses=2", "--dist=loadfile"])], environment)
 
 
 def run_python(argv: list[str]) -> int:

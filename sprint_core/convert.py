@@ -205,10 +205,10 @@ def _check_names(source: Path, target: Path, to: str, force: bool) -> None:
         raise CheckpointError(f"{target} exists; choose another name, or overwrite it with --force")
     if target.exists() and source.exists() and target.resolve() in (source.resolve(), *source.resolve().parents):
         raise CheckpointError(f"{target}: writing over what is being read; choose another name")
-    wanted = {"native": ".safetensors", "comfy": ".safetensors", "diffusers": "", "nvlabs": ".pth"}[to]
-    allowed = (wanted, ".safetensors") if to == "nvlabs" else (wanted,)
-    if target.suffix.lower() not in allowed and (wanted or target.suffix in tensorfile.WEIGHT_SUFFIXES):
-        kind = f"a file ending in {' or '.join(allowed)}" if wanted else "a folder"
+    suffix = {"native": ".safetensors", "comfy": ".safetensors", "diffusers": "", "nvlabs": ".pth"}[to]
+    allowed = (suffix, ".safetensors") if to == "nvlabs" else (suffix,)
+    if target.suffix.lower() not in allowed and (suffix or target.suffix in tensorfile.WEIGHT_SUFFIXES):
+        kind = f"a file ending in {' or '.join(allowed)}" if suffix else "a folder"
         raise CheckpointError(f"{target}: --to {to} writes {kind}")
     if target.is_dir() != (to == "diffusers") and target.exists():
         raise CheckpointError(

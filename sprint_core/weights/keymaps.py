@@ -79,8 +79,9 @@ def to_native(tensors: Mapping[str, Tensor], naming: Naming) -> dict[str, Tensor
         for rule in naming.rules:
             if match := _matcher(rule.foreign).match(name):
                 tensor = tensor[..., 0, 0] if rule.conv1x1 else tensor
-                chunks = tensor.chunk(len(rule.native))  # fewer where dim 0 is too short: the loader then misses some
-                native |= {_fill(target, match.groups()): chunk for target, chunk in zip(rule.native, chunks)}
+                targets = [_fill(target, match.groups()) for target in rule.native]
+                # Where dim 0 is too short there are fewer chunks: the strict loader misses the others.
+                native |= dict(zip(targets, tensor.chunk(len(targets)), strict=False))
                 break
         else:
             native[name] = tensor

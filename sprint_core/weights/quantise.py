@@ -6,12 +6,13 @@ Only the linear layers of blocks: modulation, time, norms and projections stay, 
 and so do convolutions, for which ComfyUI has no quantised layer.
 """
 
-import json
 import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from .part import json_bytes
 
 FORMATS = {"fp8_e4m3fn": "float8_e4m3fn", "int8": "int8_tensorwise"}  # the name on the command line, ComfyUI's
 FP8_MAX, INT8_MAX = 448.0, 127.0
@@ -24,14 +25,14 @@ LAYERS = {
 def quantised(tensors: Mapping[str, Tensor], kind: str, form: str) -> dict[str, Tensor]:
     """Native tensors of a 'transformer' or 'text_encoder' with its linear layers in 8 bits, the rest as it was."""
     out = {}
-    about = torch.tensor(list(json.dumps({"format": FORMATS[form]}).encode()), dtype=torch.uint8)
+    description = json_bytes({"format": FORMATS[form]})
     for name, tensor in tensors.items():
         if LAYERS[kind].fullmatch(name) is None:
             out[name] = tensor
             continue
         layer = name.removesuffix(".weight")
         stored, scale = (_fp8 if form == "fp8_e4m3fn" else _int8)(tensor.float())
-        out |= {name: stored, f"{layer}.weight_scale": scale, f"{layer}.comfy_quant": about.clone()}
+        out |= {name: stored, f"{layer}.weight_scale": scale, f"{layer}.comfy_quant": description.clone()}
     return out
 
 

@@ -93,8 +93,8 @@ def _read_folder(folder: Path) -> TensorFile:
     names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing or not names:
-        some = ", ".join(name[:100] for name in missing[:10]) or "none"
-        raise CheckpointError(f"{folder}: {index.name} lists files that are not there: {some}")
+        listed = ", ".join(name[:100] for name in missing[:10]) or "none"
+        raise CheckpointError(f"{folder}: {index.name} lists files that are not there: {listed}")
     shards = [read(folder / name) for name in names]
     return TensorFile(folder, {k: v for shard in shards for k, v in shard.tensors.items()}, shards[0].metadata)
 

@@ -57,7 +57,7 @@ def config_from_diffusers(data: Mapping[str, Any]) -> AutoencoderConfig:
     for name in ("downsample", "upsample"):
         ours[name] = str(ours[name]).lower()  # published files have "Conv"
     for side in ("encoder", "decoder"):  # residual stages have no attention, whatever the file says
-        pairs = zip(ours[f"{side}_blocks"], ours[f"{side}_multiscales"])
+        pairs = zip(ours[f"{side}_blocks"], ours[f"{side}_multiscales"], strict=False)  # the config compares lengths
         ours[f"{side}_multiscales"] = tuple(scales if kind == VIT else () for kind, scales in pairs)
     return from_dict(AutoencoderConfig, ours)
 
@@ -71,21 +71,21 @@ def config_to_diffusers(config: AutoencoderConfig) -> dict[str, Any]:
 def _infer_stage(shapes: Shapes, stage: str) -> tuple[str, int, int, tuple[int, ...]]:
     """Block type, channels, layers and attention kernels of the stage with this key prefix."""
 
-    def found(suffix: str) -> list[tuple]:
+    def matching(suffix: str) -> list[tuple]:
         pattern = re.compile(re.escape(stage) + r"\d+\." + suffix)
         return [tuple(shapes[key]) for key in sorted(shapes) if pattern.fullmatch(key)]
 
-    if to_q := found(r"attn\.to_q\.weight"):
-        kernels = found(r"attn\.to_qkv_multiscale\.\d+\.proj_in\.weight")
+    if to_q := matching(r"attn\.to_q\.weight"):
+        kernels = matching(r"attn\.to_qkv_multiscale\.\d+\.proj_in\.weight")
         return VIT, to_q[0][1], len(to_q), tuple(kernel[-1] for kernel in kernels[: len(kernels) // len(to_q)])
-    convs = found(r"conv1\.weight")
+    convs = matching(r"conv1\.weight")
     return RES, convs[0][0] if convs else 0, len(convs), ()
 
 
 def _infer_side(shapes: Shapes, side: str, root: str) -> dict[str, Any]:
     """Per-stage settings of the encoder or decoder, whose stages have keys beginning with `root`."""
     count = 1 + max(int(key[len(root) :].split(".")[0]) for key in shapes if key.startswith(root))
-    blocks, channels, layers, scales = zip(*(_infer_stage(shapes, f"{root}{i}.") for i in range(count)))
+    blocks, channels, layers, scales = zip(*(_infer_stage(shapes, f"{root}{i}.") for i in range(count)), strict=True)
     if not layers[0]:  # nothing reads its width; published files write half the next one
         channels = (channels[1] // 2, *channels[1:])
     values = {"blocks": blocks, "channels": channels, "layers": layers, "multiscales": scales}
@@ -94,20 +94,20 @@ def _infer_side(shapes: Shapes, side: str, root: str) -> dict[str, Any]:
 
 def _infer_fields(shapes: Shapes) -> dict[str, Any]:
     down, up = "encoder.down_blocks.", "decoder.up_blocks."
-    found = {**_infer_side(shapes, "encoder", down), **_infer_side(shapes, "decoder", up)}
-    stages = len(found["encoder_channels"])
-    lite = found["decoder_layers"][0] == 0 and VIT not in found["decoder_blocks"]
+    sides = {**_infer_side(shapes, "encoder", down), **_infer_side(shapes, "decoder", up)}
+    stages = len(sides["encoder_channels"])
+    lite = sides["decoder_layers"][0] == 0 and VIT not in sides["decoder_blocks"]
     heads = [shape[1] for key, shape in shapes.items() if key.endswith("to_qkv_multiscale.0.proj_out.weight")]
-    last_down = shapes[f"{down}{stages - 2}.{found['encoder_layers'][-2]}.conv.weight"][0]
+    last_down = shapes[f"{down}{stages - 2}.{sides['encoder_layers'][-2]}.conv.weight"][0]
     last_up = shapes[f"{up}{stages - 2}.0.conv.weight"][0]
-    return found | {
+    return sides | {
         "in_channels": (shapes.get("encoder.conv_in.weight") or shapes["encoder.conv_in.conv.weight"])[1],
         "latent_channels": shapes["encoder.conv_out.weight"][0],
         "head_dim": heads[0] if heads else SANA.head_dim,
         "decoder_acts": ("silu",) * stages,
         "decoder_conv_act": "silu" if lite else "relu",
-        "downsample": "conv" if last_down == found["encoder_channels"][-1] else "pixel_unshuffle",
-        "upsample": "interpolate" if last_up == found["decoder_channels"][-2] else "pixel_shuffle",
+        "downsample": "conv" if last_down == sides["encoder_channels"][-1] else "pixel_unshuffle",
+        "upsample": "interpolate" if last_up == sides["decoder_channels"][-2] else "pixel_shuffle",
     }
 
 
