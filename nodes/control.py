@@ -9,7 +9,8 @@ from .adapters import annotators, screen
 from .adapters import control as adapter
 
 CATEGORY = "SANA-Sprint/conditioning"
-METHODS = ("auto", annotators.HED, "soft")
+SOFT = "soft"
+METHODS = ("auto", annotators.HED, SOFT)
 
 
 class ControlNetApply(io.ComfyNode):
@@ -117,7 +118,7 @@ class SoftEdges(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, method, **kwargs):
-        path = None if method == METHODS[2] else annotators.hed_file()
+        path = None if method == SOFT else annotators.hed_file()
         return None if path is None else (str(path), path.stat().st_mtime_ns)
 
     @classmethod
@@ -129,7 +130,7 @@ class SoftEdges(io.ComfyNode):
             )
         if not torch.isfinite(image).all():
             raise ValueError("the image for Soft Edges holds NaN or infinity; check the node that made it")
-        path = None if method == METHODS[2] else annotators.hed_file()
+        path = None if method == SOFT else annotators.hed_file()
         if path is None and method == annotators.HED:
             raise ValueError(f"no {annotators.NAMES[0]} in models/{annotators.FOLDER}; put it there, or choose auto")
         drawn = annotators.detect(image, path, scribble, resolution)

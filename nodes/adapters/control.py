@@ -260,8 +260,8 @@ def apply(
         for text, extra in conditioning:
             before = extra.get("control")
             if before not in chained:
-                one = control_net.copy().set_cond_hint(image.movedim(-1, 1), strength, (start, end), vae=vae)
-                chained[before] = one.set_previous_controlnet(before)
+                applied = control_net.copy().set_cond_hint(image.movedim(-1, 1), strength, (start, end), vae=vae)
+                chained[before] = applied.set_previous_controlnet(before)
             out.append([text, {**extra, "control": chained[before], "control_apply_to_uncond": False}])
         return out
 

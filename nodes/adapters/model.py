@@ -32,7 +32,7 @@ from ...sprint_core.weights import checkpoint, layouts
 from ...sprint_core.weights.presets import GUIDANCE
 from . import quantised
 from .options import DEFAULT, LoaderOptions
-from .preview import Painter, known
+from .preview import Painter, factors_of
 
 log = logging.getLogger(__name__)
 
@@ -324,7 +324,7 @@ def load_model(
     quant = quantised.prepare(weights)
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())
     config = SanaConfig(weights)
-    config.latent_format.painter.own = known(source)
+    config.latent_format.painter.own = factors_of(source)
     load, offload = mm.get_torch_device(), mm.unet_offload_device()
     dtype = _set_dtypes(config, weights, quant, options.dtype, load)
     log.info("%s", checkpoint.summary(weights))

@@ -90,7 +90,7 @@ class Painter:
         return f"[no stock TAESD reads {TINY_DECODER}; comfyui-sana-sprint paints the previews]"
 
 
-def known(source: Weights | checkpoint.Source) -> Factors | None:
+def factors_of(source: Weights | checkpoint.Source) -> Factors | None:
     """The map of a VAE, or of the VAE in a file or folder; none where it is damaged, which the log says."""
     try:
         return preview.of(source) if isinstance(source, Weights) else preview.find(source)

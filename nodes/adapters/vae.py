@@ -17,7 +17,7 @@ from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from ...sprint_core.models import compiled
 from ...sprint_core.weights import checkpoint, layouts
 from .options import DEFAULT, LoaderOptions
-from .preview import Colours, known
+from .preview import Colours, factors_of
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +43,18 @@ def without_log_line(part: str) -> Iterator[None]:
 
 
 def _never_fp16(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """bf16 or fp32 where ComfyUI was told fp16 (--fp16-vae), which DC-AE's activations overflow."""
+    """bf16 or fp32 where ComfyUI runs VAEs in fp16 (--fp16-vae), which DC-AE's activations overflow."""
     if dtype != torch.float16:
         return dtype
     return torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
 
 
 class SanaVAE(comfy.sd.VAE):
-    """weights: a DC-AE, or a TAESANA, which encodes and decodes the same latents.
+    """VAE of a DC-AE, or of a TAESANA, which encodes and decodes the same latents.
 
-    plain: with ComfyUI's patcher that streams no weights.
+    dtype: None leaves it to ComfyUI. plain: with ComfyUI's patcher that streams no weights. Images on the wires are
+    [b, h, w, 3] in [0, 1], latents [b, 32, h/32, w/32], raw. Raises ValueError for other latents, images without a
+    whole cell, and results that are not finite.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class SanaVAE(comfy.sd.VAE):
         )
         self.description = {} if tiny else {checkpoint.TENSOR_KEY: checkpoint.describe_tensor(weights)}
         self.path = weights.path
-        self.colours = None if tiny else Colours(known(weights))
+        self.colours = None if tiny else Colours(factors_of(weights))
         self.device = mm.vae_device()
         self.vae_dtype = dtype or _never_fp16(mm.vae_dtype(self.device, self.working_dtypes), self.device)
         self.output_device = mm.intermediate_device()
@@ -119,11 +121,12 @@ class SanaVAE(comfy.sd.VAE):
             )
 
     def _checked(self, latent: Tensor, image: Tensor) -> Tensor:
-        """The image, once it is known to be one; the previews' colours learn from it."""
+        """The decoded image, if all of it is finite; the previews' colours learn from it. Raises ValueError."""
         if not torch.isfinite(image).all():
+            advice = "" if self.vae_dtype == torch.float32 else " load it in fp32, and"
             raise ValueError(
-                f"the VAE {self.path} decoded NaN or infinity in {self.vae_dtype}; load it in fp32, "
-                "and check the latent that it decoded"
+                f"the VAE {self.path} decoded NaN or infinity in {self.vae_dtype};{advice} check its weights and the "
+                "latent that it decoded"
             )
         if self.colours is not None:
             self.colours.observe(latent, image)

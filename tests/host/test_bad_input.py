@@ -272,11 +272,15 @@ def test_nan_from_the_model_is_an_error_once_after_the_last_step(node, stored, s
     assert len(steps) == 6
 
 
-def test_nan_from_the_vae_is_an_error_and_no_black_image(node, stored, unchanged):
-    broken = node("SanaSprintVAELoader", vae=stored("autoencoder", "nan-vae.safetensors", nan))
+@pytest.mark.parametrize(
+    "dtype, advice",
+    [("bf16", "bfloat16; load it in fp32, and check its weights"), ("fp32", "float32; check its weights")],
+)
+def test_nan_from_the_vae_is_an_error_and_no_black_image(node, stored, unchanged, dtype, advice):
+    broken = node("SanaSprintVAELoader", vae=stored("autoencoder", "nan-vae.safetensors", nan), dtype=dtype)
     latent = {"samples": torch.zeros(1, 32, 4, 4)}
     for id in ("VAEDecode", "VAEDecodeTiled"):
-        with unchanged(), pytest.raises(ValueError, match=r"nan-vae\.safetensors decoded NaN.*fp32"):
+        with unchanged(), pytest.raises(ValueError, match=rf"nan-vae\.safetensors decoded NaN.*{advice}"):
             node(id, vae=broken, samples=latent, **({"tile_size": 64} if "Tiled" in id else {}))
 
 
