@@ -165,6 +165,7 @@ def _check_options(args: argparse.Namespace, parts: Sequence[str]) -> None:
         _size(args.size)
     if args.plot:
         check_picture_name(args.plot, "--plot")
+        sweep.require_matplotlib()
     if ((args.compile or args.profile) and args.plot) or (args.compile and args.profile):
         raise ValueError("--plot, --compile and --profile go one at a time")
     if args.compile and not set(parts) & set(COMPILED):
@@ -229,7 +230,7 @@ def _plot(args: argparse.Namespace, ours: Ours, theirs: Theirs | None) -> dict:
     found = sweep.sweep(ours, theirs, args.runs, sizes)
     args.plot.parent.mkdir(parents=True, exist_ok=True)
     title = f"{args.model}, {str(ours.dtype).removeprefix('torch.')}, {ours.device}, {torch.get_num_threads()} threads"
-    sweep.chart(found, title).save(args.plot)
+    sweep.chart(found, title, args.plot)
     return _rounded(found) | {"file": str(args.plot.resolve())}
 
 

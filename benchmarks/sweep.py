@@ -1,9 +1,10 @@
 """Latency against resolution and batch: the numbers, how they grow, and a chart of them."""
 
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from benchmarks.measure import Sides, Taken, measure
@@ -35,12 +36,14 @@ def sweep(ours: Ours, theirs, runs: int, sizes_px: Sequence[int]) -> dict:
             }
             if px > UNTILED_PX:
                 calls["decode"] = {"ours": lambda seed: _by_tiles(ours, seed)}
-            for part, taken in measure(calls, runs if paired else 1, ours.device, warm=paired, kept=0).items():
+            for part, taken in measure(
+                calls, runs if paired else 1, ours.device, warm=paired, kept=0, count=False
+            ).items():
                 note(part, px, taken)
         ours.size_px = BATCH_PX
         for count in BATCHES:
             calls = {"batch": {side: lambda seed, m=made, n=count: m.pictures(seed, n) for side, made in sides.items()}}
-            note("batch", count, measure(calls, runs, ours.device, kept=0)["batch"], count)
+            note("batch", count, measure(calls, runs, ours.device, kept=0, count=False)["batch"], count)
     finally:
         ours.size_px = native
     whole = {px: sec for px, sec in found["decode"]["ours"].items() if int(px) <= UNTILED_PX}
@@ -65,9 +68,10 @@ def exponent(seconds: Mapping[str, float]) -> float | None:
 
 # --- chart --------------------------------------------------------------------------------------------
 
-PANEL_PX, TOP_PX, LEFT_PX, GAP_PX = (420, 360), 60, 80, 110
-INK, GREY = "#202020", "#d0d0d0"
-LINE_PX = 4
+BY_SIZE, BY_BATCH = "pixels of a side", "images at once"
+PANELS = {BY_SIZE: ("step", "decode"), BY_BATCH: ("batch",)}  # parts by what is on the x axis
+SIZE_IN, DPI = (11.0, 5.0), 100
+GREY = "#d0d0d0"
 LINES = {  # colour by part and side
     ("decode", "ours"): "#1f5fb0",
     ("decode", "theirs"): "#9dbfe6",
@@ -76,46 +80,39 @@ LINES = {  # colour by part and side
     ("batch", "ours"): "#2f7d3b",
     ("batch", "theirs"): "#a5d3ac",
 }
-TITLES = {"step": "transformer, one step", "decode": "decoder", "batch": f"a picture, all of it, at {BATCH_PX} px"}
+TITLES = {"step": "transformer, one step", "decode": "decoder", "batch": f"prompt to image, {BATCH_PX} px, per image"}
 
 
-def chart(found: Mapping[str, Mapping], title: str) -> Image.Image:
-    """Two panels, both logarithmic: seconds against the side in pixels, seconds a picture against the batch."""
-    size = (LEFT_PX + 2 * PANEL_PX[0] + GAP_PX + 40, TOP_PX + PANEL_PX[1] + 60 + 26 * 4)
-    image = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=16)
-    draw.text((LEFT_PX, 16), title, INK, ImageFont.load_default(size=18))
-    for i, (parts, label) in enumerate(((("step", "decode"), "pixels of a side"), (("batch",), "pictures at once"))):
-        lines = {(part, side): found[part][side] for part in parts for side in found[part] if found[part][side]}
-        _panel(draw, font, LEFT_PX + i * (PANEL_PX[0] + GAP_PX), lines, label)
-    return image
+def require_matplotlib() -> None:
+    """Raises ValueError where it is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot: the chart needs matplotlib; install it with pip install matplotlib")
 
 
-def _panel(draw: ImageDraw.ImageDraw, font, left: int, lines: Mapping, label: str) -> None:
-    names = sorted({int(name) for line in lines.values() for name in line})
-    seconds = [sec for line in lines.values() for sec in line.values()]
-    low, high = math.floor(math.log10(min(seconds))), math.ceil(math.log10(max(seconds)))
-    bottom = TOP_PX + PANEL_PX[1]
+def chart(found: Mapping[str, Mapping], title: str, path: Path) -> None:
+    """Write what `sweep` measured as an image of two panels: seconds against pixels of a side, both axes logarithmic,
+    and seconds per image, from 0, against images at once. Raises ValueError where matplotlib is missing."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
 
-    def at(name: int, sec: float) -> tuple[float, float]:
-        along = math.log(name / names[0]) / max(1e-9, math.log(names[-1] / names[0]))
-        return left + along * PANEL_PX[0], bottom - (math.log10(sec) - low) / max(1, high - low) * PANEL_PX[1]
-
-    for power in range(low, high + 1):
-        y = at(names[0], 10.0**power)[1]
-        draw.line((left, y, left + PANEL_PX[0], y), GREY)
-        draw.text((left - 10, y), f"{10.0**power:g} s", INK, font, "rm")
-    for name in names:
-        x = at(name, 10.0**low)[0]
-        draw.line((x, TOP_PX, x, bottom), GREY)
-        draw.text((x, bottom + 6), str(name), INK, font, "mt")
-    draw.text((left + PANEL_PX[0] / 2, bottom + 28), label, INK, font, "mt")
-    for i, ((part, side), line) in enumerate(lines.items()):
-        colour = LINES[part, side]
-        points = [at(int(name), sec) for name, sec in line.items()]
-        draw.line(points, colour, LINE_PX, joint="curve")
-        for x, y in points:
-            draw.ellipse((x - 5, y - 5, x + 5, y + 5), colour)
-        y = bottom + 62 + 26 * i
-        draw.line((left, y, left + 30, y), colour, LINE_PX)
-        draw.text((left + 40, y), f"{TITLES[part]}: {'ours' if side == 'ours' else 'diffusers'}", INK, font, "lm")
+    figure = Figure(SIZE_IN, DPI, layout="constrained")
+    figure.suptitle(title)
+    for axes, (label, parts) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        lines = {(part, side): line for part in parts for side, line in found[part].items() if line}
+        for (part, side), line in lines.items():
+            name = f"{TITLES[part]}: {'ours' if side == 'ours' else 'diffusers'}"
+            axes.plot([int(x) for x in line], list(line.values()), "o-", color=LINES[part, side], label=name, lw=2.5)
+        ticks = sorted({int(x) for line in lines.values() for x in line})
+        axes.set(xlabel=label, xscale="log", ylabel="seconds")
+        axes.set_xticks(ticks, [str(x) for x in ticks])
+        axes.set_xticks([], minor=True)
+        if label == BY_SIZE:
+            logs = [math.log10(sec) for line in lines.values() for sec in line.values()]
+            axes.set(yscale="log", ylim=(10.0 ** math.floor(min(logs)), 10.0 ** math.ceil(max(logs))))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.grid(color=GREY)
+        axes.legend()
+    figure.savefig(path)
