@@ -40,7 +40,9 @@ def write(ours: Ours, folder: Path) -> None:
         "autoencoder": ours.autoencoder,
         "text_encoder": ours.text_encoder.gemma,
     }
-    parts = [checkpoint.Weights(kind, net.config, net.state_dict(), folder) for kind, net in networks.items()]
+    parts = [
+        checkpoint.Weights(layouts.PARTS[kind], net.config, net.state_dict(), folder) for kind, net in networks.items()
+    ]
     bundled = find_tokenizer(checkpoint.load(presets.BUNDLED, layouts.TEXT_ENCODER))
     parts[-1].extras = tokenizer_state(bundled)  # as every encoder has one; nobody uses it
     for out in convert.outputs(parts, "diffusers", {}):
