@@ -44,6 +44,16 @@ def test_first_step_is_the_closed_form():
     torch.testing.assert_close(vector.detach(), torch.full((5,), -0.1))
 
 
+def test_epsilons_in_closed_form():
+    """1e-30 beside a squared gradient of the same size; 1e-16 alone, where the update is its own running mean."""
+    vector, matrix = torch.nn.Parameter(torch.zeros(5)), torch.nn.Parameter(torch.zeros(3, 4))
+    vector.grad, matrix.grad = torch.full((5,), 1e-15), torch.full((3, 4), 1.0)
+    CAME([vector], lr=1.0, clip_threshold=100.0).step()
+    torch.testing.assert_close(vector.detach(), torch.full((5,), -0.1 / (2 * 1e-3) ** 0.5))
+    CAME([matrix], lr=1.0, betas=(0.0, 0.999, 0.9999)).step()
+    torch.testing.assert_close(matrix.detach(), torch.full((3, 4), -1 / (1e-16 * 1e-4) ** 0.5), rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.2}, {"clip_threshold": 0.3, "betas": (0.8, 0.9, 0.95)}])
 def test_equals_the_authors_package(settings):
     ours = start()

@@ -139,6 +139,18 @@ def test_heads_sit_at_the_published_depths():
     assert ladd.block_ids(6)[-1] == 5 and len(ladd.block_ids(1)) == 1
 
 
+def test_a_head_in_torchs_own_layers():
+    """1x1, norm of 8 groups, leaky ReLU of 0.2; the same with 3x3 beside a shortcut; 1x1 to one logit a token."""
+    torch.manual_seed(0)
+    head, (b, h, w) = ladd.Head(16), (2, 3, 4)
+    tokens = torch.randn(b, h * w, 16)
+    first = torch.nn.Sequential(head.inward, head.norm1, torch.nn.LeakyReLU(0.2))
+    second = torch.nn.Sequential(head.around, head.norm2, torch.nn.LeakyReLU(0.2))
+    x = first(tokens.mT.reshape(b, 16, h, w))
+    torch.testing.assert_close(head(tokens, (h, w)), head.outward(x + second(x))[:, 0])
+    assert (head.norm1.num_groups, head.norm2.num_groups, head.inward.out_channels) == (8, 8, 128)
+
+
 def test_ladd_reaches_student_and_heads_but_no_teacher(network, condition):
     teacher = SanaTransformer(CONFIG)
     teacher.load_state_dict(standin.random_model(teacher))

@@ -99,6 +99,17 @@ def test_nan_steps_are_skipped_and_counted(tmp_path):
     assert all(value.isfinite().all() for value in weights(trainer).values())
 
 
+def test_the_first_step_is_clipped_and_warmed_up(tmp_path):
+    """Adam keeps a tenth of the clipped gradient, and moves every weight by the rate of step 0; nothing decays."""
+    trainer = Trainer(Toy(), dataclasses.replace(SCHEDULE, clip=1e-3, warmup_steps=4), tmp_path)
+    before = weights(trainer)
+    trainer.train(until=1)
+    kept = torch.cat([state["exp_avg"].flatten() for state in trainer.optimizers["student"].state.values()])
+    assert kept.norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
+    moved = [(before[f"student.{k}"] - v).abs() for k, v in trainer.stage.modules["student"].state_dict().items()]
+    torch.testing.assert_close(torch.cat([m.flatten() for m in moved]), torch.full((8,), 0.05 / 4), rtol=1e-3, atol=0)
+
+
 def test_average_is_the_closed_form(tmp_path):
     trainer = Trainer(Toy(), SCHEDULE, tmp_path)
     expected = trainer.average.weight.clone()

@@ -1,0 +1,334 @@
+"""Every stage's loss written out in a few lines, in float64 and with the same draws: what no pure function sees."""
+
+import dataclasses
+import math
+
+import pytest
+import standin
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from sprint_core.distill.dataset.batch import Batch
+from sprint_core.distill.engine.randomness import SampleRandom
+from sprint_core.distill.recipes import Objective
+from sprint_core.distill.stages import autoencoder as autoencoder_stages
+from sprint_core.distill.stages.base import Preview, TextConditioned
+from sprint_core.distill.stages.control import ControlStage, block_count
+from sprint_core.distill.stages.sprint import SprintStage
+from sprint_core.distill.stages.student import DistillStage
+from sprint_core.distill.stages.teacher import TeacherStage, student_of
+from sprint_core.models import controlnet
+from sprint_core.models.autoencoder import Autoencoder
+from sprint_core.models.transformer import SanaTransformer, TransformerConfig
+from sprint_core.text.encoder import pad_embeddings
+
+SIGMA, B, SHAPE, WIDTH = 0.5, 3, (32, 2, 3), 24
+CONFIG = TransformerConfig(width=64, depth=4, cross_heads=2, caption_width=WIDTH, guidance_embed=False)
+OBJECTIVE = Objective(guidance=(4.0, 5.0), scm_weight=0.7, ladd_weight=0.3, max_time_share=0.5, tangent_warmup_steps=8)
+
+
+class Model(TextConditioned):
+    """Captions are their own embeddings; "" is two tokens of ones."""
+
+    def __init__(self, config: TransformerConfig = CONFIG):
+        super().__init__()
+        self.transformer = SanaTransformer(config)
+        self.transformer.load_state_dict(standin.random_model(self.transformer))
+        self.double()
+
+    def encode(self, captions):
+        like = next(self.parameters())
+        return pad_embeddings([(torch.ones(2, WIDTH) if isinstance(c, str) else c).to(like) for c in captions])
+
+
+class Noise:
+    """Latents, captions of 2 to 5 tokens, and hints."""
+
+    fingerprint = "noise"
+
+    def batch(self, random: SampleRandom) -> Batch:
+        captions = [row[: 2 + n] for row, n in zip(random.normal(5, WIDTH), random.integers(4), strict=True)]
+        return Batch(random.normal(*SHAPE).double(), captions, random.normal(*SHAPE).double())
+
+
+def column(t: Tensor) -> Tensor:
+    return t.view(-1, 1, 1, 1)
+
+
+def draws(step: int = 0, count: int = B) -> SampleRandom:
+    return SampleRandom(0, step, "", range(count))
+
+
+def gradients(loss: Tensor, module: torch.nn.Module) -> Tensor:
+    """Of everything that learns, in one row."""
+    learnt = [p for p in module.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, learnt, allow_unused=True)
+    assert sum(g is not None for g in found) > 0.8 * len(found)
+    pairs = zip(learnt, found, strict=True)
+    return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in pairs])
+
+
+def assert_same(got: Tensor, want: Tensor, module: torch.nn.Module) -> None:
+    """Of two losses: their values and gradients."""
+    torch.testing.assert_close(got.detach(), want.detach(), rtol=1e-6, atol=1e-8)
+    first, second = gradients(got, module), gradients(want, module)
+    assert (first - second).norm() <= 1e-5 * second.norm()
+
+
+# --- distillation and ControlNets: sCM and LADD ------------------------------------------------------
+
+
+def trigflow_output(velocity, x: Tensor, t: Tensor) -> Tensor:
+    """Eq. (2): F(x, t) of a flow network."""
+    s, c = t.sin(), t.cos()
+    return (column(c - s) * x + velocity(x / column(c + s), s / (s + c))) / column(c + s)
+
+
+@dataclasses.dataclass
+class Distilled:
+    """What the two losses ask of a stage, by hand: of the student of a teacher."""
+
+    stage: SprintStage
+
+    def velocity(self, text, w, hint):
+        return lambda x, s: self.stage.student.transformer(x, s, text[0], guidance=w, mask=text[1])
+
+    def trajectory(self, x0, z, x_t, t, text, w):
+        null = self.stage.teacher.encode([""] * B)
+        teacher = lambda text: lambda x, s: self.stage.teacher.transformer(x, s, text[0], mask=text[1])  # noqa: E731
+        conditional, unconditional = (trigflow_output(teacher(one), x_t / SIGMA, t) for one in (text, null))
+        return SIGMA * (unconditional + column(w) * (conditional - unconditional))
+
+    def condition(self, w):
+        return {}
+
+
+class Steered(Distilled):
+    """Of a ControlNet on its trunk: the image's own trajectory, and guidance wherever the trunk runs."""
+
+    def velocity(self, text, w, hint):
+        def run(x, s):
+            residuals = self.stage.student.branch(x, s, text[0], hint, guidance=w, mask=text[1])
+            return self.stage.teacher.transformer(x, s, text[0], guidance=w, mask=text[1], control=residuals)
+
+        return run
+
+    def trajectory(self, x0, z, x_t, t, text, w):
+        return -column(t.sin()) * x0 + column(t.cos()) * z
+
+    def condition(self, w):
+        return {"guidance": w}
+
+
+@pytest.fixture(params=["distill", "control"])
+def hand(request) -> Distilled:
+    if request.param == "distill":
+        stage = DistillStage(Model(), Noise(), OBJECTIVE, start=student_of)
+    else:
+        stage = ControlStage(Model(dataclasses.replace(CONFIG, guidance_embed=True)), Noise(), OBJECTIVE)
+    generator = torch.Generator().manual_seed(1)
+    for module in (*stage.modules.values(), stage.teacher):
+        for parameter in module.double().parameters():  # so that guidance, hint, weight and heads all count
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return (Distilled if request.param == "distill" else Steered)(stage)
+
+
+def angles(random: SampleRandom, mean: float, std: float) -> Tensor:
+    """tan t = exp(n) / sigma_data, n ~ N(mean, std^2)."""
+    return torch.atan((random.normal() * std + mean).exp() / SIGMA).double()
+
+
+def noised(x0: Tensor, t: Tensor, random: SampleRandom) -> tuple[Tensor, Tensor]:
+    z = SIGMA * random.normal(*SHAPE).double()
+    return z, column(t.cos()) * x0 + column(t.sin()) * z
+
+
+def drawn(hand: Distilled, random: SampleRandom):
+    """x0, text, guidance and hint."""
+    batch = Noise().batch(random)
+    w = torch.tensor([OBJECTIVE.guidance[i] for i in random.integers(2)]).double()
+    return SIGMA * batch.latents, hand.stage.teacher.encode(batch.captions), w, batch.hints
+
+
+def fake(hand: Distilled, x0, text, w, hint, random: SampleRandom) -> Tensor:
+    """The student's prediction; half of its angles are pi/2."""
+    t = angles(random, 0.2, 1.6)
+    t = torch.where(random.uniform() < 0.5, torch.tensor(math.pi / 2), t.float()).double()
+    _, x_t = noised(x0, t, random)
+    F = trigflow_output(hand.velocity(text, w, hint), x_t / SIGMA, t)
+    return column(t.cos()) * x_t - column(t.sin()) * SIGMA * F
+
+
+def logits(hand: Distilled, x_t, t, text, w) -> Tensor:
+    """Outputs of the teacher's blocks, under the heads."""
+    s, c, outputs = t.sin(), t.cos(), []
+
+    def keep(i, run, x, caption):
+        outputs.append(run(x, caption))
+        return outputs[-1]
+
+    x_s = x_t / (SIGMA * column(c + s))
+    teacher, critic = hand.stage.teacher.transformer, hand.stage.critic
+    teacher(x_s, s / (s + c), text[0], mask=text[1], around_block=keep, **hand.condition(w))
+    heads = zip(critic.blocks, critic.heads, strict=True)
+    return torch.cat([head(outputs[i], SHAPE[1:]).flatten(1) for i, head in heads], dim=1)
+
+
+def consistency(hand: Distilled, x0, text, w, hint, step: int, random: SampleRandom) -> Tensor:
+    """sCM's loss, the derivative of F by central differences."""
+    t = angles(random, 0.2, 1.6)
+    z, x_t = noised(x0, t, random)
+    c, s, h = column(t.cos()), column(t.sin()), 1e-5
+    velocity = hand.velocity(text, w, hint)
+    F = trigflow_output(velocity, x_t / SIGMA, t)
+    with torch.no_grad():
+        dxdt = hand.trajectory(x0, z, x_t, t, text, w)
+        dx, dt = c * s * dxdt / SIGMA, t.cos() * t.sin()
+        ends = [trigflow_output(velocity, x_t / SIGMA + e * dx, t + e * dt) for e in (h, -h)]
+        dF = (ends[0] - ends[1]) / (2 * h)
+        g = -(c**2) * (SIGMA * F - dxdt) - min(1, step / 8) * (c * s * x_t + SIGMA * dF)
+        target = F + g / (column(g.flatten(1).norm(dim=1)) + 0.1)
+    weight = hand.stage.student.log_variance(t)
+    return ((F - target).square().flatten(1).mean(1) / (SIGMA * t.tan()) * (-weight).exp() + weight).mean()
+
+
+@pytest.mark.parametrize("step", [2, 20])
+def test_the_students_loss(hand, step):
+    got, _ = hand.stage.loss("student", step, draws(step))
+    random = draws(step)
+    x0, text, w, hint = drawn(hand, random)
+    scm = consistency(hand, x0, text, w, hint, step, random)
+    sample, t = fake(hand, x0, text, w, hint, random), angles(random, -0.6, 1.0)
+    adversarial = -logits(hand, noised(sample, t, random)[1], t, text, w).mean()
+    assert_same(got, 0.7 * scm + 0.3 * adversarial, hand.stage.student)
+
+
+def test_the_critics_loss(hand):
+    got, _ = hand.stage.loss("critic", 1, draws())
+    random = draws()
+    x0, text, w, hint = drawn(hand, random)
+    _, other, _, _ = drawn(hand, random)
+    with torch.no_grad():
+        sample = fake(hand, x0, text, w, hint, random)
+        t = angles(random, -0.6, 1.0)
+        real, sample = noised(x0, t, random)[1], noised(sample, t, random)[1]
+    hinge = [nnf.relu(1 + logits(hand, x, t, captions, w)).mean() for x, captions in ((sample, text), (real, other))]
+    want = nnf.relu(1 - logits(hand, real, t, text, w)).mean() + sum(hinge) / 2
+    learnt = [p for p in hand.stage.student.parameters() if p.requires_grad]
+    assert all(g is None for g in torch.autograd.grad(got, learnt, allow_unused=True, retain_graph=True))
+    assert_same(got, want, hand.stage.critic)
+
+
+def test_what_learns_and_what_is_frozen(hand):
+    assert not any(p.requires_grad for p in hand.stage.teacher.parameters())
+    learns = {name for name, p in hand.stage.student.named_parameters() if p.requires_grad}
+    frozen = {name for name, p in hand.stage.student.named_parameters()} - learns
+    assert learns and all(name.startswith(tuple(f"branch.{part}" for part in controlnet.SHARED)) for name in frozen)
+    if isinstance(hand, Steered):
+        assert frozen and len(hand.stage.student.branch.transformer_blocks) == 2  # half of the trunk's
+    assert [block_count(depth) for depth in (20, 28, 6)] == [7, 7, 3]
+
+
+class Preview64(Preview):
+    def noise(self, device):
+        return super().noise(device).double()
+
+
+def test_the_sample_grid_shows_one_step(hand):
+    """At the last guidance scale, from the noise of seeds 0 and 1, with the preview's hints."""
+    hints = torch.randn((2, *SHAPE), generator=torch.Generator().manual_seed(9)).double()
+    hand.stage.preview = preview = Preview64([torch.ones(3, WIDTH), torch.zeros(2, WIDTH)], SHAPE, lambda x: x, hints)
+    noise = torch.stack([torch.randn(SHAPE, generator=torch.Generator().manual_seed(i)) for i in range(2)]).double()
+    one, text = torch.ones(2).double(), hand.stage.teacher.encode(preview.captions)
+    want = noise - hand.velocity(text, 5.0 * one, preview.hints)(noise, one)
+    torch.testing.assert_close(hand.stage.samples(hand.stage.student), want)
+
+
+# --- the teacher --------------------------------------------------------------------------------------
+
+
+def test_the_teachers_loss():
+    """One caption in ten is empty; times are logit-normal, shifted by 3; v is to be z - x0."""
+    count = 40
+    stage = TeacherStage(Model(), Noise())
+    got, _ = stage.loss("teacher", 0, draws(count=count))
+    random = draws(count=count)
+    batch = Noise().batch(random)
+    empty = [n < 0.1 for n in random.uniform().tolist()]
+    assert 0 < sum(empty) < count / 4
+    captions = ["" if drop else caption for caption, drop in zip(batch.captions, empty, strict=True)]
+    text, z = stage.model.encode(captions), random.normal(*SHAPE).double()
+    n = random.normal().sigmoid()
+    s = (3 * n / (1 + 2 * n)).double()
+    x_s = (1 - column(s)) * batch.latents + column(s) * z
+    v = stage.model.transformer(x_s, s, text[0], mask=text[1])
+    assert_same(got, (v - (z - batch.latents)).square().mean(), stage.model)
+
+
+def test_the_teachers_sample_grid():
+    """20 Euler steps along shifted times, with classifier-free guidance of 4.5."""
+    model = Model().float()
+    preview = Preview([torch.ones(3, WIDTH), torch.zeros(2, WIDTH)], SHAPE, lambda x: x)
+    text, null = model.encode(preview.captions), model.encode(["", ""])
+    x = preview.noise(torch.device("cpu"))
+    even = torch.linspace(1, 0, 21)
+    times = 3 * even / (1 + 2 * even)
+    with torch.no_grad():
+        got = TeacherStage(model, Noise(), preview=preview).samples(model)
+        for s, s_next in zip(times, times[1:]):
+            v, v_null = (model.transformer(x, s.expand(2), t[0], mask=t[1]) for t in (text, null))
+            x = x + (s_next - s) * (v_null + 4.5 * (v - v_null))
+    torch.testing.assert_close(got, x, rtol=1e-4, atol=1e-4)
+
+
+# --- the auto-encoder ---------------------------------------------------------------------------------
+
+PX, POOL = 160, 10
+
+
+def images(seeds) -> Tensor:
+    drawn = [torch.rand(3, PX, PX, generator=torch.Generator().manual_seed(seed)) * 2 - 1 for seed in seeds]
+    return torch.stack(drawn).double()
+
+
+@pytest.fixture
+def codec() -> Autoencoder:
+    codec = Autoencoder(standin.AUTOENCODER)
+    codec.load_state_dict(standin.random_model(codec))
+    return codec.double()
+
+
+def reconstruction_loss(image: Tensor, target: Tensor) -> Tensor:
+    error = image - target
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + error.square().mean() + 0.5 * edges
+
+
+@pytest.mark.parametrize("step", [4, 5], ids=["crops", "whole"])
+def test_the_autoencoders_loss(codec, step):
+    """Noise of a twentieth of each channel's spread; the first half of the steps sees squares of 128 px."""
+    stage = autoencoder_stages.WholeStage(codec, images, steps=10, pool=POOL)
+    got, _ = stage.loss("autoencoder", step, draws())
+    random = draws()
+    target = images(random.integers(POOL))
+    if step == 4:
+        corners = zip(random.integers(PX - 127), random.integers(PX - 127), strict=True)
+        target = torch.stack([x[:, i : i + 128, j : j + 128] for x, (i, j) in zip(target, corners, strict=True)])
+    latent = codec.encode(target)
+    with torch.no_grad():
+        spread = latent.movedim(1, 0).flatten(1).std(1)
+        noise = 0.05 * spread.view(1, -1, 1, 1) * random.normal(*latent.shape[1:]).double()
+    assert_same(got, reconstruction_loss(codec.decode(latent + noise), target), codec)
+
+
+def test_the_decoders_loss(codec):
+    """Noise of a twentieth of the unit that scaled latents have; the encoder is frozen."""
+    stage = autoencoder_stages.DecoderStage(codec, images, pool=POOL)
+    got, _ = stage.loss("decoder", 0, draws())
+    random = draws()
+    target = images(random.integers(POOL))
+    latent = codec.encode(target)
+    noise = 0.05 / 0.41407 * random.normal(*latent.shape[1:]).double()
+    assert_same(got, reconstruction_loss(codec.decode(latent + noise), target), codec.decoder)
+    assert not any(p.requires_grad for p in codec.encoder.parameters())
