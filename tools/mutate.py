@@ -1,4 +1,4 @@
-"""Mutation testing: a hundred small bugs, each planted alone, and the tests that have to notice it.
+"""Mutation testing: small bugs in the wiring, each planted alone, and the tests that have to notice it.
 
     python -m tools.mutate --processes 2    all of tools/mutations/: first the tests on the code as it is, then each bug
     python -m tools.mutate clip- scm-       those whose ids begin so
