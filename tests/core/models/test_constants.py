@@ -108,7 +108,7 @@ def test_every_row_meets_its_own_residual(monkeypatch):
     norm = autoencoder.channel_norm(6, nn)
     x, residual = randn(2, 6, 3, 5), randn(2, 6, 3, 5, seed=2)
     want = norm(x.clone()) + residual
-    monkeypatch.setattr(layers, "CACHED_NUMBERS", 4 * 6)  # four rows at a time, and two that are left
+    monkeypatch.setattr(layers, "CACHE_ELEMENTS", 4 * 6)  # four rows at a time, and two that are left
     torch.testing.assert_close(norm(x.clone(), residual), want)
 
 

@@ -1,0 +1,45 @@
+"""What one part hands to another inside ComfyUI, where no picture of the other tests would show that it is lost."""
+
+import pytest
+import torch
+
+LIMIT = 1e-5
+
+
+@pytest.fixture
+def padded(positive):
+    """The prompt with five tokens of noise behind it, and the mask that leaves them out."""
+    tokens = positive[0][0]
+    rows = torch.cat([tokens, torch.randn(1, 5, tokens.shape[2], generator=torch.Generator().manual_seed(0))], dim=1)
+    mask = (torch.arange(rows.shape[1]) < tokens.shape[1])[None].long()
+    return [[rows, {**positive[0][1], "attention_mask": mask}]]
+
+
+def test_a_control_net_reads_the_prompts_mask(host, node, vae, pixels, positive, padded, sample, close):
+    import standin
+
+    from sprint_core.weights import checkpoint
+
+    checkpoint.save(host.base / "models" / "controlnet" / "wired.safetensors", [standin.control("authors")], {})
+    net = node("SanaSprintControlNetLoader", control_net="wired.safetensors")
+    steered = [
+        node("SanaSprintControlNetApply", positive=prompt, control_net=net, image=pixels, vae=vae)[0]
+        for prompt in (padded, positive)
+    ]
+    close(sample(positive=steered[0]), sample(positive=steered[1]), LIMIT)
+
+
+def test_step_noise_of_a_custom_run_differs_from_image_to_image(node, model, positive, encoded, close):
+    """Image i re-noises as the run with seed + i; none is added at the start, so nothing else tells them apart."""
+    two = {"samples": encoded["samples"].repeat(2, 1, 1, 1)}
+    sigmas = node("SanaSprintSchedule", steps=2, denoise=0.8)
+
+    def run(latent, seed):
+        given = {"positive": positive, "negative": positive, "sampler": node("SanaSprintTrigFlowSampler")}
+        given |= {"add_noise": False, "noise_seed": seed, "cfg": 1.0, "sigmas": sigmas, "latent_image": latent}
+        return node("SamplerCustom", model=model, **given)[0]["samples"]
+
+    both = run(two, 5)
+    close(both[:1], run(encoded, 5), LIMIT)
+    close(both[1:], run(encoded, 6), LIMIT)
+    assert not torch.allclose(both[:1], both[1:], atol=1e-2)
