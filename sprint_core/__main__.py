@@ -11,11 +11,10 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from . import cli as command
-from . import trigflow
+from . import cli, trigflow
 from .devices import DTYPES, usable_device
 from .images import edges, sizes
-from .images import files as images_of_files
+from .images import files as image_files
 from .models import controlnet, hed
 from .pipeline import Control, Pipeline
 from .weights import checkpoint, layouts, presets
@@ -23,7 +22,7 @@ from .weights import checkpoint, layouts, presets
 log = logging.getLogger(__name__)
 
 SPRINTS = [name for name, preset in presets.PRESETS.items() if preset.transformer.guidance_embed]
-EDGES = ("soft", "scribble", "none")  # how the command line makes a control image of a picture
+EDGES = ("soft", "scribble", "none")  # how the command line makes a control image
 DEFAULT_OUT = Path("output", "sana_sprint.png")  # in the working directory
 
 
@@ -55,17 +54,20 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _size(args: argparse.Namespace, image: Image.Image | None, native_px: int) -> tuple[int, int]:
-    """Asked for, else the image's, else the model's own; rounded, which is said."""
-    asked = image.size if image else (native_px, native_px)
+    """(width, height) of --size, else the image's, else the model's own, rounded to whole cells with a warning.
+
+    Raises ValueError.
+    """
+    requested = image.size if image else (native_px, native_px)
     if args.size:
         try:
             width, height = (int(n) for n in args.size.lower().split("x"))
         except ValueError:
             raise ValueError(f"--size {args.size}: write it as 1024x1024") from None
-        asked = (width, height)
-    size = sizes.round_size(*asked)
-    if size != tuple(asked):
-        log.warning("size %dx%d rounded to %dx%d: multiples of 32", *asked, *size)
+        requested = (width, height)
+    size = sizes.round_size(*requested)
+    if size != tuple(requested):
+        log.warning("size %dx%d rounded to %dx%d: multiples of 32", *requested, *size)
     return size
 
 
@@ -79,29 +81,29 @@ def _load_pipeline(args: argparse.Namespace) -> Pipeline:
 
 
 @dataclass(frozen=True)
-class _Drawing:
-    """What the control options ask for, read and checked before the model is loaded."""
+class _ControlRequest:
+    """The control options, read and checked before the model is loaded."""
 
     image: Image.Image
     weights: checkpoint.Weights
     strength: float
     start: float
     end: float
-    kind: str  # of EDGES
+    edges: str  # one of EDGES
     hed: hed.HED | None
 
-    def of(self, pipeline: Pipeline, size: tuple[int, int]) -> Control:
-        """Cropped to the picture's proportions, as ComfyUI does, and resized to (width, height)."""
+    def build(self, pipeline: Pipeline, size: tuple[int, int]) -> Control:
+        """The Control; its image is cropped to the proportions of size (width, height), as in ComfyUI, and resized."""
         first = next(pipeline.transformer.parameters())
         net = checkpoint.build(self.weights, dtype=first.dtype, device=first.device)
-        pixels = images_of_files.pixels(ImageOps.fit(self.image, size, Image.Resampling.LANCZOS))
-        if self.kind != "none":
-            pixels = edges.detect(pixels, self.hed, scribble=self.kind == "scribble")
+        pixels = image_files.pixels(ImageOps.fit(self.image, size, Image.Resampling.LANCZOS))
+        if self.edges != "none":
+            pixels = edges.detect(pixels, self.hed, scribble=self.edges == "scribble")
         return Control(net, pixels, self.strength, self.start, self.end)
 
 
-def _drawing(args: argparse.Namespace) -> _Drawing | None:
-    """Raises ValueError, CheckpointError."""
+def _control_request(args: argparse.Namespace) -> _ControlRequest | None:
+    """None without --control. Raises ValueError, CheckpointError."""
     if args.control is None:
         defaults = {
             "control_model": None,
@@ -110,9 +112,9 @@ def _drawing(args: argparse.Namespace) -> _Drawing | None:
             "hed": None,
             "edges": EDGES[0],
         }
-        idle = [f"--{name.replace('_', '-')}" for name, value in defaults.items() if getattr(args, name) != value]
-        if idle:
-            raise ValueError(f"{', '.join(idle)}: of no use without --control IMAGE")
+        unused = [f"--{name.replace('_', '-')}" for name, value in defaults.items() if getattr(args, name) != value]
+        if unused:
+            raise ValueError(f"{', '.join(unused)}: of no use without --control IMAGE")
         return None
     if args.model is not None and args.control_model is None:
         raise ValueError("--control: name the ControlNet of this --model with --control-model")
@@ -123,28 +125,28 @@ def _drawing(args: argparse.Namespace) -> _Drawing | None:
     except ValueError:
         raise ValueError(f"--control-range {args.control_range}: write it as 0,1") from None
     controlnet.check_strength_and_range(args.control_strength, start, end)
-    image = images_of_files.read(args.control, "--control", "black")  # lines on nothing are lines on black
+    image = image_files.read(args.control, "--control", "black")  # lines on nothing are lines on black
     weights = checkpoint.load(args.control_model or presets.BUNDLED_CONTROL, layouts.CONTROLNET)
     hed = edges.load_hed(args.hed) if args.hed else None
-    return _Drawing(image, weights, args.control_strength, start, end, args.edges, hed)
+    return _ControlRequest(image, weights, args.control_strength, start, end, args.edges, hed)
 
 
 def run(args: argparse.Namespace) -> dict:
-    """One command line, done: the JSON document that it ends with."""
+    """Do what one command line says, and return the JSON document that it ends with. Raises ValueError, OSError."""
     if args.batch < 1:
         raise ValueError(f"--batch is {args.batch}; it must be at least 1")
     if args.out is not None:
-        images_of_files.check_picture_name(args.out, "--out")
-    source = images_of_files.read(args.image, "--image") if args.image is not None else None
-    drawing = _drawing(args)
+        image_files.check_picture_name(args.out, "--out")
+    source = image_files.read(args.image, "--image") if args.image is not None else None
+    request = _control_request(args)
     strength = args.strength if source else 1.0
     steps = len(trigflow.sigmas(args.schedule, args.steps, strength)) - 1
     started = time.perf_counter()
     pipeline = _load_pipeline(args)
     loaded = time.perf_counter()
     size = _size(args, source, pipeline.size_px)
-    image = images_of_files.pixels(source.resize(size, Image.Resampling.LANCZOS)) if source else None
-    controls = [drawing.of(pipeline, size)] if drawing else []
+    image = image_files.pixels(source.resize(size, Image.Resampling.LANCZOS)) if source else None
+    controls = [request.build(pipeline, size)] if request else []
     seeds = [args.seed + i for i in range(args.batch)]
     with tqdm(total=steps, desc="steps") as bar:
         images = pipeline.generate(
@@ -159,8 +161,8 @@ def run(args: argparse.Namespace) -> dict:
             controls=controls,
             on_step=lambda *_: bar.update(),
         )
-    names = images_of_files.names_of(args.out or DEFAULT_OUT, args.batch, new=args.out is None)
-    images_of_files.save(images, names)
+    names = image_files.names_of(args.out or DEFAULT_OUT, args.batch, new=args.out is None)
+    image_files.save(images, names)
     seconds = {"load": round(loaded - started, 3), "generate": round(time.perf_counter() - loaded, 3)}
     paths = [str(name.resolve()) for name in names]
     return {"images": paths, "seconds": seconds, "steps": steps, "seeds": seeds, "size": size, "device": args.device}
@@ -168,7 +170,7 @@ def run(args: argparse.Namespace) -> dict:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
-    return command.run(lambda: run(args))
+    return cli.run(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 def run(work: Callable[[], dict]) -> int:
-    """Do it, and return the exit status."""
+    """Run a command and return its exit status: 0 after its result, printed as JSON; 1 on ValueError and OSError."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         result = work()

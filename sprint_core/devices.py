@@ -7,7 +7,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of this name. Raises ValueError."""
+    """The device of this name, such as 'cpu' or 'cuda:1'. Raises ValueError where torch cannot use it."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # the second from a torch without CUDA
@@ -15,14 +15,14 @@ def usable_device(name: str) -> torch.device:
 
 
 def fp32(x: Tensor) -> Tensor:
-    """fp32, for the few places that need it; float64 stays, so that derivatives can be checked in it."""
+    """x in fp32, for the few places that need it; float64 stays, so that derivatives can be checked in it."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def to_device(x: Tensor, device: torch.device | str) -> Tensor:
-    """x from the CPU to a device. A GPU fetches it from pinned memory by itself, so that nobody waits for the GPU.
+    """x from the CPU to a device. A GPU copies it from pinned memory by itself, so that the CPU does not wait for it.
 
-    (Compiled code cannot pin; there the copy is part of it.)
+    (Compiled code cannot pin; there it contains the copy.)
     """
     if torch.device(device).type != "cuda" or torch.compiler.is_compiling():
         return x.to(device)

@@ -35,10 +35,11 @@ MAX_GUIDANCE = 100.0
 
 @dataclass(frozen=True)
 class Control:
-    """A ControlNet at work. image: edges [b or 1, h, w, 3] in [0, 1], of the pictures' size, white on black.
+    """A ControlNet, its control image and when it acts. image: white edges on black, [b or 1, h, w, 3] in [0, 1].
 
-    It takes part from `start` to `end` of the way from noise to picture, both in [0, 1], as ComfyUI counts it:
-    by the angle, so that 2 steps lie at 0 and 0.17, and 4 at 0, 0.17, 0.3 and 0.62.
+    It acts from `start` to `end`, shares in [0, 1] of the way from noise to image, which the angle measures as in
+    ComfyUI: 2 steps lie at 0 and 0.17, and 4 at 0, 0.17, 0.3 and 0.62. The image has the size of the generated ones.
+    Raises ValueError on a strength outside [0, 10] and on a range that is none.
     """
 
     net: SanaControlNet
@@ -51,21 +52,21 @@ class Control:
         controlnet.check_strength_and_range(self.strength, self.start, self.end)
 
     def acts_at(self, s: Tensor) -> bool:
-        """Whether it takes part at a flow time."""
+        """Whether it acts at flow time s, an fp32 scalar on the CPU."""
         last, first = torch.tensor([trigflow.percent_to_s(self.end), trigflow.percent_to_s(self.start)]).tolist()
         return last <= s.item() <= first  # all rounded to fp32, as ComfyUI compares them
 
 
 class Caption(NamedTuple):
-    """Prompts, encoded: [b, n, c], and a mask [b, n] unless all have the same length."""
+    """Embeddings of b prompts, zero-padded: [b, n, c]; mask [b, n], true but for padding, None without padding."""
 
-    rows: Tensor
+    embeddings: Tensor
     mask: Tensor | None
 
 
 @dataclass
 class Pipeline:
-    """The three networks of a SANA-Sprint. `load` makes one; `generate` uses it."""
+    """The three networks of a SANA-Sprint, trained at size_px. `load` makes one; `generate` uses it."""
 
     transformer: SanaTransformer
     autoencoder: Autoencoder
@@ -84,7 +85,8 @@ class Pipeline:
     ) -> "Pipeline":
         """From a diffusers pipeline folder or a file with all parts, or a transformer and the other parts' paths.
 
-        dtype: of every part; None keeps each file's, but never fp16. Raises CheckpointError.
+        autoencoder, text_encoder: files or folders that replace that part of `path`. dtype: of every part; None keeps
+        each file's, but never fp16. Raises CheckpointError.
         """
         source = checkpoint.Source(path)
         transformer = checkpoint.load(source, layouts.TRANSFORMER)
@@ -112,16 +114,18 @@ class Pipeline:
         image: Tensor | None = None,
         strength: float = 1.0,
         controls: Sequence[Control] = (),
-        on_step: Callable[[int, Tensor, Tensor], None] | None = None,
+        on_step: Callable[[int, Tensor, Tensor], object] | None = None,
     ) -> Tensor:
         """Images [b, h, w, 3] in [0, 1], fp32, one per prompt and seed.
 
-        prompts: as text, or as `encode_text` gave them, which needs no text encoder any more;
-        size: (width, height), multiples of 32, else of `image` or the model's own; image: start of
-        image-to-image, [b or 1, h, w, 3] in [0, 1]; strength: in (0, 1], 1 keeps nothing of it.
+        prompts: text, or the result of `encode_text`, for which no text encoder is needed;
+        size: (width, height), multiples of 32, by default those of `image` or the model's own;
+        steps, schedule: see trigflow.schedule; guidance: in (0, 100], embedded by the network;
+        image: start of image-to-image, [b or 1, h, w, 3] in [0, 1]; strength: in (0, 1], 1 keeps
+        nothing of it; on_step(i, x_s, x0): called after each prediction, may raise to stop.
         Raises ValueError on bad arguments and on NaN.
         """
-        count = len(prompts.rows if isinstance(prompts, Caption) else prompts)
+        count = len(prompts.embeddings if isinstance(prompts, Caption) else prompts)
         if count != len(seeds):
             raise ValueError(f"{count} prompts but {len(seeds)} seeds")
         if not 0 < guidance <= MAX_GUIDANCE:
@@ -149,7 +153,7 @@ class Pipeline:
         return self.decode(x0)
 
     def encode_text(self, prompts: Sequence[str]) -> Caption:
-        """One row per prompt, in the transformer's dtype."""
+        """The Caption of these prompts, in the transformer's dtype."""
         rows = self.text_encoder.encode(prompts)
         caption, mask = pad_embeddings(rows)
         caption = caption.to(self._dtype_of(self.transformer))
@@ -159,11 +163,14 @@ class Pipeline:
         """image [b, h, w, 3] in [0, 1] -> scaled latent [b, 32, h/32, w/32] in fp32."""
         dtype, device = self._dtype_of(self.autoencoder), next(self.autoencoder.parameters()).device
         pixels = rearrange(image * 2.0 - 1.0, "b h w c -> b c h w")
-        # Plain layout, as of a latent that came from anywhere else: kernels for another one round differently.
+        # Contiguous like every other latent, since kernels for channels_last round differently.
         return self.autoencoder.encode(pixels.to(device, dtype)).float().contiguous() * SCALE
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Scaled latent [b, 32, h/32, w/32] -> image [b, h, w, 3] in [0, 1], fp32. One image at a time."""
+        """Scaled latent [b, 32, h/32, w/32] -> image [b, h, w, 3] in [0, 1], fp32, decoded one image at a time.
+
+        Raises ValueError on NaN.
+        """
         dtype = self._dtype_of(self.autoencoder)
         images = torch.cat([self.autoencoder.decode(latent).float() for latent in (x0 / SCALE).to(dtype).split(1)])
         if not torch.isfinite(images).all():
@@ -173,18 +180,22 @@ class Pipeline:
     def denoiser(
         self, caption: Tensor, mask: Tensor | None, guidance: float, controls: Sequence[Control] = ()
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """denoise(x_s, s) -> x0 for the sampler, s on the CPU. Control images are encoded once, here."""
+        """denoise(x_s, s) -> x0 for the sampler: x_s and x0 [b, 32, h, w] in fp32, s an fp32 scalar on the CPU.
+
+        caption: [b, n, c], mask: [b, n] or None. Control images are encoded once, here.
+        """
         dtype = self._dtype_of(self.transformer)
         hints = [self.encode_image(control.image).to(dtype) for control in controls]
 
         def denoise(x_s: Tensor, s: Tensor) -> Tensor:
-            x, times, batch = x_s.to(dtype), *(x_s.new_full((len(x_s),), n) for n in (s.item(), guidance))
-            acting = [pair for pair in zip(controls, hints) if pair[0].acts_at(s)]
-            several = [
-                [r if r is None else c.strength * r for r in c.net(x, times, caption, hint, batch, mask)]
+            x = x_s.to(dtype)
+            times, scales = (x_s.new_full((len(x_s),), number) for number in (s.item(), guidance))
+            acting = [(c, hint) for c, hint in zip(controls, hints, strict=True) if c.acts_at(s)]
+            residuals = [
+                [r if r is None else c.strength * r for r in c.net(x, times, caption, hint, scales, mask)]
                 for c, hint in acting
             ]
-            v = self.transformer(x, times, caption, batch, mask, controlnet.sum_residuals(several))
+            v = self.transformer(x, times, caption, scales, mask, controlnet.sum_residuals(residuals))
             return trigflow.flow_predict_x0(v.float(), x_s, s)
 
         return denoise
@@ -195,23 +206,23 @@ class Pipeline:
 
 
 def _part(
-    layout: Layout[Config, Network], model: checkpoint.Source, own: str | Path | None, option: str
+    layout: Layout[Config, Network], model: checkpoint.Source, override: str | Path | None, option: str
 ) -> checkpoint.Weights[Config, Network]:
-    """From a file of its own, else from the model's. Raises CheckpointError."""
+    """A part from `override`, a file or folder of its own, else from the model's. Raises CheckpointError."""
     try:
-        return checkpoint.load(own or model, layout)
+        return checkpoint.load(override or model, layout)
     except part.MissingPart as error:
-        if own:
+        if override:
             raise
         raise CheckpointError(f"{error}, or name that part's file as {option}") from None
 
 
 def _require_fit(trunk: SanaTransformer, control: Control, size: tuple[int, int, int]) -> None:
-    """size: (batch, height, width) of the pictures. Raises ValueError."""
-    found, config = control.net.config, trunk.config
-    if (found.width, found.caption_width) != (config.width, config.caption_width):
+    """Raise ValueError unless a control fits the trunk and images of this size, (batch, height, width)."""
+    branch, config = control.net.config, trunk.config
+    if (branch.width, branch.caption_width) != (config.width, config.caption_width):
         raise ValueError(
-            f"a ControlNet of width {found.width} for captions of {found.caption_width} numbers; this model has "
+            f"a ControlNet of width {branch.width} for captions of width {branch.caption_width}; this model has "
             f"{config.width} and {config.caption_width}: take the ControlNet of this model's size"
         )
     shape = tuple(control.image.shape)
@@ -224,7 +235,10 @@ def _require_fit(trunk: SanaTransformer, control: Control, size: tuple[int, int,
 def _build(
     weights: checkpoint.Weights[Config, Network], dtype: torch.dtype | None, device: torch.device | str
 ) -> Network:
-    """Never in fp16, which Gemma and the DC-AE overflow: fp32 on the CPU, where it is exact and no slower."""
+    """A part's network, never in fp16, which Gemma and the DC-AE overflow: bf16 instead, or fp32 on the CPU.
+
+    (There fp32 is exact and no slower.)
+    """
     dtype = dtype or part.majority_dtype(weights.tensors)
     if dtype == torch.float16:
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16

@@ -45,7 +45,7 @@ def sample(
     sigmas: Tensor,
     noise: Callable[[], Tensor],
     add_noise: Callable[[Tensor, Tensor, Tensor], Tensor] = flow_add_noise,
-    on_step: Callable[[int, Tensor, Tensor], None] | None = None,
+    on_step: Callable[[int, Tensor, Tensor], object] | None = None,
 ) -> Tensor:
     """Alternate prediction and re-noising along `sigmas` (trigflow.py, eq. 4): x <- (1 - s') x0 + s' z.
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ...sprint_core.models.gemma import Gemma
-from ...sprint_core.text.encoder import EncoderCache, encode_ids
+from ...sprint_core.text.encoder import PromptEmbeddingCache, encode_ids
 from ...sprint_core.text.formats import TextPreset, text_preset
 from ...sprint_core.text.loading import find_tokenizer, prompt_format
 from ...sprint_core.text.prompts import PromptTokenizer, Tokens
@@ -130,7 +130,7 @@ class SanaTextModel(nn.Module):
         self.dtypes = {dtype}
         self.compute_dtype = compute_dtype
         setattr(self, NAME, _Encoder(Gemma(weights.config, ops=ops, dtype=dtype, device=device)))
-        self.cache = EncoderCache()
+        self.cache = PromptEmbeddingCache()
         self.hooked_weights = {}  # the patcher's, not empty while LoRA hooks change weights in place
         self.reset_clip_options()
 

@@ -24,7 +24,7 @@ def load_instruction(format: str = "nvlabs") -> str:
 class TextPreset:
     """How a prompt becomes text: the instruction in front (None for none), the limit, lower-casing.
 
-    max_tokens: most tokens that the transformer reads, BOS included.
+    max_tokens: the most tokens that the transformer reads, BOS included. Raises ValueError on other types and limits.
     """
 
     instruction: str | None
@@ -35,6 +35,7 @@ class TextPreset:
         check_fields(self)
 
     def full_text(self, prompt: str) -> str:
+        """The text to tokenise: the instruction, and the prompt stripped and perhaps lower-cased."""
         prompt = prompt.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
         prompt = (prompt.lower() if self.lower else prompt).strip()
         return (self.instruction or "") + prompt

@@ -1,4 +1,4 @@
-"""What a text encoder needs besides its weights: its tokenizer, and how it wants its prompts."""
+"""Tokenizer and prompt format of a text encoder, from its file, its folder or the pipeline around it."""
 
 from ..config import from_dict
 from ..weights.checkpoint import Weights
@@ -35,7 +35,7 @@ def find_tokenizer(weights: Weights) -> Tokenizer:
 
 
 def prompt_format(weights: Weights) -> TextPreset:
-    """How this encoder wants its prompts: what its file says, else the authors' format."""
+    """The prompt format that this encoder's file names, else the authors'. Raises CheckpointError."""
     stored = weights.settings.get("text")
     try:
         return text_preset() if stored is None else from_dict(TextPreset, stored)

@@ -33,7 +33,7 @@ def select_tokens(ids: Sequence[int], instruction_tokens: int, max_tokens: int) 
 
 
 class PromptTokenizer:
-    """A tokenizer with a preset. `prefix_ids`: the tokens before C - 1 that prompts have in common."""
+    """A tokenizer with a preset. `prefix_ids`: the tokens before C - 1, which all prompts have in common."""
 
     def __init__(self, tokenizer: Tokenizer, preset: TextPreset):
         self.tokenizer, self.preset = tokenizer, preset
@@ -41,13 +41,14 @@ class PromptTokenizer:
         self.prefix_ids = tuple(self.instruction_ids[:-1])
 
     def tokens(self, prompt: str) -> Tokens:
+        """What Gemma reads for a prompt, and which of it the transformer reads."""
         ids = self.tokenizer.encode(self.preset.full_text(prompt))
         return select_tokens(ids, len(self.instruction_ids), self.preset.max_tokens)
 
     def tokens_and_spans(self, prompt: str) -> tuple[Tokens, list[Span | None]]:
-        """The tokens, and the characters of the prompt as given that each of `ids` came from.
+        """The tokens, and for each of `ids` the characters [begin, end) of the unchanged prompt that it came from.
 
-        None for BOS and the instruction. (Lower-casing is taken to keep every character's place.)
+        None for BOS and the instruction. (Lower-casing is assumed to keep every character's place.)
         """
         ids, spans = self.tokenizer.encode_spans(self.preset.full_text(prompt))
         tokens = select_tokens(ids, len(self.instruction_ids), self.preset.max_tokens)

@@ -12,20 +12,23 @@ Span = tuple[int, int]
 
 
 class Tokenizer(Protocol):
-    """What the rest needs of a tokenizer. `data` is its file's content, `state_key` its name in a checkpoint."""
+    """What every tokenizer offers, whichever file it was read from."""
 
-    data: bytes
-    state_key: str
+    data: bytes  # its file's content
+    state_key: str  # its name in a checkpoint
     size: int  # ids lie below it
 
     def encode(self, text: str) -> list[int]:
         """Token ids, BOS first, neither padded nor cut."""
+        ...
 
     def encode_spans(self, text: str) -> tuple[list[int], list[Span]]:
         """The same ids, and the characters [begin, end) of the text that each came from; BOS: (0, 0)."""
+        ...
 
     def piece(self, id: int) -> str:
-        """The vocabulary entry of an id."""
+        """The vocabulary entry of an id. Raises IndexError where there is none."""
+        ...
 
 
 def _require_gemma(bos: int | None, pad: int | None) -> None:
@@ -47,7 +50,8 @@ class SentencePieceTokenizer:
         _require_gemma(self._model.bos_id(), self._model.pad_id())
         # sentencepiece spells control tokens out letter by letter, tokenizer.json recognises them in the text
         ids = list(range(self._model.get_piece_size()))
-        special = [i for i, control in zip(ids, self._model.is_control(ids)) if control or i == self._model.unk_id()]
+        is_control = self._model.is_control(ids)
+        special = [i for i in ids if is_control[i] or i == self._model.unk_id()]
         self._special = {self._model.id_to_piece(i): i for i in special}
         self._split = re.compile(f"({'|'.join(map(re.escape, sorted(self._special, key=len, reverse=True)))})")
 
@@ -63,7 +67,8 @@ class SentencePieceTokenizer:
             if part in self._special:
                 spans.append((start, start + len(part)))
             else:
-                pieces = self._model.encode(part, out_type="immutable_proto").pieces
+                encoding = self._model.encode(part, out_type="immutable_proto")  # pyright: ignore[reportArgumentType]
+                pieces = encoding.pieces  # (sentencepiece's stub does not list this type)
                 spans += [(start + piece.begin, start + piece.end) for piece in pieces]
             start += len(part)
         return self.encode(text), spans
@@ -78,7 +83,7 @@ class HFTokenizer:
     state_key = "tokenizer_json"
 
     def __init__(self, data: bytes):
-        import tokenizers  # what transformers runs underneath
+        import tokenizers  # the library under transformers
 
         self.data = data
         try:
@@ -98,7 +103,10 @@ class HFTokenizer:
         return [BOS, *encoding.ids], [(0, 0), *encoding.offsets]
 
     def piece(self, id: int) -> str:
-        return self._model.id_to_token(id)
+        token = self._model.id_to_token(id)
+        if token is None:
+            raise IndexError(f"the vocabulary has no token {id}")
+        return token
 
 
 def load_tokenizer(source: str | Path | bytes | Tensor) -> Tokenizer:
@@ -113,12 +121,12 @@ def load_tokenizer(source: str | Path | bytes | Tensor) -> Tokenizer:
         path = Path(source)
         names = ("tokenizer.model", "tokenizer.json")
         candidates = [path, *(path / folder / name for name in names for folder in ("", "tokenizer"))]
-        found = next((file for file in candidates if file.is_file()), None)
-        if found is None:
+        file = next((file for file in candidates if file.is_file()), None)
+        if file is None:
             raise FileNotFoundError(
                 f"no Gemma tokenizer in {path}: put tokenizer.model or tokenizer.json of gemma-2-2b-it there"
             )
-        source = found.read_bytes()
+        source = file.read_bytes()
     return HFTokenizer(source) if source.lstrip()[:1] == b"{" else SentencePieceTokenizer(source)
 
 

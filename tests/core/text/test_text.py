@@ -17,10 +17,10 @@ from tokenizers.models import BPE
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
 from sprint_core.models.gemma import Gemma, GemmaConfig
-from sprint_core.text.encoder import EncoderCache, Recent, TextEncoder, encode_ids, pad_embeddings
+from sprint_core.text.encoder import LRUCache, PromptEmbeddingCache, TextEncoder, encode_ids, pad_embeddings
 from sprint_core.text.formats import TextPreset, load_instruction, text_preset
 from sprint_core.text.prompts import PromptTokenizer, select_tokens
-from sprint_core.text.tokenizers import HFTokenizer, SentencePieceTokenizer, load_tokenizer, tokenizer_state
+from sprint_core.text.tokenizers import BOS, HFTokenizer, SentencePieceTokenizer, load_tokenizer, tokenizer_state
 from sprint_core.weights import checkpoint, layouts
 from sprint_core.weights.layouts.text_encoder import config_from_hf
 
@@ -154,6 +154,14 @@ def test_tokenizers_travel_with_the_weights(folder, name, key):
     assert load_tokenizer(state[key]).encode(SHORT) == tokenizer.encode(SHORT)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
+def test_pieces_of_ids(folder, name):
+    tokenizer = load_tokenizer(folder / name)
+    assert tokenizer.piece(BOS) == "<bos>" and tokenizer.piece(tokenizer.size - 1)
+    with pytest.raises(IndexError):
+        tokenizer.piece(tokenizer.size)
+
+
 def test_other_tokenizers_are_refused():
     other = tokenizers.Tokenizer(BPE({"<bos>": 0, "<pad>": 1}, []))
     with pytest.raises(ValueError, match="not Gemma's tokenizer"):
@@ -240,7 +248,7 @@ def test_prefix_is_computed_once_and_only_if_it_fits(folder, gemma, monkeypatch)
     foreign = select_tokens([2, *range(10, 400)], len(encoder.prompts.instruction_ids), 300)
     options = {"device": "cpu", "prefix_ids": encoder.prompts.prefix_ids}
     with torch.no_grad():
-        got = encode_ids(gemma, [foreign], cache=EncoderCache(), **options)
+        got = encode_ids(gemma, [foreign], cache=PromptEmbeddingCache(), **options)
         want = encode_ids(gemma, [foreign], device="cpu")
     assert len(calls) == 2 and torch.equal(got[0], want[0])
 
@@ -264,7 +272,7 @@ def test_a_repeated_batch_costs_nothing(folder, gemma, monkeypatch):
 
 
 def test_cache_drops_the_least_recently_used():
-    cache, computed = Recent(2), []
+    cache, computed = LRUCache(2), []
 
     def get(key):
         return cache.get(key, lambda: computed.append(key) or object())
@@ -283,7 +291,7 @@ def test_keys_separate_weights(folder, gemma):
     encoder = TextEncoder(gemma, load_tokenizer(folder), text_preset())
     other = Gemma(gemma.config)
     other.load_state_dict({name: 1.1 * p for name, p in gemma.state_dict().items()})
-    options = {"device": "cpu", "prefix_ids": encoder.prompts.prefix_ids, "cache": EncoderCache()}
+    options = {"device": "cpu", "prefix_ids": encoder.prompts.prefix_ids, "cache": PromptEmbeddingCache()}
     tokens = [encoder.tokens(SHORT)]
     with torch.no_grad():
         encode_ids(gemma, tokens, key="gemma", **options)
@@ -307,7 +315,12 @@ def test_compute_dtype(folder, gemma):
     mixed.load_state_dict(gemma.state_dict())
     mixed.model.embed_tokens.bfloat16()
     prompts = PromptTokenizer(load_tokenizer(folder), text_preset())
-    options = {"device": "cpu", "dtype": torch.float32, "prefix_ids": prompts.prefix_ids, "cache": EncoderCache()}
+    options = {
+        "device": "cpu",
+        "dtype": torch.float32,
+        "prefix_ids": prompts.prefix_ids,
+        "cache": PromptEmbeddingCache(),
+    }
     with torch.no_grad():
         got = encode_ids(mixed, [prompts.tokens(SHORT)], **options)[0]
     assert got.dtype == torch.float32
