@@ -235,11 +235,12 @@ def _require_fit(trunk: SanaTransformer, control: Control, size: tuple[int, int,
 def _build(
     weights: checkpoint.Weights[Config, Network], dtype: torch.dtype | None, device: torch.device | str
 ) -> Network:
-    """A part's network, never in fp16, which Gemma and the DC-AE overflow: bf16 instead, or fp32 on the CPU.
-
-    (There fp32 is exact and no slower.)
-    """
-    dtype = dtype or part.majority_dtype(weights.tensors)
-    if dtype == torch.float16:
-        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    dtype = _running_dtype(dtype or part.majority_dtype(weights.tensors), device)
     return checkpoint.build(weights, dtype=dtype, device=device)
+
+
+def _running_dtype(dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
+    """Never fp16, which Gemma and the DC-AE overflow: bf16 instead, or fp32 on the CPU, where it is no slower."""
+    if dtype != torch.float16:
+        return dtype
+    return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
