@@ -1,6 +1,6 @@
 """The nodes, as ComfyUI's V3 extension. They are thin: adapters/ makes the objects, sprint_core works."""
 
-from comfy_api.latest import ComfyExtension
+from comfy_api.latest import ComfyExtension, io
 
 from .control import ControlNetApply, SoftEdges
 from .latent import EmptyLatent
@@ -26,5 +26,7 @@ NODES = [
 
 
 class SanaSprintExtension(ComfyExtension):
-    async def get_node_list(self):
+    """What ComfyUI asks for this pack's nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

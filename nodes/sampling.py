@@ -14,6 +14,7 @@ MAX_SEED = 2**64 - 1
 
 
 def schedule_inputs() -> list:
+    """The inputs that TrigFlow Schedule and SANA-Sprint Sampler share."""
     return [
         io.Int.Input(
             "steps",
@@ -48,7 +49,7 @@ def schedule_inputs() -> list:
     ]
 
 
-def sigmas_of(node_id, steps: int, schedule: str, denoise: float, angles: str) -> torch.Tensor:
+def sigmas_of(node_id: str | None, steps: int, schedule: str, denoise: float, angles: str) -> torch.Tensor:
     """SIGMAS of the node's inputs, with the angles shown on the node. Raises ValueError."""
     name = trigflow.parse_angles(angles) if schedule == "custom" else schedule
     shown = trigflow.schedule(name, steps, denoise)[:-1]
