@@ -5,8 +5,8 @@
     python -m tools.mutate --check          only whether every bug still fits the code; tests/core has this as a test
 
 No file is touched: a bug lives in a fork of this process, whose import system reads that one file changed. (So a test
-that starts processes of its own sees no bug, and belongs in none of the lists.) Tests of nodes need SPRINT_COMFYUI.
-The last line of output is one JSON document. Exits with 1 if a bug survives.
+that starts processes of its own sees no bug, and belongs in none of the lists.) Leave the code alone meanwhile. Tests
+of nodes need SPRINT_COMFYUI. The last line of output is one JSON document. Exits with 1 if a bug survives.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,10 @@ def fork(tests: Sequence[str], mutation: Mutation | None, log: Path) -> int:
         import pytest
 
         code = int(pytest.main(["-x", *tests]))
+    except BaseException:  # or os._exit would swallow it
+        traceback.print_exc()
     finally:
+        sys.stderr.flush()
         sys.stdout.flush()
         os._exit(code & 0xFF)
 
@@ -145,10 +149,14 @@ def run(jobs: Sequence[Job], processes: int, folder: Path) -> Iterator[tuple[Job
 
 
 def check_baseline(mutations: Sequence[Mutation], processes: int, folder: Path) -> None:
-    """Every test that is named passes on the code as it is; else SystemExit."""
-    sets = sorted({mutation.tests for mutation in mutations})
+    """Every test that is named passes on the code as it is; else SystemExit. One process for each file of tests."""
+    named = sorted({test for mutation in mutations for test in mutation.tests})
+    files = {test.split("::")[0]: [] for test in named}
+    for test in named:
+        files[test.split("::")[0]].append(test)
+    sets = [(file,) if file in tests else tuple(tests) for file, tests in files.items()]
     for (tests, _), code, seconds, output in run([(tests, None) for tests in sets], processes, folder):
-        print(f"{'passes' if code == PASSED else 'FAILS':8} {seconds:6.1f} s  {' '.join(tests)}", flush=True)
+        print(f"{'passes' if code == PASSED else 'FAILS':8} {seconds:6.1f} s  {tests[0].split('::')[0]}", flush=True)
         if code != PASSED:
             raise SystemExit(f"without any bug these tests end with {code}:\n{output[-6000:]}")
 

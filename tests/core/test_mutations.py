@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -36,3 +38,23 @@ def test_what_does_not_fit_is_named(one, change, words):
 def test_a_bug_listed_twice_or_without_effect_is_named(one):
     assert mutate.problems([one, one]) == [f"{one.id}: twice"]
     assert mutate.problems([dataclasses.replace(one, after=one.before)]) == [f"{one.id}: changes nothing"]
+
+
+def test_a_bug_survives_where_no_test_looks(tmp_path):
+    (tmp_path / "thing.py").write_text("def double(x):\n    return 2 * x\n")
+    test = tmp_path / "test_thing.py"
+    test.write_text(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n\ndef test_it():\n    import thing\n")
+    with open(test, "a") as file:
+        file.write("    assert thing.double(2) == 4\n")
+    code = f"""
+from pathlib import Path
+from tools import mutate
+thing, folder = {str(tmp_path / "thing.py")!r}, Path({str(tmp_path)!r})
+bugs = [mutate.Mutation(after, thing, "2 * x", after, ({str(test)!r},)) for after in ("x + 2", "3 * x", "(")]
+mutate.check_baseline(bugs, 1, folder)
+print(mutate.survivors(bugs, 2, folder))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=mutate.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "['x + 2']", done.stdout
+    assert (tmp_path / "thing.py").read_text().endswith("2 * x\n")
