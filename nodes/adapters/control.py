@@ -23,7 +23,7 @@ from ...sprint_core.models.controlnet import ControlNetConfig, SanaControlNet, c
 from ...sprint_core.weights import checkpoint, layouts
 from ...sprint_core.weights.presets import GUIDANCE
 from .model import SanaLatent, SanaModel, attend
-from .options import DEFAULT, LoaderOptions
+from .options import LoaderOptions
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +39,9 @@ class HostedControlNet(SanaControlNet):
     def __init__(
         self,
         config: ControlNetConfig,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
-        operations: Any = None,
+        dtype: torch.dtype,
+        device: torch.device,
+        operations: Any,
     ):
         super().__init__(config, ops=operations, dtype=dtype, device=device)
         self.dtype = dtype
@@ -123,9 +123,9 @@ class SanaControl(comfy.controlnet.ControlNet):
 
     def __init__(
         self,
-        net: HostedControlNet | None = None,
-        load_device: torch.device | None = None,
-        manual_cast_dtype: torch.dtype | None = None,
+        net: HostedControlNet | None,
+        load_device: torch.device | None,
+        manual_cast_dtype: torch.dtype | None,
     ):
         super().__init__(
             net,
@@ -219,7 +219,7 @@ def _require_trunk(config: ControlNetConfig, model) -> None:
         )
 
 
-def load_control(path: Path, options: LoaderOptions = DEFAULT) -> SanaControl:
+def load_control(path: Path, options: LoaderOptions) -> SanaControl:
     """CONTROL_NET of a file or folder, by its `dtype`, `time_scale` and `wiring`. Raises CheckpointError."""
     weights = checkpoint.load(path, layouts.CONTROLNET, options.time_scale, options.wiring)
     checkpoint.check_names(weights)

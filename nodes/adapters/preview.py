@@ -39,7 +39,7 @@ class Colours:
 
     latest: "Colours | None" = None  # of the VAE that was last used; a MODEL by itself does not know its VAE
 
-    def __init__(self, stored: Factors | None = None):
+    def __init__(self, stored: Factors | None):
         self.stored, self.fit = stored, RGBFit()
         if stored is not None:
             Colours.latest = self

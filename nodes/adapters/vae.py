@@ -60,8 +60,8 @@ class SanaVAE(comfy.sd.VAE):
     def __init__(
         self,
         weights: checkpoint.Weights,
-        dtype: torch.dtype | None = None,
-        plain: bool = False,
+        dtype: torch.dtype | None,
+        plain: bool,
     ):
         with without_log_line("No VAE weights detected"):
             super().__init__(sd={})  # sets every field of this ComfyUI's version, then stops for want of weights
