@@ -24,7 +24,7 @@ from benchmarks.networks import BATCH, LONG, MODELS, SHORT, Ours
 from benchmarks.theirs import Theirs, version
 from sprint_core import cli as command
 from sprint_core.devices import DTYPES, usable_device
-from sprint_core.images.files import check_picture_name
+from sprint_core.images.files import check_image_name
 from sprint_core.images.sizes import MAX_PX, MIN_PX
 from sprint_core.latent import DOWNSCALE
 
@@ -164,7 +164,7 @@ def _check_options(args: argparse.Namespace, parts: Sequence[str]) -> None:
     if args.size is not None:
         _size(args.size)
     if args.plot:
-        check_picture_name(args.plot, "--plot")
+        check_image_name(args.plot, "--plot")
         sweep.require_matplotlib()
     if ((args.compile or args.profile) and args.plot) or (args.compile and args.profile):
         raise ValueError("--plot, --compile and --profile go one at a time")

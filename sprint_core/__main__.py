@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> dict:
     if args.batch < 1:
         raise ValueError(f"--batch is {args.batch}; it must be at least 1")
     if args.out is not None:
-        image_files.check_picture_name(args.out, "--out")
+        image_files.check_image_name(args.out, "--out")
     source = image_files.read(args.image, "--image") if args.image is not None else None
     request = _control_request(args)
     strength = args.strength if source else 1.0
@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> dict:
             controls=controls,
             on_step=lambda *_: bar.update(),
         )
-    names = image_files.names_of(args.out or DEFAULT_OUT, args.batch, new=args.out is None)
+    names = image_files.image_paths(args.out or DEFAULT_OUT, args.batch, new=args.out is None)
     image_files.save(images, names)
     seconds = {"load": round(loaded - started, 3), "generate": round(time.perf_counter() - loaded, 3)}
     paths = [str(name.resolve()) for name in names]

@@ -78,6 +78,6 @@ def stamp(name: str, *keys: str) -> str:
     path = BUNDLED.get(name) or models(*keys).get(name)
     if path is None:
         return name
-    companions = (preview.beside(path), layouts.tiny_autoencoder.partner(path))
+    companions = (preview.fit_path(path), layouts.tiny_autoencoder.partner(path))
     files = sorted(path.rglob("*")) if path.is_dir() else [path, *filter(None, companions)]
     return repr([(str(file), file.stat().st_mtime_ns) for file in files if file.exists()])

@@ -93,7 +93,7 @@ class Painter:
 def factors_of(source: Weights | checkpoint.Source) -> Factors | None:
     """The map of a VAE, or of the VAE in a file or folder; none where it is damaged, which the log says."""
     try:
-        return preview.of(source) if isinstance(source, Weights) else preview.find(source)
+        return preview.read_factors(source) if isinstance(source, Weights) else preview.find(source)
     except CheckpointError as error:
         log.warning("previews learn their colours anew: %s", error)
         return None

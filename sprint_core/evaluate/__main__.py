@@ -1,12 +1,12 @@
-"""Does a model paint what prompts say, and how close do its pictures come to true ones?
+"""Does a model paint what prompts say, and how close do its images come to true ones?
 
     python -m sprint_core.evaluate [--model demo|PATH] [--steps 1,2,4] [--prompts N] [--seed N] [--grid FILE]
         the bundled model, or another of the same world: judged per category, with the Frechet distance
     python -m sprint_core.evaluate --control FILE|demo [--prompts N] [--grid FILE]
-        a ControlNet: do pictures keep to the edges of scenes, and colours to the prompt, with control and without
+        a ControlNet: do images keep to the edges of scenes, and colours to the prompt, with control and without
     python -m sprint_core.evaluate --model PATH --geneval evaluation_metadata.jsonl --out DIR
     python -m sprint_core.evaluate --model PATH --mjhq meta_data.json --out DIR
-        a real model: pictures in DIR/steps1, ... as the official scorers read them; only missing ones are made
+        a real model: images in DIR/steps1, ... as the official scorers read them; only missing ones are made
 
 The last line is one JSON document.
 """
@@ -21,12 +21,11 @@ from tqdm import tqdm
 from .. import cli as command
 from .. import trigflow
 from ..devices import DTYPES, usable_device
-from ..images.files import check_picture_name
+from ..images.files import check_image_name
 from ..pipeline import Pipeline
 from ..weights import checkpoint, layouts, presets
 from . import control as evaluate_control
-from . import frechet as features
-from . import sheet
+from . import frechet, sheet
 from .official import geneval_jobs, mjhq_jobs, paint_files
 from .scoring import TEACHER_STEPS, balanced_prompts, grid, score, student, summary, table, teacher
 
@@ -50,11 +49,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--guidance", type=float, default=presets.GUIDANCE)
     add("--control", metavar="FILE", help="a ControlNet of the model; demo: the bundled one")
-    add("--grid", type=Path, metavar="FILE", help="write a grid of pictures")
+    add("--grid", type=Path, metavar="FILE", help="write a grid of images")
     add("--inception", help="TorchScript InceptionV3 for the Frechet distance, instead of the bundled network")
     add("--geneval", type=Path, metavar="FILE", help="GenEval's evaluation_metadata.jsonl")
     add("--mjhq", type=Path, metavar="FILE", help="MJHQ-30K's meta_data.json")
-    add("--out", type=Path, help="folder for the pictures of --geneval and --mjhq")
+    add("--out", type=Path, help="folder for the images of --geneval and --mjhq")
     add("--dtype", choices=DTYPES, help="default: the file's")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(argv)
@@ -77,9 +76,9 @@ def _checked(args: argparse.Namespace) -> list[int]:
         if unread:
             raise ValueError(f"--{unread[0]} is of no use with --control")
     if (args.geneval or args.mjhq) and args.out is None:
-        raise ValueError("--geneval and --mjhq need --out, the folder for the pictures")
+        raise ValueError("--geneval and --mjhq need --out, the folder for the images")
     if args.grid:
-        check_picture_name(args.grid, "--grid")
+        check_image_name(args.grid, "--grid")
         args.grid.parent.mkdir(parents=True, exist_ok=True)
     return steps
 
@@ -99,10 +98,10 @@ def run(args: argparse.Namespace) -> dict:
         return {"painted": painted, "folders": {label: str(folder) for label, folder in folders.items()}}
     if args.control is not None:
         return _run_control(args, pipeline, steps)
-    extractor = features.inception(args.inception, device) if args.inception else features.bundled()
+    extractor = frechet.inception(args.inception, device) if args.inception else frechet.bundled()
     prompts = balanced_prompts(args.prompts, args.seed)
-    true = features.extract(extractor, sheet.true_images(prompts))
-    features.check_count(*true.shape)  # before anything is painted
+    true = frechet.extract(extractor, sheet.true_images(prompts))
+    frechet.check_count(*true.shape)  # before anything is painted
     painters = {str(n): student(pipeline, n, args.guidance) for n in steps}
     if args.teacher:
         painters[f"teacher{TEACHER_STEPS}"] = teacher(args.teacher, pipeline, TEACHER_STEPS, args.guidance)

@@ -1,6 +1,6 @@
-"""Does a ControlNet keep pictures to the edges of scenes, and do colours still follow the prompt?
+"""Does a ControlNet keep images to the edges of scenes, and do colours still follow the prompt?
 
-held-out scene -> edges, soft or scribbled -> picture, with control and without -> judge
+held-out scene -> edges, soft or scribbled -> image, with control and without -> judge
 """
 
 from collections.abc import Sequence
@@ -37,11 +37,11 @@ def paint(
     painted: dict[tuple[str, int], list[Tensor]] = {(kind, n): [] for kind in (*KINDS, FREE) for n in steps}
     for kind in (*KINDS, FREE):
         for start in tqdm(range(0, len(prompts), BATCH), desc=kind, leave=False):
-            some = prompts[start : start + BATCH]
-            hints = [] if kind == FREE else [Control(net, control_images(some, kind).to(device))]
-            given = {"seeds": [seed + start + i for i in range(len(some))], "guidance": guidance, "controls": hints}
+            batch = prompts[start : start + BATCH]
+            hints = [] if kind == FREE else [Control(net, control_images(batch, kind).to(device))]
+            seeds, texts = [seed + start + i for i in range(len(batch))], [prompt.text for prompt in batch]
             for n in steps:
-                images = pipeline.generate([prompt.text for prompt in some], steps=n, **given)
+                images = pipeline.generate(texts, seeds=seeds, steps=n, guidance=guidance, controls=hints)
                 painted[kind, n].append(images.mul(255).round().byte().cpu())
     return {way: torch.cat(images) for way, images in painted.items()}
 
@@ -52,16 +52,16 @@ def control_images(prompts: Sequence[examples.Prompt], kind: str) -> Tensor:
 
 
 def summary(painted: Painted, prompts: Sequence[examples.Prompt]) -> dict:
-    """The JSON document: shares of pictures with the drawn shapes in their places, with the said colours, and right
+    """The JSON document: shares of images with the drawn shapes in their places, with the said colours, and right
     by the whole caption; None where no caption says a colour."""
     rows: dict[str, dict] = {"edges": {}, "colours": {}, "judge": {}}
     for (kind, n), images in painted.items():
-        pictures, label = images.numpy(), f"{kind} {n}"
-        colours = [judge.coloured(i, p.requirement, p.scene) for i, p in zip(pictures, prompts)]
+        pairs, label = list(zip(images.numpy(), prompts, strict=True)), f"{kind} {n}"
+        colours = [judge.coloured(i, p.requirement, p.scene) for i, p in pairs]
         verdicts = {
-            "edges": [judge.outlined(i, p.scene) for i, p in zip(pictures, prompts)],
+            "edges": [judge.outlined(i, p.scene) for i, p in pairs],
             "colours": [right for right in colours if right is not None],
-            "judge": [judge.judge(i, p.requirement) for i, p in zip(pictures, prompts)],
+            "judge": [judge.judge(i, p.requirement) for i, p in pairs],
         }
         for name, right in verdicts.items():
             rows[name][label] = round(sum(right) / len(right), 4) if right else None
@@ -81,6 +81,6 @@ def grid(painted: Painted, prompts: Sequence[examples.Prompt]) -> Image.Image:
     shown = prompts[:GRID_ROWS]
     columns = {kind: (control_images(shown, kind), [True] * len(shown)) for kind in KINDS}
     for (kind, n), images in painted.items():
-        right = [judge.outlined(i.numpy(), p.scene) for i, p in zip(images, shown)]
+        right = [judge.outlined(i.numpy(), p.scene) for i, p in zip(images[: len(shown)], shown, strict=True)]
         columns[f"{kind}, {n} step{'s' * (n > 1)}"] = (images, right)
     return sheet(columns, [prompt.text for prompt in shown])

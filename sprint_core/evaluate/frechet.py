@@ -1,11 +1,12 @@
-"""Frechet distance between two sets of pictures, in the features of a small fixed network.
+"""Frechet distance between two sets of images, in the features of a small fixed network.
 
-The network (demo/features.safetensors, trained by distill/features.py) names what stands in a picture of
-scenes.py; its last hidden layer is the feature. For pictures of the real world pass InceptionV3 instead.
+The network (demo/features.safetensors, trained by distill/stages/features.py) names what stands in an image of
+shapes/scenes.py; its last hidden layer is the feature. For images of the real world pass InceptionV3 instead.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -28,14 +29,14 @@ Extractor = Callable[[Tensor], Tensor]  # images [b, h, w, 3] in [0, 1] -> featu
 
 
 class FeatureNetwork(nn.Module):
-    """Convolutions with stride 2, then two layers: images [b, h, w, 3] in [0, 1] -> answers [b, answers]."""
+    """Convolutions with stride 2, then two layers: images [b, h, w, 3] in [0, 1] -> logits [b, labels], of
+    yes-or-no questions about a scene."""
 
-    def __init__(self, answers: int):
+    def __init__(self, labels: int):
         super().__init__()
-        pairs = zip(CHANNELS, CHANNELS[1:])
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in pairs)
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in pairwise(CHANNELS))
         self.hidden = nn.Linear(CHANNELS[-1] * (INPUT_PX // 2 ** len(self.convs)) ** 2, WIDTH)
-        self.out = nn.Linear(WIDTH, answers)
+        self.out = nn.Linear(WIDTH, labels)
 
     def features(self, images: Tensor) -> Tensor:
         """[b, h, w, 3] in [0, 1] -> [b, 32]."""
@@ -81,7 +82,7 @@ def inception(path: str | Path, device: torch.device | str = "cpu") -> Extractor
 
 
 @torch.inference_mode()
-def extract(extractor: Extractor, images: Sequence[Tensor] | Tensor) -> Tensor:
+def extract(extractor: Extractor, images: Tensor) -> Tensor:
     """Features [n, d] of images [n, h, w, 3] in [0, 1], in float64."""
     return torch.cat([extractor(images[i : i + BATCH]).double() for i in range(0, len(images), BATCH)])
 
@@ -101,7 +102,7 @@ def check_count(samples: int, width: int) -> None:
     """Raises ValueError for fewer samples than an estimate in so many features needs."""
     least = SAMPLES_PER_FEATURE * width
     if samples < least:
-        raise ValueError(f"a Frechet distance in {width} features needs {least} pictures or more; these are {samples}")
+        raise ValueError(f"a Frechet distance in {width} features needs {least} images or more; these are {samples}")
 
 
 def _root(covariance: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def mjhq_jobs(path: Path, out: Path) -> Iterator[tuple[str, int, Path]]:
 
 
 def paint_files(paint: Painter, jobs: Sequence[tuple[str, int, Path]], seed: int) -> int:
-    """Paint what is missing, one picture at a time; returns how many."""
+    """Paint what is missing, one image at a time; returns how many."""
     missing = [job for job in jobs if not job[2].is_file()]
     for text, offset, path in tqdm(missing, unit="images"):
         pixels = paint([text], [seed + offset])[0].mul(255).round().byte().numpy()

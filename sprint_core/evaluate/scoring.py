@@ -1,6 +1,5 @@
 """Scores on the small world of shapes: held-out prompts, the judge, and tables and grids of what it says."""
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,18 +16,13 @@ from ..pipeline import Pipeline
 from ..shapes import captions, examples, judge
 from ..weights import checkpoint, layouts
 from ..weights.checkpoint import CheckpointError
-from . import frechet as features
-from . import sheet
+from . import frechet, sheet
 
 BATCH = 25
-
 TEACHER_STEPS = 20
-
 DIFFERENT = 200  # prompts of a category, of which there are a few hundred
-
 SEED_STRIDE = 10**6
-
-GRID_ROWS = 12  # prompts in the picture grid
+GRID_ROWS = 12  # prompts in the image grid
 
 Painter = Callable[[Sequence[str], Sequence[int]], Tensor]  # prompts, seeds -> images [b, h, w, 3] in [0, 1]
 
@@ -54,7 +48,8 @@ def teacher(path: str | Path, pipeline: Pipeline, steps: int, cfg: float) -> Pai
 
         def denoise(x_s: Tensor, s: Tensor) -> Tensor:
             x, times = x_s.to(network.dtype), s.expand(len(x_s))
-            v = sampler.classifier_free_guidance(*(model(x, times, c, mask=mask) for c, mask in conditions), cfg)
+            positive, negative = (model(x, times, c, mask=mask) for c, mask in conditions)
+            v = sampler.classifier_free_guidance(positive, negative, cfg)
             return trigflow.flow_predict_x0(v.float(), x_s, s)
 
         noise = sampler.initial_noise(seeds, (LATENT_CHANNELS, size, size)).to(network.device)
@@ -81,14 +76,13 @@ def balanced_prompts(n: int, seed: int, free: bool = False) -> list[examples.Pro
 
     free: of scenes whose things stand anywhere.
     """
-    found: list[examples.Prompt] = []
-    for again in itertools.count():
-        each = min(DIFFERENT, -(-(n - len(found)) // len(captions.CATEGORIES)))
-        drawn = {"seed": seed + SEED_STRIDE * again, "free": free}
-        rows = zip(*(examples.prompts(name, each, **drawn) for name in captions.CATEGORIES))
-        found += [prompt for row in rows for prompt in row]
-        if len(found) >= n:
-            return found[:n]
+    chosen: list[examples.Prompt] = []
+    while len(chosen) < n:
+        each = min(DIFFERENT, -(-(n - len(chosen)) // len(captions.CATEGORIES)))
+        columns = (examples.prompts(name, each, seed, free=free) for name in captions.CATEGORIES)
+        chosen += [prompt for row in zip(*columns, strict=True) for prompt in row]
+        seed += SEED_STRIDE
+    return chosen[:n]
 
 
 def score(paint: Painter, prompts: Sequence[examples.Prompt], seed: int, label: str) -> Score:
@@ -98,22 +92,20 @@ def score(paint: Painter, prompts: Sequence[examples.Prompt], seed: int, label: 
         texts = [prompt.text for prompt in prompts[start : start + BATCH]]
         images.append(paint(texts, [seed + start + i for i in range(len(texts))]))
     painted, seconds = torch.cat(images), time.perf_counter() - started
-    right = tuple(judge.judge(image.numpy(), p.requirement) for image, p in zip(painted, prompts))
+    right = tuple(judge.judge(image.numpy(), p.requirement) for image, p in zip(painted, prompts, strict=True))
     return Score(painted, right, seconds)
 
 
 def summary(
-    scores: dict[str, Score], prompts: Sequence[examples.Prompt], extractor: features.Extractor, true: Tensor
+    scores: dict[str, Score], prompts: Sequence[examples.Prompt], extractor: frechet.Extractor, true: Tensor
 ) -> dict:
-    """The JSON document: shares right, per category, and Frechet distances to true pictures' features [n, d]."""
+    """The JSON document: shares right, per category, and Frechet distances to true images' features [n, d]."""
     categories = {name: {} for name in captions.CATEGORIES}
     for label, one in scores.items():
         for name, row in categories.items():
-            chosen = [right for right, prompt in zip(one.right, prompts) if prompt.category == name]
+            chosen = [right for right, prompt in zip(one.right, prompts, strict=True) if prompt.category == name]
             row[label] = round(sum(chosen) / len(chosen), 4)
-    distances = {
-        label: features.frechet(features.extract(extractor, one.images), true) for label, one in scores.items()
-    }
+    distances = {label: frechet.frechet(frechet.extract(extractor, one.images), true) for label, one in scores.items()}
     return {
         "judge": {label: round(one.share, 4) for label, one in scores.items()},
         "categories": categories,
@@ -131,7 +123,7 @@ def table(result: dict) -> str:
 
 
 def grid(scores: dict[str, Score], prompts: Sequence[examples.Prompt]) -> Image.Image:
-    """One row per prompt: the true picture and each way's; a red frame where the judge disagrees."""
+    """One row per prompt: the true image and each way's; a red frame where the judge disagrees."""
     shown = prompts[:GRID_ROWS]
     columns = {"true": (sheet.true_images(shown), (True,) * len(shown))}
     for label, one in scores.items():

@@ -12,12 +12,12 @@ LABEL_PX = 16
 
 
 def true_images(prompts: Sequence[examples.Prompt]) -> Tensor:
-    """A true picture of each prompt: [n, h, w, 3] in [0, 1]."""
+    """A true image of each prompt: [n, h, w, 3] in [0, 1]."""
     return torch.from_numpy(scenes.render_batch([prompt.scene for prompt in prompts])).float() / 255.0
 
 
 def sheet(columns: Mapping[str, tuple[Tensor, Sequence[bool]]], captions: Sequence[str]) -> Image.Image:
-    """Pictures [n, h, w, 3], in [0, 1] or uint8, in named columns over their captions; red frames where not right."""
+    """Images [n, h, w, 3], in [0, 1] or uint8, in named columns over their captions; red frames where not right."""
     px = next(iter(columns.values()))[0].shape[1] // 2
     paper = Image.new("RGB", (len(columns) * px, len(captions) * (px + LABEL_PX) + LABEL_PX), "white")
     draw = ImageDraw.Draw(paper)

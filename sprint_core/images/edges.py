@@ -1,9 +1,9 @@
-"""Edges of pictures, as ControlNets were trained to read them: white on black.
+"""Edges of images, as ControlNets were trained to read them: white on black.
 
-    image -> HED, where its weights are, or soft edges without weights -> scribble, if wanted
+    image -> HED, where its weights are, or soft edges without weights -> scribble, on request
 
 HED (arXiv 1504.06375) in the Apache-2.0 retraining that the ControlNet authors published as ControlNetHED.pth. The
-soft edges without weights are gradients of the picture at three scales, each normalised to a step's height. The
+soft edges without weights are gradients of the image at three scales, each normalised to a step's height. The
 scribble is that of SANA's authors (NVlabs/Sana, tools/controlnet): ridges, thinned, drawn as even lines.
 Images are [b, h, w, 3] in [0, 1], edges [b, h, w] in [0, 1].
 """
@@ -26,7 +26,7 @@ CONTRAST = 0.15  # the step that becomes an edge of 1 - 1/e
 RIDGE_BLUR, RIDGE_LEVEL, LINE_LEVEL = 3.0, 127 / 255, 4 / 255  # the authors' scribble
 
 
-def detect(image: Tensor, hed: "HED | None" = None, scribble: bool = False, resolution: int = RESOLUTION) -> Tensor:
+def detect(image: Tensor, hed: HED | None = None, scribble: bool = False, resolution: int = RESOLUTION) -> Tensor:
     """Edges of an image, as an image of its size. resolution: px of the shorter side to look at, if that is smaller."""
     pixels = rearrange(image, "b h w c -> b c h w")
     size = pixels.shape[-2:]
@@ -41,9 +41,9 @@ def detect(image: Tensor, hed: "HED | None" = None, scribble: bool = False, reso
     return edges.clamp(0.0, 1.0)[..., None].expand(-1, -1, -1, 3).contiguous()
 
 
-def _relative_size(picture: Tensor) -> float:
-    """To the size for which the constants above are meant, so that small pictures get thin lines."""
-    return min(1.0, min(picture.shape[-2:]) / RESOLUTION)
+def _relative_size(image: Tensor) -> float:
+    """To the size for which the constants above are meant, so that small images get thin lines."""
+    return min(1.0, min(image.shape[-2:]) / RESOLUTION)
 
 
 def _gaussian(sigma: float) -> Tensor:
@@ -97,12 +97,12 @@ def _is_ridge(x: Tensor) -> Tensor:
     """Where [b, 1, h, w] is at its highest along one of the four lines through a pixel."""
     height, width = x.shape[-2:]
     around = F.pad(x, (1,) * 4, mode="replicate")
-    found = torch.zeros_like(x, dtype=torch.bool)
+    on_ridge = torch.zeros_like(x, dtype=torch.bool)
     for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
         ahead = around[..., 1 + down : 1 + down + height, 1 + right : 1 + right + width]
         behind = around[..., 1 - down : 1 - down + height, 1 - right : 1 - right + width]
-        found |= (x >= ahead) & (x >= behind)
-    return found
+        on_ridge |= (x >= ahead) & (x >= behind)
+    return on_ridge
 
 
 # --- HED ----------------------------------------------------------------------------------------------
@@ -113,10 +113,10 @@ def load_hed(path: str | os.PathLike) -> HED:
     tensors = tensorfile.read(path).tensors
     with torch.device("meta"):
         model = HED()
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if found != wanted:
-        wrong = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != expected:
+        wrong = sorted(name for name in {*expected, *shapes} if expected.get(name) != shapes.get(name))
         raise CheckpointError(
             f"{path}: not the HED network of ControlNetHED.pth: {len(wrong)} tensors are missing, too many or of "
             f"another shape, the first {wrong[0]}; download it again"

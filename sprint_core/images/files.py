@@ -1,6 +1,5 @@
-"""Pictures from people's files: upright, without alpha, 8 bits a channel; and the names of those we write."""
+"""Images from people's files: upright, without alpha, 8 bits a channel; and the names of those we write."""
 
-import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ def read(path: str | os.PathLike, option: str, background: str = "white") -> Ima
         with Image.open(path) as image:
             return rgb(image, background)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{option} {path}: not a picture that can be read ({error})") from None
+        raise ValueError(f"{option} {path}: not an image that can be read ({error})") from None
 
 
 def pixels(image: Image.Image) -> Tensor:
@@ -42,23 +41,25 @@ def pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255.0)[None]
 
 
-def check_picture_name(path: Path, option: str) -> None:
-    """Of a picture to be written, asked before the work whose result it is. Raises ValueError."""
+def check_image_name(path: Path, option: str) -> None:
+    """Of an image to be written, checked before the work whose result it is. Raises ValueError."""
     if path.suffix.lower() not in WRITTEN:
         raise ValueError(f"{option} {path}: name it .png, .jpg or .webp")
 
 
-def names_of(first: Path, count: int, new: bool = False) -> list[Path]:
-    """For the pictures of a batch: a.png, a-1.png, a-2.png; if they are to be new, a_2.png, ... where one exists."""
-    for number in itertools.count(1):
-        start = first if number == 1 else first.with_stem(f"{first.stem}_{number}")
+def image_paths(first: Path, count: int, new: bool = False) -> list[Path]:
+    """For the images of a batch: a.png, a-1.png, a-2.png; if they are to be new, a_2.png, ... where one exists."""
+    start, number = first, 1
+    while True:
         names = [start if i == 0 else start.with_stem(f"{start.stem}-{i}") for i in range(count)]
         if not (new and any(name.exists() for name in names)):
             return names
+        number += 1
+        start = first.with_stem(f"{first.stem}_{number}")
 
 
 def save(images: Tensor, paths: Sequence[Path]) -> None:
-    """images: [b, h, w, 3] in [0, 1]. Folders are made."""
-    for path, image in zip(paths, images.mul(255.0).round().to("cpu", torch.uint8).numpy()):
+    """Write images [b, h, w, 3] in [0, 1] to b paths, whose folders are made. Raises ValueError, OSError."""
+    for path, image in zip(paths, images.mul(255.0).round().to("cpu", torch.uint8).numpy(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)

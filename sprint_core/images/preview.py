@@ -1,8 +1,8 @@
 """Colours of a latent: the linear map from a scaled latent cell to its mean RGB, for live previews.
 
 No such map is published for DC-AE. The bundled model's was fitted on its scenes and lies in its file; for other
-weights `python -m sprint_core.convert --fit-preview VAE IMAGES` fits one on the user's own pictures and puts it
-beside them. Nothing is invented.
+weights `python -m sprint_core.convert --fit-preview VAE IMAGES` fits one on the user's own images and puts it
+beside the VAE. Nothing is invented.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ from ..latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from ..models.autoencoder import Autoencoder
 from ..weights import checkpoint, layouts, tensorfile
 from ..weights.tensorfile import CheckpointError
-from . import files as images
+from . import files as image_files
 
 SUFFIX = ".preview.json"
 SETTING = "preview"  # of an auto-encoder in a native file
 RIDGE = 1.0  # in cells; keeps the first, few observations from overshooting
-SIDE_PX = 512  # the longer side that pictures are scaled down to
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SIDE_PX = 512  # the longer side that images are scaled down to
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LEAST_CELLS = 10 * LATENT_CHANNELS
 
 
@@ -57,13 +57,13 @@ class Factors:
 
 
 class RGBFit:
-    """Running least squares from latents and their pictures."""
+    """Running least squares from latents and their images."""
 
     def __init__(self):
         self.moments = torch.zeros(LATENT_CHANNELS + 1, LATENT_CHANNELS + 1, dtype=torch.float64)
         self.products = torch.zeros(LATENT_CHANNELS + 1, 3, dtype=torch.float64)
         self.squares = torch.zeros(3, dtype=torch.float64)
-        self._found: Factors | None = None
+        self._factors: Factors | None = None
 
     @property
     def cells(self) -> int:
@@ -78,19 +78,19 @@ class RGBFit:
         self.moments = self.moments + x.T @ x
         self.products = self.products + x.T @ y
         self.squares = self.squares + y.square().sum(0)
-        self._found = None
+        self._factors = None
 
     def factors(self) -> Factors:
-        if self._found is None:
+        if self._factors is None:
             ridge = RIDGE * torch.eye(LATENT_CHANNELS + 1, dtype=torch.float64)
             solution = torch.linalg.solve(self.moments + ridge, self.products)
-            self._found = Factors(solution[:-1].tolist(), solution[-1].tolist())
-        return self._found
+            self._factors = Factors(solution[:-1].tolist(), solution[-1].tolist())
+        return self._factors
 
     def explained(self) -> float:
         """The share of the colours' variance that the map explains, of what it has seen: R^2; 0 where all are equal."""
-        found = self.factors()
-        solution = torch.tensor([*found.rows, found.bias], dtype=torch.float64)
+        factors = self.factors()
+        solution = torch.tensor([*factors.rows, factors.bias], dtype=torch.float64)
         error = self.squares - 2 * (solution * self.products).sum(0) + (solution * (self.moments @ solution)).sum(0)
         variance = self.squares - self.products[-1].square() / self.cells
         return float(1 - error.sum() / variance.sum()) if variance.sum() > 1e-6 * self.cells else 0.0
@@ -98,64 +98,65 @@ class RGBFit:
 
 def find(source: checkpoint.Source) -> Factors | None:
     """The map of the VAE in a file or folder, if there is a VAE, and a map. Raises CheckpointError."""
-    return of(checkpoint.load(source, layouts.AUTOENCODER)) if source.holds(layouts.AUTOENCODER) else None
+    return read_factors(checkpoint.load(source, layouts.AUTOENCODER)) if source.holds(layouts.AUTOENCODER) else None
 
 
-def of(weights: checkpoint.Weights) -> Factors | None:
+def read_factors(weights: checkpoint.Weights) -> Factors | None:
     """The map that belongs to a VAE: beside its file, where the user fitted one, or in the header. Raises
     CheckpointError."""
     where, stored = weights.path, weights.settings.get(SETTING)
-    if beside(where).is_file():
-        where = beside(where)
+    if fit_path(where).is_file():
+        where = fit_path(where)
         stored = tensorfile.read_json(where)
-    return None if stored is None else _factors(stored, where)
+    return None if stored is None else _checked(stored, where)
 
 
-def _factors(stored: Any, where: Path) -> Factors:
+def _checked(stored: Any, where: Path) -> Factors:
+    """The map that JSON describes. Raises CheckpointError."""
     try:
         return Factors(stored["rows"], stored["bias"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{where}: its preview colours cannot be used ({error}); fit them anew") from None
 
 
-def beside(path: Path) -> Path:
+def fit_path(path: Path) -> Path:
     """Where the fit of a VAE's file or folder lies."""
     return path / f"vae{SUFFIX}" if path.is_dir() else path.with_suffix(SUFFIX)
 
 
-def fit(model: Autoencoder, pictures: Iterable[Tensor]) -> RGBFit:
-    """Of pictures [b, 3, h, w] in [-1, 1], whose sides are multiples of 32."""
-    found, first = RGBFit(), next(model.parameters())
+def fit(model: Autoencoder, batches: Iterable[Tensor]) -> RGBFit:
+    """The map of a VAE by images [b, 3, h, w] in [-1, 1], whose sides are multiples of 32."""
+    fitted, first = RGBFit(), next(model.parameters())
     with torch.inference_mode():
-        for picture in pictures:
-            found.observe(model.encode(picture.to(first.device, first.dtype)), (picture.movedim(1, -1) + 1) / 2)
-    return found
+        for images in batches:
+            fitted.observe(model.encode(images.to(first.device, first.dtype)), (images.movedim(1, -1) + 1) / 2)
+    return fitted
 
 
 def fit_file(vae: Path, folder: Path, force: bool) -> dict:
-    """Fit the map of a VAE on a folder of pictures, and write it beside the VAE. Raises ValueError, OSError."""
+    """Fit the map of a VAE on a folder of images, and write it beside the VAE. Raises ValueError, OSError."""
     weights = checkpoint.load(vae, layouts.AUTOENCODER)
-    target = beside(weights.path)
+    target = fit_path(weights.path)
     if target.exists() and not force:
         raise CheckpointError(f"{target} exists; overwrite it with --force")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES and file.is_file())
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
     if not files:
-        raise ValueError(f"{folder}: no folder with pictures ({', '.join(PICTURES)})")
-    found = fit(
-        checkpoint.build(weights, dtype=torch.float32), map(_picture, tqdm(files, unit="pictures", leave=False))
-    )
-    if found.cells < LEAST_CELLS:
+        raise ValueError(f"{folder}: no folder with images ({', '.join(IMAGE_SUFFIXES)})")
+    model = checkpoint.build(weights, dtype=torch.float32)
+    fitted = fit(model, map(_read_image, tqdm(files, unit="images", leave=False)))
+    if fitted.cells < LEAST_CELLS:
         raise ValueError(
-            f"{folder}: its pictures have {found.cells} cells of 32x32 pixels, and a fit needs {LEAST_CELLS}; add some"
+            f"{folder}: its images have {fitted.cells} cells of 32x32 pixels, and a fit needs {LEAST_CELLS}; add some"
         )
     with tensorfile.replacing(target) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(found.factors())), encoding="utf-8")
-    return {"file": str(target), "pictures": len(files), "cells": found.cells, "explained": round(found.explained(), 4)}
+        temporary.write_text(json.dumps(dataclasses.asdict(fitted.factors())), encoding="utf-8")
+    explained = round(fitted.explained(), 4)
+    return {"file": str(target), "pictures": len(files), "cells": fitted.cells, "explained": explained}
 
 
-def _picture(path: Path) -> Tensor:
+def _read_image(path: Path) -> Tensor:
     """[1, 3, h, w] in [-1, 1], scaled down, cropped to whole cells."""
-    image = images.read(path, "--fit-preview")
+    image = image_files.read(path, "--fit-preview")
     shrink = min(1.0, SIDE_PX / max(image.size))
     size = [max(DOWNSCALE, round(length * shrink) // DOWNSCALE * DOWNSCALE) for length in image.size]
     pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS), np.float32)

@@ -50,7 +50,7 @@ TEST_SHARE, SPLIT_SEED = 0.15, 2505  # a seed whose share is even over the categ
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequiredThing:
     """What a caption says of one thing, or of `count` things alike; None is unsaid."""
 
     shape: str
@@ -64,7 +64,7 @@ class Wanted:
 class Requirement:
     """All that a caption says. `relation` is None, 'left' or 'above': where the first thing is from the second."""
 
-    things: tuple[Wanted, ...]
+    things: tuple[RequiredThing, ...]
     relation: str | None = None
     background: str | None = None
 
@@ -100,11 +100,11 @@ _CAPTION = re.compile(
 )
 
 
-def _wanted(text: str, number: str, size: str | None, colour: str | None, shape_word: str) -> Wanted:
+def _required_thing(text: str, number: str, size: str | None, colour: str | None, shape_word: str) -> RequiredThing:
     count, (shape, plural) = COUNT_OF[number], SHAPE_OF[shape_word]
     if plural != (count > 1):
         raise ValueError(f"{number!r} does not agree with {shape_word!r} in {text!r}")
-    return Wanted(shape, colour, SIZE_OF.get(size), None, count)
+    return RequiredThing(shape, colour, SIZE_OF.get(size), None, count)
 
 
 def parse(text: str) -> Requirement:
@@ -114,9 +114,9 @@ def parse(text: str) -> Requirement:
         raise ValueError(f"not a caption of this world: {text!r}; one is 'a red circle to the left of a blue square'")
     behind, _, *first, place, joint = match.groups()[:8]
     second, on = match.groups()[8:12], match.group(13)
-    things = [replace(_wanted(text, *first), place=PLACE_OF.get(place))]
+    things = [replace(_required_thing(text, *first), place=PLACE_OF.get(place))]
     if joint:
-        things.append(_wanted(text, *second))
+        things.append(_required_thing(text, *second))
     if (behind and on) or (max(thing.count for thing in things) > 1 and (joint or place)):
         raise ValueError(f"a caption has one background, and several things alike stand alone: {text!r}")
     relation = RELATION_OF.get(joint)
@@ -154,17 +154,17 @@ def describe(scene: Scene) -> Requirement:
     """All that a caption can say of a scene, but for a relation."""
     first = scene.things[0]
     if len(scene.things) == 1:
-        things = (Wanted(first.shape, first.colour, first.size, (first.row, first.column)),)
+        things = (RequiredThing(first.shape, first.colour, first.size, (first.row, first.column)),)
     elif len({(thing.shape, thing.colour) for thing in scene.things}) == 1:
-        things = (Wanted(first.shape, first.colour, first.size, count=len(scene.things)),)
+        things = (RequiredThing(first.shape, first.colour, first.size, count=len(scene.things)),)
     else:
-        things = tuple(Wanted(thing.shape, thing.colour, thing.size) for thing in scene.things)
+        things = tuple(RequiredThing(thing.shape, thing.colour, thing.size) for thing in scene.things)
     return Requirement(things, None, scene.background)
 
 
 def outline(scene: Scene) -> Requirement:
     """What the edges of a scene say: shapes, sizes and places, no colours."""
-    things = tuple(Wanted(thing.shape, None, thing.size, (thing.row, thing.column)) for thing in scene.things)
+    things = tuple(RequiredThing(thing.shape, None, thing.size, (thing.row, thing.column)) for thing in scene.things)
     return Requirement(things)
 
 

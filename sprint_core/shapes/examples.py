@@ -14,16 +14,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .captions import CATEGORIES, SPLITS, Requirement, Wanted, category, describe, parse, split_of, write
+from .captions import CATEGORIES, SPLITS, RequiredThing, Requirement, category, describe, parse, split_of, write
 from .scenes import BACKGROUNDS, COLOURS, RADIUS_PX, SHAPES, Scene, Thing
 
 STALE_DRAWS = 5000  # that many draws without a new prompt: there are no more
 KINDS = {"one": 0.35, "pair": 0.45, "alike": 0.2}
-KIND_OF = dict(zip(CATEGORIES, ("one", "pair", "alike", "one", "pair", "pair")))
+KIND_OF = dict(zip(CATEGORIES, ("one", "pair", "alike", "one", "pair", "pair"), strict=True))
 
 CENTRE, BESIDE, BELOW, PYRAMID = (1, 1), ((1, 0), (1, 2)), ((0, 1), (2, 1)), ((0, 1), (2, 0), (2, 2))  # as usual
 USUAL_COLOUR, USUAL_SIZE = "white", "large"  # of a single thing
-USUAL_BACKGROUNDS = ("teal", "purple")  # two, as two seeds should show two pictures
+USUAL_BACKGROUNDS = ("teal", "purple")  # two, as two seeds should show two images
 # Cells of things that stand together in free scenes; no two of them are neighbours, not even diagonally.
 PAIRS = [((i, 0), (i, 2)) for i in range(3)] + [((0, i), (2, i)) for i in range(3)]
 TRIPLES = [((0, 0), (0, 2), (2, 1)), ((2, 0), (2, 2), (0, 1)), ((0, 0), (2, 0), (1, 2)), ((0, 2), (2, 2), (1, 0))]
@@ -64,8 +64,8 @@ def _draw_scene(kind: str, rng: random.Random, free: bool) -> Scene:
     else:
         while colours[0] == colours[1] != USUAL_COLOUR:
             colours[1] = _draw_colour(rng)
-        looks = list(zip(shapes, colours))
-    return Scene(tuple(Thing(*look, size, *cell) for look, cell in zip(looks, cells)), background)
+        looks = list(zip(shapes, colours, strict=True))
+    return Scene(tuple(Thing(*look, size, *cell) for look, cell in zip(looks, cells, strict=True)), background)
 
 
 def _draw_requirement(scene: Scene, rng: random.Random, free: bool) -> Requirement:
@@ -74,7 +74,7 @@ def _draw_requirement(scene: Scene, rng: random.Random, free: bool) -> Requireme
     open_background = rng.random() < 0.6 and (free or full.background in USUAL_BACKGROUNDS)
     background = None if open_background else full.background
 
-    def colour(thing: Wanted) -> str | None:
+    def colour(thing: RequiredThing) -> str | None:
         return None if thing.colour == USUAL_COLOUR and rng.random() < 0.6 else thing.colour
 
     first = full.things[0]
@@ -82,7 +82,7 @@ def _draw_requirement(scene: Scene, rng: random.Random, free: bool) -> Requireme
         open_size = rng.random() < 0.5 and (free or first.size == USUAL_SIZE)
         size = first.size if first.count == 1 and not open_size else None
         place = first.place if rng.random() < 0.4 or not (free or first.place == CENTRE) else None
-        return Requirement((Wanted(first.shape, colour(first), size, place, first.count),), None, background)
+        return Requirement((RequiredThing(first.shape, colour(first), size, place, first.count),), None, background)
     things = tuple(replace(thing, size=None, colour=colour(thing)) for thing in full.things)
     # The cells of a pair run from left to right or from top to bottom.
     relation = "left" if scene.things[0].row == scene.things[1].row else "above"
@@ -121,15 +121,15 @@ def prompts(category_name: str, n: int, seed: int = 0, split: str = "test", free
     if category_name not in CATEGORIES:
         raise ValueError(f"the categories are {', '.join(CATEGORIES)}, not {category_name!r}")
     rng = random.Random(f"{category_name} {split} {seed}")
-    found: dict[str, Prompt] = {}
+    distinct: dict[str, Prompt] = {}
     stale = 0
-    while len(found) < n:
+    while len(distinct) < n:
         scene, requirement = _draw(KIND_OF[category_name], split, rng, free)
         text = write(requirement, rng)
-        if category(requirement) == category_name and text not in found:
-            found[text] = Prompt(text, category_name, parse(text), scene)
+        if category(requirement) == category_name and text not in distinct:
+            distinct[text] = Prompt(text, category_name, parse(text), scene)
             stale = 0
         stale += 1
         if stale > STALE_DRAWS:
-            raise ValueError(f"{category_name} has about {len(found)} different {split} prompts, not {n}")
-    return list(found.values())
+            raise ValueError(f"{category_name} has about {len(distinct)} different {split} prompts, not {n}")
+    return list(distinct.values())

@@ -1,11 +1,11 @@
-"""The judge: does a picture show what a caption says? From pixels alone.
+"""The judge: does an image show what a caption says? From pixels alone.
 
     (1) colours     each pixel takes the nearest colour of the world, or none where all are far
     (2) blobs       connected pixels of one object colour; specks are forgotten
     (3) shapes      the template of highest IoU over the blob's own box, if clearly ahead of the second;
                     its size from the box
     (4) background  the empty scene nearest to what is left; what neither explains is murk
-    (5) verdict     the blobs are exactly the wanted things: none missing, none more, nothing murky
+    (5) verdict     the blobs are exactly the required things: none missing, none more, nothing murky
 
 The thresholds let through what a small autoencoder does to edges (blur, ringing, faint noise) and nothing that
 the eye would call another shape, colour, size, place or number.
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from .captions import Requirement, Wanted, outline, parse
+from .captions import RequiredThing, Requirement, outline, parse
 from .scenes import (
     BACKGROUNDS,
     CANVAS_PX,
@@ -34,7 +34,7 @@ from .scenes import (
     distance,
 )
 
-GRID_PX = 128  # pictures are judged at this size; all lengths below are in canvas pixels of 256
+GRID_PX = 128  # images are judged at this size; all lengths below are in canvas pixels of 256
 STEP_PX = CANVAS_PX // GRID_PX
 COLOUR_REACH = 85  # farthest RGB distance, of 255, at which a pixel still has a colour
 SPECK_AREA = 250  # a small cross covers 3700
@@ -65,7 +65,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class Sight:
-    """All that is seen in a picture. `background` is None where it is none of the world's."""
+    """All that is seen in an image. `background` is None where it is none of the world's."""
 
     detections: tuple[Detection, ...]
     background: str | None
@@ -79,13 +79,13 @@ def _shrink(image: np.ndarray) -> np.ndarray:
     """[h, w, 3] uint8, or float in [0, 1], to [GRID_PX, GRID_PX, 3] float32 in [0, 255], each pixel a mean."""
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"the judge sees pictures [h, w, 3], not {list(image.shape)}")
+        raise ValueError(f"the judge sees images [h, w, 3], not {list(image.shape)}")
     if image.dtype != np.uint8:
         image = (np.nan_to_num(image.astype(np.float32)).clip(0, 1) * 255 + 0.5).astype(np.uint8)
     if image.shape[:2] != (CANVAS_PX, CANVAS_PX):
         image = np.asarray(Image.fromarray(image).resize((CANVAS_PX, CANVAS_PX), Image.Resampling.BOX))
     offsets = range(STEP_PX)
-    return np.mean([image[i::STEP_PX, j::STEP_PX] for i in offsets for j in offsets], 0, np.float32)
+    return np.stack([image[i::STEP_PX, j::STEP_PX] for i in offsets for j in offsets]).mean(0, np.float32)
 
 
 def _distance(image: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -166,63 +166,68 @@ def _background(image: np.ndarray, things: np.ndarray) -> tuple[str | None, int]
     return (name if np.median(away[name]) < BACKDROP_REACH else None), murk
 
 
-def see(image: np.ndarray) -> Sight:
-    """Everything in a picture [h, w, 3], uint8 or float in [0, 1]; largest blobs first."""
+def observe(image: np.ndarray) -> Sight:
+    """Everything in an image [h, w, 3], uint8 or float in [0, 1]; largest blobs first."""
     image = _shrink(image)
     classes = _colours(image)
     labels = components(classes)
     areas = np.bincount(labels.ravel())
     areas[0] = 0
-    found = np.flatnonzero(areas * STEP_PX**2 >= SPECK_AREA)
-    found = found[np.argsort(-areas[found], kind="stable")]
+    blobs = np.flatnonzero(areas * STEP_PX**2 >= SPECK_AREA)
+    blobs = blobs[np.argsort(-areas[blobs], kind="stable")]
     colours = list(COLOURS)
-    masks = [labels == label for label in found]
+    masks = [labels == label for label in blobs]
     detections = tuple(_detection(mask, colours[classes[mask][0]]) for mask in masks)
-    return Sight(detections, *_background(image, np.isin(labels, found)))
+    return Sight(detections, *_background(image, np.isin(labels, blobs)))
 
 
 def detect(image: np.ndarray) -> list[Detection]:
-    """The blobs of object colours in a picture [h, w, 3], largest first."""
-    return list(see(image).detections)
+    """The blobs of object colours in an image [h, w, 3], largest first."""
+    return list(observe(image).detections)
 
 
 # --- judging ----------------------------------------------------------------------------------------
 
 
-def _is(found: Detection, wanted: Wanted) -> bool:
-    if found.shape != wanted.shape or found.size is None:
+def _is(detection: Detection, thing: RequiredThing) -> bool:
+    """Whether a blob is what a caption says of one thing."""
+    if detection.shape != thing.shape or detection.size is None:
         return False
-    if wanted.colour not in (None, found.colour) or wanted.size not in (None, found.size):
+    if thing.colour not in (None, detection.colour) or thing.size not in (None, detection.size):
         return False
-    if wanted.place is None:
+    if thing.place is None:
         return True
-    row, column = wanted.place
-    ideal = (centre_px(found.size, column), centre_px(found.size, row))
-    return max(abs(a - b) for a, b in zip(found.centre, ideal)) <= PLACE_SLACK_PX
+    row, column = thing.place
+    return _is_near(detection, (centre_px(detection.size, column), centre_px(detection.size, row)))
+
+
+def _is_near(detection: Detection, place: tuple[float, float]) -> bool:
+    """Whether a blob stands at (x, y) in canvas pixels, but for a slack."""
+    return max(abs(a - b) for a, b in zip(detection.centre, place, strict=True)) <= PLACE_SLACK_PX
 
 
 def _holds(relation: str | None, first: Detection, second: Detection) -> bool:
     """The relation by centres, by a clear distance, and more so than across it."""
     if relation is None:
         return True
-    right, down = (b - a for a, b in zip(first.centre, second.centre))
+    right, down = (b - a for a, b in zip(first.centre, second.centre, strict=True))
     along, across = (right, down) if relation == "left" else (down, right)
     return along >= RELATION_LEAST_PX and along > abs(across)
 
 
 def fault(image: np.ndarray, text: str | Requirement) -> str | None:
-    """Why a picture [h, w, 3] does not show what a caption says, or None where it does. Raises ValueError on a
+    """Why an image [h, w, 3] does not show what a caption says, or None where it does. Raises ValueError on a
     text that is no caption."""
     requirement = parse(text) if isinstance(text, str) else text
-    sight = see(image)
+    sight = observe(image)
     if sight.murk_area > MURK_AREA:
         return f"{sight.murk_area} px are neither background nor thing"
     if sight.background is None or requirement.background not in (None, sight.background):
         return f"the background is {sight.background or 'none of the world'}, not {requirement.background or 'known'}"
-    wanted = [thing for thing in requirement.things for _ in range(thing.count)]
-    if len(sight.detections) != len(wanted):
-        return f"{len(sight.detections)} things, not {len(wanted)}"
-    orders = [order for order in permutations(sight.detections) if all(map(_is, order, wanted))]
+    things = [thing for thing in requirement.things for _ in range(thing.count)]
+    if len(sight.detections) != len(things):
+        return f"{len(sight.detections)} things, not {len(things)}"
+    orders = [order for order in permutations(sight.detections) if all(map(_is, order, things))]
     if not orders:
         seen = ", ".join(f"{thing.size} {thing.colour} {thing.shape}" for thing in sight.detections)
         return f"other things, or elsewhere: {seen}"
@@ -232,12 +237,12 @@ def fault(image: np.ndarray, text: str | Requirement) -> str | None:
 
 
 def judge(image: np.ndarray, text: str | Requirement) -> bool:
-    """Whether a picture [h, w, 3], uint8 or float in [0, 1], shows what a caption says, and nothing else."""
+    """Whether an image [h, w, 3], uint8 or float in [0, 1], shows what a caption says, and nothing else."""
     return fault(image, text) is None
 
 
 def outlined(image: np.ndarray, scene: Scene) -> bool:
-    """Whether a picture has a scene's shapes, sizes and places, and nothing else, whatever the colours are.
+    """Whether an image has a scene's shapes, sizes and places, and nothing else, whatever the colours are.
 
     What edges say: a thing is what is not background, so that one of two colours is still one thing.
     """
@@ -245,9 +250,9 @@ def outlined(image: np.ndarray, scene: Scene) -> bool:
     away = min((_distance(small, backdrop(name, GRID_PX)) for name in BACKGROUNDS), key=np.median)
     labels = components(np.where(away > MURK_REACH, 0, -1))
     areas = np.bincount(labels.ravel())[1:] * STEP_PX**2
-    found = [_detection(labels == i + 1, "") for i in np.flatnonzero(areas >= SPECK_AREA)]
-    wanted = outline(scene).things
-    return len(found) == len(wanted) and any(all(map(_is, order, wanted)) for order in permutations(found))
+    detections = [_detection(labels == i + 1, "") for i in np.flatnonzero(areas >= SPECK_AREA)]
+    things = outline(scene).things
+    return len(detections) == len(things) and any(all(map(_is, order, things)) for order in permutations(detections))
 
 
 def coloured(image: np.ndarray, text: str | Requirement, scene: Scene) -> bool | None:
@@ -256,11 +261,11 @@ def coloured(image: np.ndarray, text: str | Requirement, scene: Scene) -> bool |
     The scene is one that the caption is true of, so that a thing's shape tells which of its colours is meant.
     """
     requirement = parse(text) if isinstance(text, str) else text
-    said = {thing.shape: thing.colour for thing in requirement.things if thing.colour}
-    found, right = see(image).detections, []
+    colours = {thing.shape: thing.colour for thing in requirement.things if thing.colour}
+    detections, right = observe(image).detections, []
     for thing in scene.things:
-        if thing.shape in said:
+        if thing.shape in colours:
             place = (centre_px(thing.size, thing.column), centre_px(thing.size, thing.row))
-            there = [d for d in found if max(abs(a - b) for a, b in zip(d.centre, place)) <= PLACE_SLACK_PX]
-            right.append(any(d.colour == said[thing.shape] for d in there))
+            there = [d for d in detections if _is_near(d, place)]
+            right.append(any(d.colour == colours[thing.shape] for d in there))
     return all(right) if right else None

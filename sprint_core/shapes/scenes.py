@@ -74,7 +74,7 @@ def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=2000)
 def _stencil(shape: str, size: str, y: int, x: int, px: int) -> tuple[slice, slice, np.ndarray]:
-    """A thing with its centre at (x, y) of the canvas, in a picture of px pixels: where it stands there, and how much
+    """A thing with its centre at (x, y) of the canvas, in an image of px pixels: where it stands there, and how much
     of each pixel it covers, [h, w, 1]."""
     radius = RADIUS_PX[size] * px / CANVAS_PX
     spans, axes = [], []
@@ -90,32 +90,32 @@ def _stencil(shape: str, size: str, y: int, x: int, px: int) -> tuple[slice, sli
 @cache
 def backdrop(name: str, px: int) -> np.ndarray:
     """An empty scene: [px, px, 3] float32 in [0, 255]. Shared: copy before changing."""
-    top, bottom = np.float32(BACKGROUNDS[name])
+    top, bottom = np.array(BACKGROUNDS[name], np.float32)
     down = ((np.arange(px, dtype=np.float32) + 0.5) / px)[:, None]
     return np.repeat((top * (1 - down) + bottom * down)[:, None], px, axis=1)
 
 
 def moves(scene: Scene, seed: int, reach_px: int = 40) -> list[tuple[int, int]]:
     """How far (right, down) each thing may stand from its place, in canvas pixels, at random within the canvas."""
-    rng, found = random.Random(f"moves {seed}"), []
+    rng, offsets = random.Random(f"moves {seed}"), []
     for thing in scene.things:
         first, last = centre_px(thing.size, 0), centre_px(thing.size, 2)
         places = [centre_px(thing.size, index) for index in (thing.column, thing.row)]
         ends = [(max(first - p, -reach_px), min(last - p, reach_px)) for p in places]
-        found.append(tuple(rng.randint(low, high) for low, high in ends))
-    return found
+        offsets.append(tuple(rng.randint(low, high) for low, high in ends))
+    return offsets
 
 
 def render(scene: Scene, px: int = CANVAS_PX, moved: Sequence[tuple[int, int]] = ()) -> np.ndarray:
-    """The picture of a scene, anti-aliased: [px, px, 3] uint8. moved: how far each thing stands from its place."""
+    """The image of a scene, anti-aliased: [px, px, 3] uint8. moved: how far each thing stands from its place."""
     image = backdrop(scene.background, px).copy()
-    for thing, (right, down) in zip(scene.things, moved or [(0, 0)] * len(scene.things)):
+    for thing, (right, down) in zip(scene.things, moved or [(0, 0)] * len(scene.things), strict=True):
         y, x = centre_px(thing.size, thing.row) + down, centre_px(thing.size, thing.column) + right
         rows, columns, cover = _stencil(thing.shape, thing.size, y, x, px)
-        image[rows, columns] += cover * (np.float32(COLOURS[thing.colour]) - image[rows, columns])
+        image[rows, columns] += cover * (np.array(COLOURS[thing.colour], np.float32) - image[rows, columns])
     return (image + 0.5).astype(np.uint8)
 
 
 def render_batch(scenes: Sequence[Scene], px: int = CANVAS_PX) -> np.ndarray:
-    """The pictures of several scenes: [n, px, px, 3] uint8."""
+    """The images of several scenes: [n, px, px, 3] uint8."""
     return np.stack([render(scene, px) for scene in scenes])

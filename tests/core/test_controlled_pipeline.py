@@ -269,7 +269,7 @@ def test_broken_pictures_are_named(tmp_path, caplog, monkeypatch):
     ):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000 if name == "bomb.png" else 10**8)
         assert __main__.main([PROMPT, option, str(tmp_path / name)]) == 1
-        assert f"{option} {tmp_path / name}: not a picture that can be read" in caplog.records[-1].getMessage()
+        assert f"{option} {tmp_path / name}: not an image that can be read" in caplog.records[-1].getMessage()
 
 
 # --- the judge --------------------------------------------------------------------------------------

@@ -10,8 +10,7 @@ from PIL import Image
 
 from sprint_core.distill.stages import features as training
 from sprint_core.evaluate import __main__ as evaluate
-from sprint_core.evaluate import frechet as features
-from sprint_core.evaluate import official, scoring, sheet
+from sprint_core.evaluate import frechet, official, scoring, sheet
 from sprint_core.models.transformer import SanaTransformer
 from sprint_core.pipeline import Pipeline
 from sprint_core.shapes import captions
@@ -29,10 +28,10 @@ def test_frechet_is_the_closed_form_of_gaussians():
     """|m1 - m2|^2 + sum (s1 - s2)^2 for diagonal covariances, in any rotation."""
     a, b = gaussian(100, [1.0, 0.0, 2.0], [1.0, 2.0, 0.5], 0), gaussian(80, [0.0, 0.0, 4.0], [3.0, 2.0, 1.0], 1)
     expected = 1 + 4 + (1 - 3) ** 2 + (0.5 - 1) ** 2
-    assert features.frechet(a, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet.frechet(a, b) == pytest.approx(expected, rel=1e-9)
     rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(2)).double())[0]
-    assert features.frechet(a @ rotation, b @ rotation) == pytest.approx(expected, rel=1e-9)
-    assert abs(features.frechet(a, a)) < 1e-9
+    assert frechet.frechet(a @ rotation, b @ rotation) == pytest.approx(expected, rel=1e-9)
+    assert abs(frechet.frechet(a, a)) < 1e-9
 
 
 def test_frechet_is_the_general_formula():
@@ -43,48 +42,48 @@ def test_frechet_is_the_general_formula():
     )
     root = torch.linalg.eigvals(a.T.cov() @ b.T.cov()).sqrt().real.sum()
     expected = (a.mean(0) - b.mean(0)).square().sum() + a.T.cov().trace() + b.T.cov().trace() - 2 * root
-    assert features.frechet(a, b) == pytest.approx(float(expected), rel=1e-8)
+    assert frechet.frechet(a, b) == pytest.approx(float(expected), rel=1e-8)
 
 
 def test_frechet_refuses_too_few_pictures():
-    with pytest.raises(ValueError, match="in 4 features needs 40 pictures or more; these are 39"):
-        features.frechet(torch.zeros(39, 4), torch.zeros(100, 4))
+    with pytest.raises(ValueError, match="in 4 features needs 40 images or more; these are 39"):
+        frechet.frechet(torch.zeros(39, 4), torch.zeros(100, 4))
 
 
 def test_bundled_features_tell_scenes_apart():
     """The network answers held-out scenes, other pictures lie far, and it takes any size."""
     images, answers = training.examples(range(60), "test")
-    network = features.FeatureNetwork(training.QUESTIONS)
-    tensors = features.tensorfile.read(features.FILE).tensors
+    network = frechet.FeatureNetwork(training.QUESTIONS)
+    tensors = frechet.tensorfile.read(frechet.FILE).tensors
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     with torch.inference_mode():
         right = ((network(images) > 0) == (answers > 0.5)).float().mean()
     assert right >= 0.95
-    extractor = features.bundled()
+    extractor = frechet.bundled()
     # In batches of another size, which some CPUs' kernels add up in another order.
     torch.testing.assert_close(
-        features.extract(extractor, images), network.features(images).double(), rtol=1e-4, atol=1e-4
+        frechet.extract(extractor, images), network.features(images).double(), rtol=1e-4, atol=1e-4
     )
-    assert extractor(images[:2, ::2, ::2]).shape == (2, features.WIDTH)
-    assert features.FILE.stat().st_size <= 1e6
+    assert extractor(images[:2, ::2, ::2]).shape == (2, frechet.WIDTH)
+    assert frechet.FILE.stat().st_size <= 1e6
 
 
 @pytest.fixture
 def few(monkeypatch):
     """Let a Frechet distance be estimated from few pictures."""
-    monkeypatch.setattr(features, "SAMPLES_PER_FEATURE", 1)
+    monkeypatch.setattr(frechet, "SAMPLES_PER_FEATURE", 1)
 
 
 def test_true_pictures_score_full_and_near(few):
     """Pictures of other scenes with the same kinds of prompts: judged right, and a small distance away."""
     prompts, others = scoring.balanced_prompts(60, 0), scoring.balanced_prompts(60, 1)
-    truth = {prompt.text: image for prompt, image in zip(others, sheet.true_images(others))}
+    truth = {prompt.text: image for prompt, image in zip(others, sheet.true_images(others), strict=True)}
     paint = lambda texts, seeds: torch.stack([truth[text] for text in texts])  # noqa: E731
     good = scoring.score(paint, others, 0, "true")
     noise = lambda texts, seeds: torch.rand(len(texts), 256, 256, 3)  # noqa: E731
     bad = scoring.score(noise, others, 0, "noise")
-    extractor = features.bundled()
-    true = features.extract(extractor, sheet.true_images(prompts))
+    extractor = frechet.bundled()
+    true = frechet.extract(extractor, sheet.true_images(prompts))
     result = scoring.summary({"true": good, "noise": bad}, prompts, extractor, true)
     assert good.share == 1.0 and bad.share == 0.0
     assert result["frechet"]["true"] < 0.2 * result["frechet"]["noise"]
@@ -168,7 +167,7 @@ def test_files_for_mjhq(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--prompts", "40", "--steps", "1"], "needs 320 pictures or more"),
+        (["--prompts", "40", "--steps", "1"], "needs 320 images or more"),
         (["--steps", "5"], "1 to 4 steps"),
         (["--steps", "one"], "write it as 1,2,4"),
         (["--model", "nowhere.safetensors"], "nowhere.safetensors"),
@@ -224,10 +223,10 @@ def test_user_inception(tmp_path):
 
     torch.jit.script(Plain()).save(str(tmp_path / "plain.pt"))
     with pytest.raises(CheckpointError, match="does not take bytes"):
-        features.inception(tmp_path / "plain.pt")
+        frechet.inception(tmp_path / "plain.pt")
     torch.jit.script(Mean()).save(str(tmp_path / "net.pt"))
     images = torch.rand(3, 8, 8, 3)
-    found = features.inception(tmp_path / "net.pt")(images)
+    found = frechet.inception(tmp_path / "net.pt")(images)
     assert (found - images.mean((1, 2)) * 255).abs().max() < 0.5
     with pytest.raises(CheckpointError):
-        features.bundled(tmp_path / "none.safetensors")
+        frechet.bundled(tmp_path / "none.safetensors")

@@ -81,7 +81,7 @@ def test_fitting_on_pictures(vae, pictures, capsys):
     model = checkpoint.build(checkpoint.load(vae, layouts.AUTOENCODER), dtype=torch.float32)
     expected = RGBFit()
     for file in sorted(pictures.rglob("*.png")):
-        image = preview._picture(file)
+        image = preview._read_image(file)
         expected.observe(model.encode(image), (image.movedim(1, -1) + 1) / 2)
     assert preview.find(Source(vae)) == expected.factors()
     assert result["explained"] == pytest.approx(expected.explained(), abs=1e-4)
@@ -103,7 +103,7 @@ def test_of_a_single_file_and_of_a_pipeline(vae, pictures, tmp_path):
 def test_pictures_of_any_size(tmp_path):
     for size, px in {(1500, 700): (512, 224), (40, 33): (32, 32), (10, 900): (32, 512)}.items():
         Image.new("RGB", size, "red").save(tmp_path / "x.png")
-        picture = preview._picture(tmp_path / "x.png")
+        picture = preview._read_image(tmp_path / "x.png")
         assert picture.shape == (1, 3, px[1], px[0])
         assert picture[0, :, 0, 0].tolist() == pytest.approx([1, -1, -1])
 
@@ -114,14 +114,14 @@ def test_bad_input(vae, pictures, tmp_path, caplog):
         return caplog.records[-1].getMessage()
 
     (tmp_path / "empty").mkdir()
-    assert "no folder with pictures" in refused(vae, tmp_path / "empty")
-    assert "no folder with pictures" in refused(vae, tmp_path / "none")
+    assert "no folder with images" in refused(vae, tmp_path / "empty")
+    assert "no folder with images" in refused(vae, tmp_path / "none")
     assert "no such file" in refused(tmp_path / "none.safetensors", pictures)
     for file in sorted(pictures.rglob("*.png"))[1:]:
         file.unlink()
     assert "have 64 cells" in refused(vae, pictures) and not list(vae.glob("*preview*"))
     (pictures / "bad.png").write_bytes(b"\x89PNG")
-    assert "bad.png: not a picture" in refused(vae, pictures)
+    assert "bad.png: not an image" in refused(vae, pictures)
 
 
 @pytest.mark.parametrize(

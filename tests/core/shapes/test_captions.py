@@ -10,8 +10,8 @@ import pytest
 from sprint_core.shapes.captions import (
     PLACES,
     VOCABULARY,
+    RequiredThing,
     Requirement,
-    Wanted,
     combination,
     describe,
     parse,
@@ -57,7 +57,11 @@ def test_captions_are_true_and_read_back(drawn):
 
 def test_every_wording_reads_back():
     rng = random.Random(0)
-    red, big, blue = Wanted("circle", "red"), Wanted("cross", None, "large"), Wanted("square", "blue")
+    red, big, blue = (
+        RequiredThing("circle", "red"),
+        RequiredThing("cross", None, "large"),
+        RequiredThing("square", "blue"),
+    )
     cases = [Requirement((replace(big, place=place),), None, name) for place in PLACES for name in BACKGROUNDS]
     cases += [Requirement((red, blue), relation) for relation in (None, "left", "above")]
     cases += [Requirement((replace(red, count=count),), None, "teal") for count in (2, 3)]
@@ -102,7 +106,7 @@ def test_splits_are_disjoint(drawn):
 
 def test_wording_size_background_and_side_do_not_move_the_split():
     """'left of' and 'right of' with the things swapped say the same, as 'and' does either way round."""
-    a, b = Wanted("circle", "red"), Wanted("square", "blue")
+    a, b = RequiredThing("circle", "red"), RequiredThing("square", "blue")
     same = {split_of(Requirement(pair, r)) for pair in ((a, b), (b, a)) for r in (None, "left", "above")}
     assert len(same) == 1
     for colour in COLOURS:
@@ -116,13 +120,17 @@ def test_wording_size_background_and_side_do_not_move_the_split():
 
 
 FAMILIES = {
-    "shape and place": [(Wanted(s, None, None, p),) for s in SHAPES for p in PLACES],
-    "shape and colour": [(Wanted(s, c),) for s in SHAPES for c in COLOURS],
-    "shape, colour and place": [(Wanted(s, c, None, p),) for s in SHAPES for c in COLOURS for p in PLACES],
-    "count, shape and colour": [(Wanted(s, c, count=n),) for s in SHAPES for c in COLOURS for n in (2, 3)],
-    "two shapes, one colour": [(Wanted(a, c), Wanted(b)) for a, b in permutations(SHAPES, 2) for c in COLOURS],
+    "shape and place": [(RequiredThing(s, None, None, p),) for s in SHAPES for p in PLACES],
+    "shape and colour": [(RequiredThing(s, c),) for s in SHAPES for c in COLOURS],
+    "shape, colour and place": [(RequiredThing(s, c, None, p),) for s in SHAPES for c in COLOURS for p in PLACES],
+    "count, shape and colour": [(RequiredThing(s, c, count=n),) for s in SHAPES for c in COLOURS for n in (2, 3)],
+    "two shapes, one colour": [
+        (RequiredThing(a, c), RequiredThing(b)) for a, b in permutations(SHAPES, 2) for c in COLOURS
+    ],
     "two shapes, two colours": [
-        (Wanted(a, c), Wanted(b, d)) for a, b in combinations(SHAPES, 2) for c, d in permutations(COLOURS, 2)
+        (RequiredThing(a, c), RequiredThing(b, d))
+        for a, b in combinations(SHAPES, 2)
+        for c, d in permutations(COLOURS, 2)
     ],
 }
 

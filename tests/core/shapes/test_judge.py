@@ -9,7 +9,7 @@ from drawings import blurred, noisy, painted, picture
 from sprint_core.shapes import scenes
 from sprint_core.shapes.captions import CATEGORIES, category, parse
 from sprint_core.shapes.examples import scene_and_caption
-from sprint_core.shapes.judge import components, detect, fault, judge, see
+from sprint_core.shapes.judge import components, detect, fault, judge, observe
 from sprint_core.shapes.scenes import COLOURS, SHAPES, render, render_batch
 
 
@@ -27,10 +27,10 @@ def test_true_pictures_pass(by_category, name):
     pairs = by_category[name]
     assert len(pairs) == 70
     images = render_batch([scene for scene, _ in pairs])
-    assert [fault(image, text) for image, (_, text) in zip(images, pairs)] == [None] * 70
-    worn = [judge(noisy(blurred(image)), text) for image, (_, text) in zip(images, pairs)]
+    assert [fault(image, text) for image, (_, text) in zip(images, pairs, strict=True)] == [None] * 70
+    worn = [judge(noisy(blurred(image)), text) for image, (_, text) in zip(images, pairs, strict=True)]
     assert np.mean(worn) >= 0.99
-    soft = [judge(blurred(image, 4), text) for image, (_, text) in zip(images, pairs)]
+    soft = [judge(blurred(image, 4), text) for image, (_, text) in zip(images, pairs, strict=True)]
     assert np.mean(soft) >= 0.95
 
 
@@ -38,7 +38,7 @@ def test_shuffled_pictures_fail(by_category):
     pairs = [pair for name in CATEGORIES for pair in by_category[name]]
     texts = [text for _, text in pairs]
     random.Random(0).shuffle(texts)
-    passed = [judge(render(scene), text) for (scene, _), text in zip(pairs, texts)]
+    passed = [judge(render(scene), text) for (scene, _), text in zip(pairs, texts, strict=True)]
     assert np.mean(passed) <= 0.06
 
 
@@ -131,7 +131,7 @@ def test_specks_are_forgiven_and_blobs_are_not():
 
 def test_detections_say_what_was_drawn():
     for scene, _ in [scene_and_caption(seed) for seed in range(60)]:
-        sight = see(render(scene))
+        sight = observe(render(scene))
         seen = {(d.shape, d.colour, d.size, *d.centre) for d in sight.detections}
         assert sight.background == scene.background and sight.murk_area == 0
         for thing in scene.things:
@@ -160,7 +160,7 @@ def test_components_against_flood_fill():
                 if 0 <= r < 17 and 0 <= c < 23 and not seen[cell] and classes[cell] == classes[start]:
                     seen[cell] = count
                     stack += [(r + 1, c), (r - 1, c), (r, c + 1), (r, c - 1)]
-        assert labels.max() == count == len(set(zip(seen[seen > 0].tolist(), labels[seen > 0].tolist())))
+        assert labels.max() == count == len(set(zip(seen[seen > 0].tolist(), labels[seen > 0].tolist(), strict=True)))
 
 
 def test_judge_refuses_what_is_no_picture():

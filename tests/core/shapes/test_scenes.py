@@ -15,7 +15,7 @@ def test_a_batch_is_its_pictures(drawn):
     first = [scene for scene, _ in drawn["train"][:20]]
     batch = render_batch(first)
     assert batch.shape == (20, 256, 256, 3) and batch.dtype == np.uint8
-    assert all((render(scene) == image).all() for scene, image in zip(first, batch))
+    assert all((render(scene) == image).all() for scene, image in zip(first, batch, strict=True))
 
 
 def test_edges_are_anti_aliased():
