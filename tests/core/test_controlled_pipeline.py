@@ -44,13 +44,13 @@ def net():
 
 @pytest.fixture
 def paint(model):
-    """paint(controls, steps=2): one picture."""
+    """paint(controls, steps=2): one image."""
     return lambda *controls, steps=2: model.generate([PROMPT], seeds=[3], size=SIZE, steps=steps, controls=controls)
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_control_by_hand(model, wiring):
-    """One step written out: hint, residuals, strength, trunk, picture."""
+    """One step written out: hint, residuals, strength, trunk, image."""
     net = checkpoint.build(standin.control(wiring))
     got = model.generate([PROMPT], seeds=[3], size=SIZE, steps=1, controls=[Control(net, HINT, 0.7)])
     caption, mask = model.encode_text([PROMPT])
@@ -160,7 +160,7 @@ def test_refused_images(paint, net, shape):
         paint(Control(net, torch.rand(shape)))
 
 
-def test_a_picture_that_is_none(paint, net):
+def test_a_control_image_that_is_none(paint, net):
     with pytest.raises(ValueError, match="the control image holds NaN"):
         paint(Control(net, torch.full((1, 64, 96, 3), float("nan"))))
 
@@ -185,7 +185,7 @@ def pixels(path) -> np.ndarray:
 
 @pytest.fixture
 def drawing(tmp_path):
-    """A scene's picture in a file, larger than the model's own size."""
+    """A scene's image in a file, larger than the model's own size."""
     scene = examples.scene_and_caption(1)[0]
     Image.fromarray(scenes.render(scene, 300)).save(tmp_path / "drawing.png")
     return tmp_path / "drawing.png"
@@ -275,7 +275,7 @@ def test_broken_pictures_are_named(tmp_path, caplog, monkeypatch):
 # --- the judge --------------------------------------------------------------------------------------
 
 
-def test_true_pictures_keep_to_edges_and_colours():
+def test_true_images_keep_to_edges_and_colours():
     prompts = scoring.balanced_prompts(60, 5, free=True)
     true = sheet.true_images(prompts)
     verdicts = evaluate_control.summary({("soft", 1): true}, prompts)

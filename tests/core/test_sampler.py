@@ -1,5 +1,6 @@
 """The sampling loop against a direct one in float64, its noise, and what it must not do."""
 
+import itertools
 import math
 
 import pytest
@@ -22,7 +23,7 @@ def angles_loop(x_s: torch.Tensor, angles: list[float], noises: list[torch.Tenso
     """Multistep consistency sampling written with TrigFlow's angles, for the same network."""
     sigma_data = trigflow.SIGMA_DATA
     x_t = x_s * sigma_data * (math.cos(angles[0]) + math.sin(angles[0]))
-    for t, t_next, z in zip(angles, angles[1:], noises):
+    for (t, t_next), z in zip(itertools.pairwise(angles), noises):
         sum_t = math.cos(t) + math.sin(t)
         x0 = sigma_data * denoise(x_t / (sigma_data * sum_t), torch.tensor(math.sin(t) / sum_t, dtype=torch.float64))
         x_t = math.cos(t_next) * x0 + math.sin(t_next) * sigma_data * z
@@ -125,7 +126,7 @@ def test_a_batch_is_its_images_bit_for_bit():
         return sample(denoise, initial_noise(seeds, SHAPE), times, StepNoise(seeds, SHAPE))
 
     batch = run(seeds)
-    for image, seed in zip(batch, seeds):
+    for image, seed in zip(batch, seeds, strict=True):
         assert torch.equal(image, run([seed])[0])
     assert not torch.equal(batch[0], batch[1]) and torch.equal(batch[0], batch[2])
 

@@ -1,5 +1,6 @@
 """Every equation in float64 against the published three-line form, the schedules, and what is refused."""
 
+import itertools
 import math
 
 import numpy as np
@@ -35,14 +36,14 @@ def published_F(x: torch.Tensor, t: float) -> torch.Tensor:
 
 def published_sample(start: torch.Tensor, angles: list[float], noises: list[torch.Tensor]) -> torch.Tensor:
     x = start
-    for t, t_next, z in zip(angles, angles[1:], noises):
+    for (t, t_next), z in zip(itertools.pairwise(angles), noises, strict=True):
         x0 = math.cos(t) * x - math.sin(t) * SIGMA_DATA * published_F(x, t)
         x = math.cos(t_next) * x0 + math.sin(t_next) * SIGMA_DATA * z
     return x0 / SIGMA_DATA
 
 
 def flow_sample(x_s: torch.Tensor, times: list[float], noises: list[torch.Tensor]) -> torch.Tensor:
-    for s, s_next, z in zip(times, times[1:], noises):
+    for (s, s_next), z in zip(itertools.pairwise(times), noises, strict=True):
         x0 = trigflow.flow_predict_x0(velocity(x_s, s), x_s, s)
         x_s = trigflow.flow_add_noise(x0, z, s_next)
     return x0
@@ -84,7 +85,8 @@ def test_sampling_equals_the_published_loop(name, steps):
 @pytest.mark.parametrize("strength", [0.3, 0.8])
 def test_image_to_image_equals_the_published_loop(strength):
     angles, times = schedule("paper", 2, strength), sigmas("paper", 2, strength)
-    latent, z, noises = tensor(1), tensor(3), [tensor(4), tensor(5)]
+    latent, z = tensor(1), tensor(3)
+    noises = [tensor(4), tensor(5)]
     ours = flow_sample(trigflow.flow_add_noise(latent, z, times[0]), times, noises)
     start = trigflow.add_noise(SIGMA_DATA * latent, SIGMA_DATA * z, angles[0])
     assert (ours - published_sample(start, angles, noises)).abs().max() <= 1e-12
@@ -109,7 +111,7 @@ def test_times_and_angles_are_inverse():
     s = trigflow.s_from_t(t)
     assert s[0] == 0 and s.diff().min() > 0 and abs(s[-1] - 1) < 1e-15
     torch.testing.assert_close(trigflow.t_from_s(s), t, rtol=0, atol=1e-15)
-    for angle, time in zip(t.tolist(), s.tolist()):
+    for angle, time in zip(t.tolist(), s.tolist(), strict=True):
         assert trigflow.s_from_t(angle) == pytest.approx(time, abs=1e-15)
         assert trigflow.t_from_s(time) == pytest.approx(angle, abs=1e-15)
 
@@ -157,14 +159,14 @@ def test_rotation_to_zero_is_the_prediction():
 
 def test_rotation_converges_to_the_closed_form_of_gaussian_data():
     """Data N(0, c^2): the mean of dx/dt is linear in x, so that x grows as the root of the variance."""
-    c, start, end = 0.2, 1.4, 0.3
+    c, (start, end) = 0.2, (1.4, 0.3)
 
     def variance(t):
         return (c * math.cos(t)) ** 2 + (SIGMA_DATA * math.sin(t)) ** 2
 
     def error(steps):
         x, angles = torch.ones(1, dtype=torch.float64), np.linspace(start, end, steps + 1).tolist()
-        for t, t_next in zip(angles, angles[1:]):
+        for t, t_next in itertools.pairwise(angles):
             F = x * math.sin(t) * math.cos(t) * (SIGMA_DATA**2 - c**2) / variance(t) / SIGMA_DATA
             x = trigflow.rotate(x, F, t, t_next)
         return abs(x.item() - math.sqrt(variance(end) / variance(start)))

@@ -48,8 +48,8 @@ def test_every_network_is_one_graph(device):
     for name, network, first, second in calls(device):
         expected = [network(*first), network(*second)]
         one_graph = torch.compile(network, backend="eager", fullgraph=True)
-        for arguments, right in zip((first, second), expected):
-            for got, want in zip(one_graph(*arguments), right):
+        for arguments, right in zip((first, second), expected, strict=True):
+            for got, want in zip(one_graph(*arguments), right, strict=True):
                 if want is not None:
                     torch.testing.assert_close(got, want, rtol=LIMIT, atol=LIMIT, msg=name)
 

@@ -74,21 +74,21 @@ def test_equals_diffusers(name, masked):
     base, diffusers_base = pair(name)
     mask = MASK if masked else None
     samples = theirs()(X, CAPTION, 1000 * S, HINT.expand(2, -1, -1, -1), 0.7, encoder_attention_mask=mask)[0]
-    guided = base.config.guidance_embed
+    has_guidance = base.config.guidance_embed
     want = diffusers_base(
         X,
         CAPTION,
-        S if guided else 1000 * S,
-        guidance=0.1 * GUIDANCE if guided else None,
+        S if has_guidance else 1000 * S,
+        guidance=0.1 * GUIDANCE if has_guidance else None,
         encoder_attention_mask=mask,
         controlnet_block_samples=tuple(samples),
         return_dict=False,
     )[0]
     residuals = ours(theirs())(X, S, CAPTION, HINT, mask=mask)
     control = [r if r is None else 0.7 * r for r in residuals]
-    got = base(X, S, CAPTION, GUIDANCE if guided else None, mask, control)
+    got = base(X, S, CAPTION, GUIDANCE if has_guidance else None, mask, control)
     assert relative_error(got, want) < 1e-4
-    assert relative_error(base(X, S, CAPTION, GUIDANCE if guided else None, mask), want) > 1e-2
+    assert relative_error(base(X, S, CAPTION, GUIDANCE if has_guidance else None, mask), want) > 1e-2
 
 
 def test_authors_wiring_in_a_few_lines():
@@ -137,10 +137,12 @@ def test_batch_equals_singles(wiring):
     for i in range(2):
         one = slice(i, i + 1)
         alone = branch(X[one], S[one], CAPTION[one], hints[one], GUIDANCE[one], MASK[one])
-        assert max(relative_error(a, b[one]) for a, b in zip(alone, together) if a is not None) < 1e-5
+        assert max(relative_error(a, b[one]) for a, b in zip(alone, together, strict=True) if a is not None) < 1e-5
     expanded = branch(X, S, CAPTION, HINT.expand(2, -1, -1, -1), GUIDANCE, MASK)
     assert all(
-        torch.equal(a, b) for a, b in zip(branch(X, S, CAPTION, HINT, GUIDANCE, MASK), expanded) if a is not None
+        torch.equal(a, b)
+        for a, b in zip(branch(X, S, CAPTION, HINT, GUIDANCE, MASK), expanded, strict=True)
+        if a is not None
     )
 
 
@@ -196,7 +198,7 @@ def test_authors_pth(tmp_path, tiny_row, published):
     assert weights.config == published.config
     got = checkpoint.build(weights)
     want = published(X, S, CAPTION, HINT, None, MASK)
-    assert all(torch.equal(a, b) for a, b in zip(got(X, S, CAPTION, HINT, None, MASK), want))
+    assert all(torch.equal(a, b) for a, b in zip(got(X, S, CAPTION, HINT, None, MASK), want, strict=True))
     assert parts_in(authors_pth(published)) == ["controlnet"]
 
 
@@ -207,7 +209,7 @@ def test_diffusers_folder(tmp_path):
         weights = load(path, layouts.CONTROLNET)
         assert weights.config == ours(theirs()).config
         got = checkpoint.build(weights)(X, S, CAPTION, HINT)
-        assert all(torch.equal(a, b) for a, b in zip(got[1:], ours(theirs())(X, S, CAPTION, HINT)[1:]))
+        assert all(torch.equal(a, b) for a, b in zip(got[1:], ours(theirs())(X, S, CAPTION, HINT)[1:], strict=True))
 
 
 def test_our_own_file(tmp_path):

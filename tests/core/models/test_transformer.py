@@ -41,9 +41,9 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
 
 def run_diffusers(model: SanaTransformer2DModel, x: torch.Tensor, caption: torch.Tensor, **more) -> torch.Tensor:
     """As its pipelines call it: Sprint with s, the others with 1000 s times `timestep_scale`."""
-    guided = model.config.guidance_embeds
-    time = S if guided else 1000 * S * model.config.timestep_scale
-    guidance = GUIDANCE * model.config.guidance_embeds_scale if guided else None
+    has_guidance = model.config.guidance_embeds
+    time = S if has_guidance else 1000 * S * model.config.timestep_scale
+    guidance = GUIDANCE * model.config.guidance_embeds_scale if has_guidance else None
     return model(x, caption, time, guidance=guidance, return_dict=False, **more)[0]
 
 
