@@ -1,4 +1,4 @@
-"""What each part of a picture costs on this machine, beside diffusers.
+"""What each part of an image costs on this machine, beside diffusers.
 
     python -m benchmarks [--model demo|0.6B|1.6B] [--size PX] [--against diffusers] [--runs 5]
                                 [--parts text,step,control,hint,encode,decode,total,batch,train,load]
@@ -35,13 +35,13 @@ PARTS = {
     "step": "one pass of the transformer",
     "control": "the same with a ControlNet of seven blocks, its hint kept",
     "hint": "the same with the hint encoded anew",
-    "encode": "a picture to its latent",
-    "decode": "a latent to its picture",
-    "total": "a new prompt to its picture, in one step",
-    "batch": f"a new prompt to {BATCH} pictures",
+    "encode": "an image to its latent",
+    "decode": "a latent to its image",
+    "total": "a new prompt to its image, in one step",
+    "batch": f"a new prompt to {BATCH} images",
     "train": "a batch for the student (sCM and LADD) and one for the critic, at the bundled model's size",
     "load": "all weights from files, in a process of its own",
-    "alone": "and then a picture there, the text encoder released before decoding",
+    "alone": "and then an image there, the text encoder released before decoding",
 }
 COMPILED = ("step", "control", "hint", "encode", "decode", "total", "batch")  # the parts behind --compile
 GROUPS = {"text": ("text", "long_text", "same_text"), "load": ("load", "alone")}
@@ -50,7 +50,7 @@ USUAL = "text,step,control,hint,encode,decode,total"
 
 def rows(taken: Mapping[str, Mapping[str, Taken]], peak_flops: float | None) -> dict[str, dict]:
     """Of every part: both sides' numbers, their ratio, and how much of the machine ours makes use of."""
-    found = {}
+    measured = {}
     for part, sides in taken.items():
         row = {side: record.row() for side, record in sides.items()}
         ours = row["ours"]
@@ -63,11 +63,11 @@ def rows(taken: Mapping[str, Mapping[str, Taken]], peak_flops: float | None) -> 
         if part == "train":
             for side in sides:
                 row[side]["images_per_sec"] = training.IMAGES / row[side]["median_sec"]
-        found[part] = row
-    if "step" in found:
-        for row in (row for part, row in found.items() if part != "train"):
-            row["steps"] = row["ours"]["median_sec"] / found["step"]["ours"]["median_sec"]
-    return found
+        measured[part] = row
+    if "step" in measured:
+        for row in (row for part, row in measured.items() if part != "train"):
+            row["steps"] = row["ours"]["median_sec"] / measured["step"]["ours"]["median_sec"]
+    return measured
 
 
 @torch.inference_mode()
@@ -79,19 +79,19 @@ def prime(ours: Ours, parts: Sequence[str]) -> None:
         ours.kept_hint  # noqa: B018
 
 
-def add_errors(found: dict[str, dict], taken: Mapping[str, Mapping[str, Taken]], ours: Ours) -> None:
+def add_errors(measured: dict[str, dict], taken: Mapping[str, Mapping[str, Taken]], ours: Ours) -> None:
     """Each side's error against fp32, where one network makes the part."""
-    for part in tqdm([part for part in found if part in NETWORK_OF], desc="errors", leave=False):
+    for part in tqdm([part for part in measured if part in NETWORK_OF], desc="errors", leave=False):
         seeds = range(1, 1 + len(taken[part]["ours"].outputs))
         right = exact(ours, part, seeds)
         for side, record in taken[part].items():
-            found[part][side]["error"] = errors(record.outputs, right)
+            measured[part][side]["error"] = errors(record.outputs, right)
 
 
 COLUMNS = {
     "seconds": lambda row: row["ours"]["median_sec"],
     "theirs": lambda row: row["theirs"]["median_sec"],
-    "ratio": lambda row: row["ratio"],
+    "speed-up": lambda row: row["ratio"],
     "images/s": lambda row: row["ours"]["images_per_sec"],
     "MiB": lambda row: row["ours"]["peak_mib"],
     "their MiB": lambda row: row["theirs"]["peak_mib"],
@@ -104,14 +104,26 @@ COLUMNS = {
 }
 
 
-def table(found: Mapping[str, Mapping]) -> str:
-    """For people: the columns for which there are numbers."""
-    cells = {name: [_cell(read, row) for row in found.values()] for name, read in COLUMNS.items()}
+MEANINGS = {
+    "seconds": "median of the runs, ours",
+    "theirs": "median of the runs, diffusers",
+    "speed-up": "diffusers / ours, in seconds",
+    "MiB": "most memory beyond what was there before the call",
+    "of peak": "operations per second / those of a large matrix product",
+    "in steps": "seconds / those of one transformer step",
+    "error": "relative to fp32, root mean square, median of the seeds",
+    "difference": "largest between both sides / largest value",
+}
+
+
+def table(measured: Mapping[str, Mapping]) -> str:
+    """For people: the columns for which there are figures, and below them what they say."""
+    cells = {name: [_cell(read, row) for row in measured.values()] for name, read in COLUMNS.items()}
     cells = {name: column for name, column in cells.items() if any(column)}
     lines = [" " * 10 + "".join(f"{name:>13}" for name in cells)]
-    for i, part in enumerate(found):
+    for i, part in enumerate(measured):
         lines.append(f"{part:10}" + "".join(f"{column[i]:>13}" for column in cells.values()) + f"   {PARTS[part]}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"{name} = {meaning}" for name, meaning in MEANINGS.items() if name in cells)])
 
 
 def _cell(read, row: Mapping) -> str:
@@ -146,8 +158,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _parts(given: str) -> list[str]:
-    parts = [name for part in given.split(",") for name in GROUPS.get(part, (part,))]
+def _parts(names: str) -> list[str]:
+    parts = [name for part in names.split(",") for name in GROUPS.get(part, (part,))]
     if unknown := [part for part in parts if part not in PARTS]:
         raise ValueError(f"--parts {','.join(unknown)}: there are {', '.join(PARTS)}")
     return list(dict.fromkeys(parts))
@@ -195,18 +207,18 @@ def run(args: argparse.Namespace) -> dict:
     prime(ours, parts)
     compiled = [network for made in sides.values() for network in made.compilable(parts)] if args.compile else []
     taken = measure(calls, args.runs, device, kept=max(1, args.seeds), compiled=compiled)
-    found = rows(taken, matmul_flops(device, ours.dtype) if calls else None)
+    measured = rows(taken, matmul_flops(device, ours.dtype) if calls else None)
     if args.seeds:
-        add_errors(found, taken, ours)
+        add_errors(measured, taken, ours)
     if "load" in parts:
-        found |= rows(alone.measure(ours, bool(theirs), args.runs), None)
-    tqdm.write(table(found))
+        measured |= rows(alone.measure(ours, bool(theirs), args.runs), None)
+    tqdm.write(table(measured))
     if args.profile:
         profiled = shares.shares(calls)
         tqdm.write(shares.table(profiled))
         for part, kinds in profiled.items():
-            found[part]["ours"]["shares"] = kinds
-    return {**_about(args, ours), "parts": _rounded(found)}
+            measured[part]["ours"]["shares"] = kinds
+    return {**_about(args, ours), "parts": _rounded(measured)}
 
 
 def _about(args: argparse.Namespace, ours: Ours) -> dict:
@@ -227,11 +239,11 @@ def _cpu_name() -> str:
 
 def _plot(args: argparse.Namespace, ours: Ours, theirs: Theirs | None) -> dict:
     sizes = [_size(px) for px in args.plot_sizes.split(",")]
-    found = sweep.sweep(ours, theirs, args.runs, sizes)
+    measured = sweep.sweep(ours, theirs, args.runs, sizes)
     args.plot.parent.mkdir(parents=True, exist_ok=True)
     title = f"{args.model}, {str(ours.dtype).removeprefix('torch.')}, {ours.device}, {torch.get_num_threads()} threads"
-    sweep.chart(found, title, args.plot)
-    return _rounded(found) | {"file": str(args.plot.resolve())}
+    sweep.chart(measured, title, args.plot)
+    return _rounded(measured) | {"file": str(args.plot.resolve())}
 
 
 def _size(px: int | str) -> int:

@@ -1,8 +1,8 @@
-"""Loading and peak memory, which only a process of its own can tell: weights in files, then a picture of them.
+"""Loading and peak memory, which only a process of its own can tell: weights in files, then an image of them.
 
     python -m benchmarks.alone ours|theirs FOLDER SIZE_PX DTYPE
 
-The folder has what `write` put there. The text encoder is released before the picture is decoded, on both sides.
+The folder has what `write` put there. The text encoder is released before the image is decoded, on both sides.
 """
 
 import gc
@@ -65,12 +65,12 @@ def measure(ours: Ours, against: bool, runs: int) -> dict[str, dict[str, Taken]]
         for counted in tqdm([False] + [True] * runs, desc="processes", leave=False):
             for side in sides:
                 command = [sys.executable, "-m", __spec__.name, side, folder, str(ours.size_px), dtype]
-                said = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+                output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
                 if counted:
-                    found = json.loads(said.splitlines()[-1])
-                    taken["load"][side].seconds.append(found["load_sec"])
-                    taken["alone"][side].seconds.append(found["picture_sec"])
-                    taken["alone"][side].peak_mib.append(found["peak_mib"])
+                    result = json.loads(output.splitlines()[-1])
+                    taken["load"][side].seconds.append(result["load_sec"])
+                    taken["alone"][side].seconds.append(result["picture_sec"])
+                    taken["alone"][side].peak_mib.append(result["peak_mib"])
     return taken
 
 
@@ -86,13 +86,13 @@ def load_ours(folder: Path, dtype: torch.dtype) -> Callable[[int], Tensor]:
     pipeline = Pipeline(networks["transformer"], networks["autoencoder"], encoder)
     del parts, networks, gemma, encoder  # so that the pipeline alone decides what lives
 
-    def picture(size_px: int) -> Tensor:
+    def make_image(size_px: int) -> Tensor:
         caption = pipeline.encode_text([prompt_of(SHORT, 0)])
         pipeline.text_encoder = None
         gc.collect()
         return pipeline.generate(caption, seeds=[0], size=(size_px, size_px), steps=1)
 
-    return picture
+    return make_image
 
 
 def load_theirs(folder: Path, dtype: torch.dtype) -> Callable[[int], Tensor]:
@@ -105,7 +105,7 @@ def load_theirs(folder: Path, dtype: torch.dtype) -> Callable[[int], Tensor]:
         text_encoder=Gemma2Model.from_pretrained(folder / "text_encoder", dtype=dtype),
     )
 
-    def picture(size_px: int) -> Tensor:
+    def make_image(size_px: int) -> Tensor:
         rows, mask = pipeline.encode_prompt(prompt_of(SHORT, 0), complex_human_instruction=instruction())
         pipeline.text_encoder = None
         gc.collect()
@@ -118,7 +118,7 @@ def load_theirs(folder: Path, dtype: torch.dtype) -> Callable[[int], Tensor]:
             **options,
         ).images
 
-    return picture
+    return make_image
 
 
 @torch.inference_mode()
@@ -127,15 +127,15 @@ def main(side: str, folder: str, size_px: str, dtype: str) -> None:
         import diffusers  # noqa: F401  (importing is no loading)
         import transformers  # noqa: F401
     started = time.perf_counter()
-    picture = (load_ours if side == "ours" else load_theirs)(Path(folder), DTYPES[dtype])
+    make_image = (load_ours if side == "ours" else load_theirs)(Path(folder), DTYPES[dtype])
     loaded = time.perf_counter()
-    picture(int(size_px))
-    found = {
+    make_image(int(size_px))
+    result = {
         "load_sec": loaded - started,
         "picture_sec": time.perf_counter() - loaded,
         "peak_mib": resident_mib("VmHWM"),
     }
-    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

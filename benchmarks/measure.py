@@ -153,12 +153,12 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """The largest difference over the largest value."""
-    return max(float((x.float() - y.float()).abs().max() / y.float().abs().max()) for x, y in zip(a, b))
+    return max(float((x.float() - y.float()).abs().max() / y.float().abs().max()) for x, y in zip(a, b, strict=True))
 
 
 def errors(outputs: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     """Median over seeds of the relative error in the root mean square."""
-    return statistics.median(float((x.float() - y).norm() / y.norm()) for x, y in zip(outputs, exact))
+    return statistics.median(float((x.float() - y).norm() / y.norm()) for x, y in zip(outputs, exact, strict=True))
 
 
 NETWORK_OF = {
@@ -179,5 +179,5 @@ def exact(ours: Ours, part: str, seeds: Sequence[int]) -> list[Tensor]:
     if name == "text_encoder":
         network = type(made)(network, made.prompts.tokenizer, made.prompts.preset)
     setattr(double, name, network)
-    double.given = lambda x: ours.given(x).float()
+    double.cast = lambda x: ours.cast(x).float()
     return [getattr(double, part)(seed).cpu() for seed in seeds]

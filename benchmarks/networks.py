@@ -25,7 +25,7 @@ from sprint_core.text.tokenizers import BOS, PAD
 from sprint_core.weights import checkpoint, layouts, presets
 
 MODELS = {"demo": "", "0.6B": "sprint-0.6B", "1.6B": "sprint-1.6B"}
-NOISIEST_S = 1.0  # where the only step of a one-step picture lies
+NOISIEST_S = 1.0  # where the only step of a one-step image lies
 SHORT, LONG = 20, 298  # tokens of a prompt; with BOS and the instruction's last token SANA reads at most 300
 BATCH = 4
 
@@ -61,20 +61,20 @@ def prompt_of(tokens: int, seed: int) -> str:
 
 
 class Parts:
-    """The parts that either side makes of its own `_text`, `_controlled`, `encode` and `pictures`."""
+    """The parts that either side makes of its own `_text`, `_controlled`, `encode` and `images`."""
 
     def compilable(self, parts: Sequence[str]) -> list[nn.Module]:
         """The networks behind these parts that are worth compiling; prompts differ in length."""
-        pictures, found = {"total", "batch"} & set(parts), []
-        if pictures or {"step", "control", "hint"} & set(parts):
-            found.append(self.transformer)
+        images, networks = {"total", "batch"} & set(parts), []
+        if images or {"step", "control", "hint"} & set(parts):
+            networks.append(self.transformer)
         if {"encode", "hint"} & set(parts):
-            found.append(self.autoencoder.encoder)
-        if pictures or "decode" in parts:
-            found.append(self.autoencoder.decoder)
+            networks.append(self.autoencoder.encoder)
+        if images or "decode" in parts:
+            networks.append(self.autoencoder.decoder)
         if {"control", "hint"} & set(parts):
-            found.append(self.net)
-        return found
+            networks.append(self.net)
+        return networks
 
     def text(self, seed: int) -> Tensor:
         return self._text(SHORT, seed)
@@ -89,10 +89,10 @@ class Parts:
         return self._controlled(seed, self.encode(seed) * SCALE)
 
     def total(self, seed: int) -> Tensor:
-        return self.pictures(seed, 1)
+        return self.images(seed, 1)
 
     def batch(self, seed: int) -> Tensor:
-        return self.pictures(seed, BATCH)
+        return self.images(seed, BATCH)
 
 
 class Ours(Parts):
@@ -153,12 +153,12 @@ class Ours(Parts):
 
     # --- inputs -------------------------------------------------------------------------------------
 
-    def given(self, x: Tensor) -> Tensor:
+    def cast(self, x: Tensor) -> Tensor:
         """As the networks take it."""
         return x.to(self.device, self.dtype)
 
     def normal(self, seed: int, *shape: int) -> Tensor:
-        return self.given(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+        return self.cast(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
 
     def latent(self, seed: int) -> Tensor:
         side = self.size_px // DOWNSCALE
@@ -170,14 +170,14 @@ class Ours(Parts):
         guidance = presets.GUIDANCE * one
         return {"x_s": self.latent(seed), "s": NOISIEST_S * one, "caption": caption, "guidance": guidance}
 
-    def picture(self, seed: int) -> Tensor:
+    def image(self, seed: int) -> Tensor:
         """[1, 3, h, w] in [-1, 1]: smooth, with some noise."""
         noise = torch.randn((1, 3, self.size_px, self.size_px), generator=torch.Generator().manual_seed(seed))
-        return self.given(torch.linspace(-0.9, 0.9, self.size_px) + 0.05 * noise)
+        return self.cast(torch.linspace(-0.9, 0.9, self.size_px) + 0.05 * noise)
 
     @functools.cached_property
     def kept_hint(self) -> Tensor:
-        return self.autoencoder.encode(self.picture(0)) * SCALE
+        return self.autoencoder.encode(self.image(0)) * SCALE
 
     # --- parts --------------------------------------------------------------------------------------
 
@@ -195,12 +195,12 @@ class Ours(Parts):
         return self.transformer(**inputs, control=self.net(hint=hint, **inputs))
 
     def encode(self, seed: int) -> Tensor:
-        return self.autoencoder.encode(self.picture(seed))
+        return self.autoencoder.encode(self.image(seed))
 
     def decode(self, seed: int) -> Tensor:
         return self.autoencoder.decode(self.latent(seed) / SCALE)
 
-    def pictures(self, seed: int, count: int) -> Tensor:
+    def images(self, seed: int, count: int) -> Tensor:
         size = (self.size_px, self.size_px)
         prompts = [prompt_of(SHORT, seed)] * count
         return self.pipeline.generate(prompts, seeds=[seed + i for i in range(count)], size=size, steps=1)

@@ -44,10 +44,10 @@ def _of(call: Call) -> dict[str, float]:
 def kind(operation: str) -> str:
     """The kind of an operation by its name in torch: aten::addmm is a matrix product."""
     name = operation.removeprefix(PREFIX)
-    return next((kind for kind, known in KINDS.items() if any(part in name for part in known)), OTHER)
+    return next((kind for kind, fragments in KINDS.items() if any(part in name for part in fragments)), OTHER)
 
 
-def table(found: Mapping[str, Mapping[str, float]]) -> str:
+def table(shares_of_parts: Mapping[str, Mapping[str, float]]) -> str:
     """For people: a line for each part."""
-    lines = (", ".join(f"{kind} {share:.0%}" for kind, share in row.items()) for row in found.values())
-    return "\n".join(f"{part:10}{line}" for part, line in zip(found, lines))
+    lines = (", ".join(f"{kind} {share:.0%}" for kind, share in row.items()) for row in shares_of_parts.values())
+    return "\n".join(f"{part:10}{line}" for part, line in zip(shares_of_parts, lines, strict=True))

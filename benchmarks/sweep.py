@@ -13,18 +13,18 @@ from sprint_core.latent import SCALE
 
 SIZES_PX = (256, 512, 1024, 2048, 4096)
 PAIRED_PX = 1024  # up to here both sides several times; beyond, ours once
-UNTILED_PX = 2048  # up to here the decoder sees the whole picture
+UNTILED_PX = 2048  # up to here the decoder sees the whole image
 BATCH_PX, BATCHES = 256, (1, 2, 4)
 
 
 def sweep(ours: Ours, theirs, runs: int, sizes_px: Sequence[int]) -> dict:
-    """Seconds by pixels of a side, and of a picture by pictures at once: {"step": {"ours": {"512": sec}}, ..}."""
+    """Seconds by pixels of a side, and of an image by images at once: {"step": {"ours": {"512": sec}}, ..}."""
     sides = {"ours": ours} | ({"theirs": theirs} if theirs else {})
-    found: dict[str, dict] = {part: {side: {} for side in sides} for part in ("step", "decode", "batch")}
+    measured: dict[str, dict] = {part: {side: {} for side in sides} for part in ("step", "decode", "batch")}
 
     def note(part: str, name: int, taken: Mapping[str, Taken], share: int = 1) -> None:
         for side, record in taken.items():
-            found[part][side][str(name)] = record.row()["median_sec"] / share
+            measured[part][side][str(name)] = record.row()["median_sec"] / share
 
     native = ours.size_px
     try:
@@ -42,14 +42,14 @@ def sweep(ours: Ours, theirs, runs: int, sizes_px: Sequence[int]) -> dict:
                 note(part, px, taken)
         ours.size_px = BATCH_PX
         for count in BATCHES:
-            calls = {"batch": {side: lambda seed, m=made, n=count: m.pictures(seed, n) for side, made in sides.items()}}
+            calls = {"batch": {side: lambda seed, m=made, n=count: m.images(seed, n) for side, made in sides.items()}}
             note("batch", count, measure(calls, runs, ours.device, kept=0, count=False)["batch"], count)
     finally:
         ours.size_px = native
-    whole = {px: sec for px, sec in found["decode"]["ours"].items() if int(px) <= UNTILED_PX}
-    found["exponent"] = {"step": exponent(found["step"]["ours"]), "decode": exponent(whole)}
-    tiled = [sec / (int(px) ** 2 / 1e6) for px, sec in found["decode"]["ours"].items() if int(px) > UNTILED_PX]
-    return found | ({"tiled_decode_sec_per_megapixel": tiled[0]} if tiled else {})
+    untiled = {px: sec for px, sec in measured["decode"]["ours"].items() if int(px) <= UNTILED_PX}
+    measured["exponent"] = {"step": exponent(measured["step"]["ours"]), "decode": exponent(untiled)}
+    tiled = [sec / (int(px) ** 2 / 1e6) for px, sec in measured["decode"]["ours"].items() if int(px) > UNTILED_PX]
+    return measured | ({"tiled_decode_sec_per_megapixel": tiled[0]} if tiled else {})
 
 
 def _by_tiles(ours: Ours, seed: int) -> Tensor:
@@ -57,11 +57,11 @@ def _by_tiles(ours: Ours, seed: int) -> Tensor:
 
 
 def exponent(seconds: Mapping[str, float]) -> float | None:
-    """b of the least-squares fit seconds = a pixels^b, from 512 a side on: smaller pictures are mostly overhead."""
+    """b of the least-squares fit seconds = a pixels^b, from 512 a side on: smaller images are mostly overhead."""
     points = [(math.log(int(px) ** 2), math.log(sec)) for px, sec in seconds.items() if int(px) >= 512]
     if len(points) < 2:
         return None
-    x_mean, y_mean = (sum(axis) / len(points) for axis in zip(*points))
+    x_mean, y_mean = (sum(axis) / len(points) for axis in zip(*points, strict=True))
     spread = sum((x - x_mean) ** 2 for x, _ in points)
     return sum((x - x_mean) * (y - y_mean) for x, y in points) / spread
 
@@ -89,7 +89,7 @@ def require_matplotlib() -> None:
         raise ValueError("--plot: the chart needs matplotlib; install it with pip install matplotlib")
 
 
-def chart(found: Mapping[str, Mapping], title: str, path: Path) -> None:
+def chart(measured: Mapping[str, Mapping], title: str, path: Path) -> None:
     """Write what `sweep` measured as an image of two panels: seconds against pixels of a side, both axes logarithmic,
     and seconds per image, from 0, against images at once. Raises ValueError where matplotlib is missing."""
     require_matplotlib()
@@ -98,7 +98,7 @@ def chart(found: Mapping[str, Mapping], title: str, path: Path) -> None:
     figure = Figure(SIZE_IN, DPI, layout="constrained")
     figure.suptitle(title)
     for axes, (label, parts) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
-        lines = {(part, side): line for part in parts for side, line in found[part].items() if line}
+        lines = {(part, side): line for part in parts for side, line in measured[part].items() if line}
         for (part, side), line in lines.items():
             name = f"{TITLES[part]}: {'ours' if side == 'ours' else 'diffusers'}"
             axes.plot([int(x) for x in line], list(line.values()), "o-", color=LINES[part, side], label=name, lw=2.5)

@@ -1,6 +1,6 @@
 """The same parts by diffusers and transformers, on the very same weights, as SanaSprintPipeline calls them.
 
-Captions are padded to 300 tokens and masked, as the pipeline has them. Nothing of this is needed to make pictures.
+Captions are padded to 300 tokens and masked, as the pipeline has them. Nothing of this is needed to make images.
 """
 
 import functools
@@ -19,7 +19,7 @@ from sprint_core.weights.layouts.autoencoder import config_to_diffusers
 CAPTION_TOKENS = 300  # that the pipeline pads to
 
 
-def known(config: dict, cls: type) -> dict:
+def accepted(config: dict, cls: type) -> dict:
     """Of a configuration file what the class takes."""
     return {k: v for k, v in config.items() if k in inspect.signature(cls.__init__).parameters}
 
@@ -27,7 +27,7 @@ def known(config: dict, cls: type) -> dict:
 def _with_weights(cls: type, config: dict, tensors: dict[str, Tensor]) -> nn.Module:
     """The class on tensors of ours, none of them copied."""
     with torch.device("meta"):
-        model = cls(**known(config, cls))
+        model = cls(**accepted(config, cls))
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -84,7 +84,7 @@ class Theirs(Parts):
             "num_layers": PUBLISHED_BLOCKS
         }
         with torch.device("meta"):
-            net = SanaControlNetModel(**known(described, SanaControlNetModel))
+            net = SanaControlNetModel(**accepted(described, SanaControlNetModel))
         net = net.to_empty(device=self.ours.device).to(self.ours.dtype)
         trunk = self.transformer.state_dict()
         for name, tensor in net.state_dict().items():
@@ -160,12 +160,12 @@ class Theirs(Parts):
         return self.step(seed, residuals)
 
     def encode(self, seed: int) -> Tensor:
-        return self.autoencoder.encode(self.ours.picture(seed), return_dict=False)[0]
+        return self.autoencoder.encode(self.ours.image(seed), return_dict=False)[0]
 
     def decode(self, seed: int) -> Tensor:
         return self.autoencoder.decode(self.ours.latent(seed) / SCALE, return_dict=False)[0]
 
-    def pictures(self, seed: int, count: int) -> Tensor:
+    def images(self, seed: int, count: int) -> Tensor:
         """[b, h, w, 3] in [0, 1], from the noise that ours start from."""
         side = self.ours.size_px
         noise = torch.cat([self._noise(seed + i) for i in range(count)])

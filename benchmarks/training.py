@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.theirs import known
+from benchmarks.theirs import accepted
 from sprint_core.distill import recipes
 from sprint_core.distill.dataset.batch import Batch
 from sprint_core.distill.engine.randomness import SampleRandom, initialise
@@ -38,7 +38,7 @@ class TheirTransformer(nn.Module):
 
         super().__init__()
         self.config = ours.config
-        config = known(layouts.transformer.config_to_diffusers(self.config), SanaTransformer2DModel)
+        config = accepted(layouts.transformer.config_to_diffusers(self.config), SanaTransformer2DModel)
         self.network = SanaTransformer2DModel(**config).to(next(ours.parameters()).device)
         self.network.load_state_dict(layouts.TRANSFORMER.to_diffusers(ours.state_dict(), self.config))
 

@@ -245,7 +245,10 @@ def test_medians_and_ratios():
     row = bench.rows({"step": record}, peak_flops=4e12)["step"]
     assert row["ours"] == {"median_sec": 2.0, "min_sec": 1.0, "max_sec": 9.0, "tflop": 2.0, "of_peak": 0.25}
     assert (row["ratio"], row["steps"]) == (2.0, 1.0)
-    assert bench.table({"step": row}).splitlines()[1].split()[:4] == ["step", "2", "4", "2"]
+    lines = bench.table({"step": row}).splitlines()
+    assert lines[0].split()[:3] == ["seconds", "theirs", "speed-up"]
+    assert lines[1].split()[:4] == ["step", "2", "4", "2"]
+    assert "speed-up = diffusers / ours, in seconds" in lines and not any(line.startswith("error") for line in lines)
 
 
 def test_the_stand_in_tokenizer_pads_as_the_real_one():
