@@ -52,9 +52,9 @@ class Schedule:
     micro_batch: int = 0  # samples that a process takes at a time, accumulating gradients; 0: its share of the batch
 
     def __post_init__(self) -> None:
-        for name, known in (("precision", ("fp32", "bf16")), ("optimizer", ("adamw", "came"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; there are {' and '.join(known)}")
+        for name, choices in (("precision", ("fp32", "bf16")), ("optimizer", ("adamw", "came"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; there are {' and '.join(choices)}")
         if min(self.steps, self.batch) < 1 or min(self.micro_batch, self.warmup_steps) < 0:
             raise ValueError(
                 f"steps and batch must be 1 or more, micro_batch and warmup_steps 0 or more; this is {self}"
@@ -204,9 +204,9 @@ _PARSERS = {
 
 def _parsed(row: Schedule | Objective, key: str, value: str, setting: str) -> Any:
     """The value of a setting, of the type it has. Raises ValueError."""
-    if key not in {f.name for f in dataclasses.fields(row)}:
-        known = [f.name for f in dataclasses.fields(row)]
-        raise ValueError(f"--set {setting}: no setting {key}; there are {', '.join(known)}")
+    keys = [f.name for f in dataclasses.fields(row)]
+    if key not in keys:
+        raise ValueError(f"--set {setting}: no setting {key}; there are {', '.join(keys)}")
     kind = type(getattr(row, key))
     try:
         return _PARSERS.get(kind, kind)(value)

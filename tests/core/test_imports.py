@@ -25,8 +25,17 @@ DISTILL = (("recipes",), ("engine",), ("losses", "dataset"), ("stages",), ("runs
 # What ComfyUI installs, so that the core runs wherever it does.
 ALLOWED = {"torch", "safetensors", "einops", "transformers", "sentencepiece", "tokenizers", "numpy", "scipy", "PIL"}
 ALLOWED |= {"tqdm", "huggingface_hub", "accelerate"} | set(sys.stdlib_module_names)
-ALLOWED |= {"datasets", "pyarrow"}  # which the data of full-size training may need
-LAZY = ("transformers", "sentencepiece", "tokenizers", "diffusers", "huggingface_hub", "datasets", "pyarrow")
+ALLOWED |= {"datasets", "pyarrow", "matplotlib"}  # which training may need
+LAZY = (
+    "transformers",
+    "sentencepiece",
+    "tokenizers",
+    "diffusers",
+    "huggingface_hub",
+    "datasets",
+    "pyarrow",
+    "matplotlib",
+)
 
 
 def parse(folder: Path) -> dict[str, ast.Module]:

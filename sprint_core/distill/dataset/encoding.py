@@ -86,12 +86,12 @@ class _Encoding:
         for path in (*self._paths(), self.folder / "null.safetensors"):
             try:
                 with safe_open(path, framework="pt") as file:
-                    found = (file.metadata() or {}).get("fingerprint")
+                    stored = (file.metadata() or {}).get("fingerprint")
             except (FileNotFoundError, SafetensorError):  # missing or damaged: to be encoded
                 continue
-            if found != self.fingerprint:
+            if stored != self.fingerprint:
                 raise ValueError(
-                    f"{path}: made by another auto-encoder, text encoder or kind of edges ({found}, not "
+                    f"{path}: made by another auto-encoder, text encoder or kind of edges ({stored}, not "
                     f"{self.fingerprint}); choose another --out or delete {self.folder}"
                 )
 

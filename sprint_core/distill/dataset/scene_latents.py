@@ -1,5 +1,6 @@
 """Latents of procedural scenes: encoded once into shards, then read from memory."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ def encode_controlled_scenes(model: Autoencoder, folder: Path, count: int) -> Sc
     return SceneLatents(images.latents, fingerprint, hints.latents)
 
 
+@functools.cache
 def scenes_fingerprint(draw: Draw = scenes.images) -> str:
     """Tells apart ways to draw scenes, by some of them; of control images more, as there are more kinds."""
     seeds = range(SAMPLED) if draw is scenes.images else range(0, 20 * SAMPLED, 3)

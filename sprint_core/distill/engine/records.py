@@ -45,19 +45,19 @@ class Record(contextlib.AbstractContextManager):
         """One line; the speed is that since the last one."""
         if not self.writes:
             return
-        numbers = {name: round(float(value), 6) for name, value in values.items()}
-        numbers = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+        scalars = {name: round(float(value), 6) for name, value in values.items()}
+        scalars = {name: number if math.isfinite(number) else None for name, number in scalars.items()}
         (before, then), now = self.since, time.monotonic()
-        numbers["images_per_sec"] = round((step - before) * self.batch / max(now - then, 1e-9), 2)
+        scalars["images_per_sec"] = round((step - before) * self.batch / max(now - then, 1e-9), 2)
         self.since = (step, now)
         self.bar.set_postfix(
-            loss=next(iter(numbers.values())), images_s=f"{numbers['images_per_sec']:.1f}", skipped=skipped
+            loss=next(iter(scalars.values())), images_s=f"{scalars['images_per_sec']:.1f}", skipped=skipped
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "skipped": skipped, "time": round(time.time(), 1), **numbers}) + "\n")
+            file.write(json.dumps({"step": step, "skipped": skipped, "time": round(time.time(), 1), **scalars}) + "\n")
         if self.board:
-            for name, number in numbers.items():
+            for name, number in scalars.items():
                 if number is not None:
                     self.board.add_scalar(name, number, step)
 
@@ -67,9 +67,9 @@ class Record(contextlib.AbstractContextManager):
         if not path.is_file():
             return
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-        if len(whole) < len(lines):
-            path.write_text("".join(whole), encoding="utf-8")
+        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+        if len(kept) < len(lines):
+            path.write_text("".join(kept), encoding="utf-8")
 
     def samples(self, step: int, images: Tensor) -> None:
         """images: [b, h, w, 3] in [0, 1], as one grid."""

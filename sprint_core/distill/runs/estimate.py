@@ -10,7 +10,7 @@ import functools
 import logging
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,22 +42,22 @@ log = logging.getLogger(__name__)
 GIB = 2**30
 MATMUL_SIZE, MATMUL_RUNS = 2048, 5
 FP32_BYTES = 4
+TRANSFORMER_STAGES = ("teacher", "distill", "control")
 CAPTION_TOKENS = 300  # the longest; the demo's few are counted as so many, too
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase of a stage, for one micro_batch of samples."""
+    """One phase of a stage, for one micro-batch."""
 
     name: str
-    samples: int
     flops: int
     saved_bytes: int  # kept for the backward pass
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A stage on one process of `world`."""
+    """A stage on one process of its group."""
 
     stage: str
     trained: int  # parameters
@@ -72,12 +72,13 @@ class Estimate:
 
     def text(self, flops_per_sec: float) -> str:
         """For people."""
-        parts = [f"{self.stage}: {self.trained / 1e6:.1f} M parameters trained"]
-        parts.append(f"memory {self.memory_bytes / GIB:.1f} GiB ({self.state_bytes / GIB:.1f} GiB without activations)")
         seconds = self.per_step / flops_per_sec
-        parts.append(f"{self.per_step / 1e12:.3g} TFLOP and at least {seconds:.2g} s a step, {self.steps} steps")
-        parts.append(f"{_duration(self.steps * seconds)} at that rate")
-        return "; ".join(parts)
+        return (
+            f"{self.stage}: {self.trained / 1e6:.1f} M parameters trained; "
+            f"memory {self.memory_bytes / GIB:.1f} GiB ({self.state_bytes / GIB:.1f} GiB without activations); "
+            f"{self.per_step / 1e12:.3g} TFLOP and at least {seconds:.2g} s a step, {self.steps} steps; "
+            f"{_duration(self.steps * seconds)} at that rate"
+        )
 
 
 def _duration(seconds: float) -> str:
@@ -87,19 +88,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 59.5 * 60 else f"{seconds / 3600:.1f} h"
 
 
-class MetaData:
-    """Latents and caption embeddings that have a shape only."""
-
-    fingerprint = "meta"
-
-    def __init__(self, latent: Sequence[int], caption: Sequence[int], hints: bool = False):
-        self.latent, self.caption, self.hints = tuple(latent), tuple(caption), hints
-
-    def batch(self, random: SampleRandom) -> Batch:
-        b = len(random)
-        latents = torch.empty(b, *self.latent, device="meta")
-        captions = [torch.empty(self.caption, device="meta") for _ in range(b)]
-        return Batch(latents, captions, latents if self.hints else None)
+# --- counting -------------------------------------------------------------------------------------------
 
 
 def estimate(
@@ -111,19 +100,19 @@ def estimate(
     """
     share = len(processes.share(schedule.batch))
     samples = min(schedule.micro_batch or share, share)
-    end = schedule.steps  # where all that joins later takes part
-    names = sorted({name for step in range(end, end + 4) for name in stage.phases(step)})
-    weights = [p for module in (*stage.modules.values(), *frozen) for p in module.parameters()]
-    phases = tuple(_phase(stage, name, end, samples, weights) for name in names)
-    own = [p for module in stage.modules.values() for p in module.parameters()]
+    own, others = _parameters(stage.modules.values()), _parameters(frozen)
+    names = sorted({name for step in range(schedule.steps, schedule.steps + 4) for name in stage.phases(step)})
+    phases = {name: _phase(stage, name, schedule.steps, samples, own + others) for name in names}
     trained = sum(p.numel() for p in own if p.requires_grad)
     extra = 3 if schedule.optimizer == "adamw" else 2  # gradients, moments (CAME's second one is factored)
-    kept = [*own, *stage.modules[stage.averaged].parameters(), *(p for module in frozen for p in module.parameters())]
-    state = extra * trained + sum(p.numel() for p in kept)
-    flops = {phase.name: phase.flops for phase in phases}
-    whole = sum(flops[name] for step in range(schedule.steps) for name in stage.phases(step))
-    per_step = whole * (share / samples) / schedule.steps
-    return Estimate(stage.name, trained, FP32_BYTES * state, phases, per_step, schedule.steps)
+    state = extra * trained + sum(p.numel() for p in own + others + _parameters([stage.average_source]))
+    flops = sum(phases[name].flops for step in range(schedule.steps) for name in stage.phases(step))
+    per_step = flops * (share / samples) / schedule.steps
+    return Estimate(stage.name, trained, FP32_BYTES * state, tuple(phases.values()), per_step, schedule.steps)
+
+
+def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    return [p for module in modules for p in module.parameters()]
 
 
 def _phase(stage: Stage, name: str, step: int, samples: int, weights: Sequence[Tensor]) -> Phase:
@@ -141,7 +130,7 @@ def _phase(stage: Stage, name: str, step: int, samples: int, weights: Sequence[T
         for weight in weights:
             storages.pop(weight.untyped_storage()._cdata, None)
         loss.backward()
-    return Phase(name, samples, counter.get_total_flops(), sum(storages.values()))
+    return Phase(name, counter.get_total_flops(), sum(storages.values()))
 
 
 class _Saved:
@@ -151,76 +140,88 @@ class _Saved:
         self.tensor = tensor.detach()  # or the graph would own itself through it
 
 
+# --- the stages of a recipe on the meta device ----------------------------------------------------------
+
+
+class MetaDataset:
+    """Latents and caption embeddings that have a shape only."""
+
+    fingerprint = "meta"
+
+    def __init__(self, latent: Sequence[int], caption: Sequence[int], hints: bool = False):
+        self.latent, self.caption, self.hints = tuple(latent), tuple(caption), hints
+
+    def batch(self, random: SampleRandom) -> Batch:
+        latents = torch.empty(len(random), *self.latent, device="meta")
+        captions = [torch.empty(self.caption, device="meta") for _ in range(len(random))]
+        return Batch(latents, captions, latents if self.hints else None)
+
+
 def of_recipe(
     recipe: Recipe, processes: ProcessGroup = SINGLE_PROCESS, trunk: checkpoint.Weights | None = None
 ) -> list[Estimate]:
     """Every stage of a recipe. trunk: of a ControlNet's; without it, the one that the recipe is for."""
-    if recipe.is_control:
-        stages = _control_stages(recipe, trunk)
-    else:
-        stages = _transformer_stages(recipe) | ({} if recipe.preset else _demo_stages())
-    return [estimate(*stages[name], schedule, processes) for name, schedule in recipe.stages.items()]
+    estimates = []
+    for name, schedule in recipe.stages.items():
+        stage = _transformer_stage(name, recipe, trunk) if name in TRANSFORMER_STAGES else _demo_stage(name)
+        estimates.append(estimate(*stage, schedule, processes))
+    return estimates
 
 
-def _transformer_stages(recipe: Recipe) -> dict[str, tuple[Stage, Sequence[nn.Module]]]:
-    """The stages that train a transformer, on the meta device, with what is frozen in them."""
-    preset = presets.PRESETS[f"{recipe.preset}-teacher"] if recipe.preset else None
-    config = preset.transformer if preset else dataclasses.replace(recipes.DEMO_TRANSFORMER, guidance_embed=False)
-    side = (preset.size_px if preset else recipes.DEMO_PX) // DOWNSCALE
-    data = MetaData((LATENT_CHANNELS, side, side), (CAPTION_TOKENS, config.caption_width))
-    null = torch.empty(1, config.caption_width, device="meta")
-    teachers = [Embedded(SanaTransformer(config, device="meta"), null) for _ in range(2)]
-    again = {name: recipe.stages[name].activation_checkpointing for name in ("teacher", "distill")}
-    distill = DistillStage(teachers[1], data, recipe.objective, activation_checkpointing=again["distill"])
-    teacher = TeacherStage(teachers[0], data, activation_checkpointing=again["teacher"])
-    return {"teacher": (teacher, ()), "distill": (distill, [teachers[1]])}
-
-
-def _control_stages(recipe: Recipe, trunk: checkpoint.Weights | None) -> dict[str, tuple[Stage, Sequence[nn.Module]]]:
-    config, size_px = recipes.DEMO_TRANSFORMER, recipes.DEMO_PX
+def _transformer_stage(
+    name: str, recipe: Recipe, trunk: checkpoint.Weights | None
+) -> tuple[Stage, Sequence[nn.Module]]:
+    """A stage that trains a transformer or a ControlNet, and what is frozen in it."""
+    control = name == "control"
+    config, size_px = dataclasses.replace(recipes.DEMO_TRANSFORMER, guidance_embed=control), recipes.DEMO_PX
     if trunk is not None:
         config, size_px = trunk.config, trunk.settings["size_px"]
     elif recipe.preset:
-        config, size_px = presets.PRESETS[recipe.preset].transformer, presets.PRESETS[recipe.preset].size_px
+        preset = presets.PRESETS[recipe.preset if control else f"{recipe.preset}-teacher"]
+        config, size_px = preset.transformer, preset.size_px
     side = size_px // DOWNSCALE
-    data = MetaData((LATENT_CHANNELS, side, side), (CAPTION_TOKENS, config.caption_width), hints=True)
+    dataset = MetaDataset((LATENT_CHANNELS, side, side), (CAPTION_TOKENS, config.caption_width), hints=control)
     model = Embedded(SanaTransformer(config, device="meta"), torch.empty(1, config.caption_width, device="meta"))
-    checkpointing = recipe.stages["control"].activation_checkpointing
-    return {"control": (ControlStage(model, data, recipe.objective, activation_checkpointing=checkpointing), [model])}
+    checkpointing = recipe.stages[name].activation_checkpointing
+    if name == "teacher":
+        return TeacherStage(model, dataset, activation_checkpointing=checkpointing), ()
+    kind = ControlStage if control else DistillStage
+    return kind(model, dataset, recipe.objective, activation_checkpointing=checkpointing), [model]
 
 
-def _demo_stages() -> dict[str, tuple[Stage, Sequence[nn.Module]]]:
-    """The demo's other stages."""
+def _demo_stage(name: str) -> tuple[Stage, Sequence[nn.Module]]:
+    """One of the demo's other stages, and what is frozen in it."""
 
     def images(seeds: Sequence[int]) -> Tensor:
         return torch.empty(len(seeds), 3, recipes.DEMO_PX, recipes.DEMO_PX, device="meta")
 
-    models = [Autoencoder(recipes.DEMO_AUTOENCODER, device="meta") for _ in range(2)]
-    whole = autoencoder.WholeStage(models[0], images, steps=0, pool=1)
-    decoder = autoencoder.DecoderStage(models[1], images, pool=1)
-    known = features.FeatureStage(FeatureNetwork(features.QUESTIONS).to("meta"), pool=1)
-    read = CaptioningStage(CaptioningModel(Gemma(recipes.DEMO_TEXT, device="meta")).to("meta"), demo.prompts(), pool=1)
-    frozen = {"decoder": [models[1].encoder]}
-    return {stage.name: (stage, frozen.get(stage.name, ())) for stage in (whole, decoder, known, read)}
+    if name == "features":
+        return features.FeatureStage(FeatureNetwork(features.QUESTIONS).to("meta"), pool=1), ()
+    if name == "captioning":
+        model = CaptioningModel(Gemma(recipes.DEMO_TEXT, device="meta")).to("meta")
+        return CaptioningStage(model, demo.prompts(), pool=1), ()
+    vae = Autoencoder(recipes.DEMO_AUTOENCODER, device="meta")
+    if name == "autoencoder":
+        return autoencoder.WholeStage(vae, images, steps=0, pool=1), ()
+    return autoencoder.DecoderStage(vae, images, pool=1), [vae.encoder]
+
+
+# --- this machine ---------------------------------------------------------------------------------------
 
 
 def check_memory(estimates: Sequence[Estimate], processes: ProcessGroup) -> None:
     """Refuse a run whose state cannot fit, warn of one whose activations may not. Raises ValueError."""
     free = free_bytes(processes.device)
     for one in estimates:
-        about = f"{one.stage}: {processes.device} has {free / GIB:.1f} GiB free; it needs"
+        needs = f"{one.stage}: {processes.device} has {free / GIB:.1f} GiB free; it needs"
         if one.state_bytes > free:
             raise ValueError(
-                f"{about} {one.state_bytes / GIB:.1f} GiB for weights, gradients and averages alone; choose a device "
+                f"{needs} {one.state_bytes / GIB:.1f} GiB for weights, gradients and averages alone; choose a device "
                 "with more, or a smaller recipe"
             )
         if one.memory_bytes > free:
-            log.warning(
-                "%s up to %.1f GiB; fewer samples at a time help: --set %s.micro_batch=N",
-                about,
-                one.memory_bytes / GIB,
-                one.stage,
-            )
+            advice = f"fewer samples at a time help: --set {one.stage}.micro_batch=N"
+            log.warning("%s up to %.1f GiB; %s", needs, one.memory_bytes / GIB, advice)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from sprint_core.distill.dataset import scene_latents
 from sprint_core.distill.engine import trainer
 from sprint_core.distill.engine.processes import ProcessGroup
 from sprint_core.distill.engine.randomness import initialise
+from sprint_core.distill.runs import ablation_measures as measures
 from sprint_core.distill.runs import ablation_tables as tables
 from sprint_core.distill.runs import ablations
 from sprint_core.distill.stages.student import DistillStage
@@ -22,7 +24,8 @@ from sprint_core.distill.stages.teacher import unchecked_student
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from sprint_core.weights import presets
 
-SETTINGS = [f"{stage}.{key}=2" for stage in recipes.DEMO for key in ("steps", "batch")] + ["distill.ladd_from=1"]
+SETTINGS = [f"{stage}.{key}=2" for stage in recipes.DEMO for key in ("steps", "batch")]
+SETTINGS += ["distill.ladd_from=1", "teacher.precision=fp32", "distill.precision=fp32"]  # bf16 is slow on some CPUs
 AUTOENCODER = presets.BUNDLED
 COMMAND = ["--ablations", "--pool", "6", "--device", "cpu", "--autoencoder", str(AUTOENCODER)]
 COMMAND += [f"--set={setting}" for setting in SETTINGS]
@@ -83,11 +86,11 @@ def test_rows_of_one_configuration_are_one_run(done):
     assert rows["T3 Objective"]["both"] is rows["T6 Max-time share"]["50 %"]
     assert rows["T3 Objective"]["sCM alone"] is rows["Stabilisers"]["dense time, q/k norm"]
     trained = {path.parent.parent.name for path in (out / "ablations").glob("*/distill/state.pt")}
-    assert trained == {f"{one.name}-{SEED}" for one in ablations.RUNS}
-    configurations = [(str(one.objective), one.guidance_embed, str(one.teacher)) for one in ablations.RUNS]
-    assert len(set(configurations)) == len(ablations.RUNS)
+    assert trained == {f"{one.name}-{SEED}" for one in ablations.VARIANTS}
+    configurations = [(str(one.objective), one.guidance_embed, str(one.teacher)) for one in ablations.VARIANTS]
+    assert len(set(configurations)) == len(ablations.VARIANTS)
     used = {row.run for table in tables.PAPER.values() for row in table} | set(tables.STABILISERS.values())
-    assert used == {one.name for one in ablations.RUNS} | set(ablations.SAMPLERS)
+    assert used == {one.name for one in ablations.VARIANTS} | set(ablations.SAMPLERS)
 
 
 def test_results_say_what_was_measured(done):
@@ -198,22 +201,22 @@ def test_a_student_without_guidance_embedding_is_the_teacher(change):
 )
 def test_wilson_intervals(right, count, low, high):
     """Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
-    assert tables.wilson(right, count) == pytest.approx((low, high), abs=5e-5)
-    mirrored = tables.wilson(count - right, count)
+    assert measures.wilson(right, count) == pytest.approx((low, high), abs=5e-5)
+    mirrored = measures.wilson(count - right, count)
     assert mirrored == pytest.approx((1 - high, 1 - low), abs=5e-5)
 
 
 def test_distance_has_an_interval_or_is_left_out():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn((2, 400, 32), generator=generator, dtype=torch.float64)
-    near, far = tables.distance(a, b), tables.distance(a + 1.0, b)
+    near, far = measures.distance(a, b), measures.distance(a + 1.0, b)
     assert near["low"] < near["value"] < near["high"] < far["low"]
-    assert tables.distance(a[:300], b[:300]) is None
+    assert measures.distance(a[:300], b[:300]) is None
 
 
 def test_every_student_trains_as_often():
     """With a critic in turn, from the start or from some step, or without."""
-    for one in ablations.RUNS[:3]:
+    for one in ablations.VARIANTS[:3]:
         schedule, objective = ablations.plan(one, ablations.SHORT)
         stage = DistillStage.__new__(DistillStage)
         stage.objective = objective
@@ -223,43 +226,50 @@ def test_every_student_trains_as_often():
         assert objective.tangent_warmup_steps == 40
 
 
+def test_a_missing_matplotlib_is_named_before_any_step(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ValueError, match="drawn by matplotlib: pip install matplotlib"):
+        ablations.run(tmp_path, TINY, 6, None, ProcessGroup(), PROMPTS)
+    assert not list(tmp_path.iterdir())
+
+
 def measure(value: float, half: float = 0.01) -> dict:
     return {"value": value, "low": value - half, "high": value + half}
 
 
 def test_order():
-    assert tables.order(measure(0.3), measure(0.4), 27.0, 28.0) == "agrees"
-    assert tables.order(measure(0.4), measure(0.3), 27.0, 28.0) == "disagrees"
-    assert tables.order(measure(0.4), measure(0.3), 28.0, 28.0).startswith("differs")
-    assert tables.order(measure(0.4, 0.1), measure(0.3), 27.0, 28.0) == "within noise"
+    assert measures.order(measure(0.3), measure(0.4), 27.0, 28.0) == "agrees"
+    assert measures.order(measure(0.4), measure(0.3), 27.0, 28.0) == "disagrees"
+    assert measures.order(measure(0.4), measure(0.3), 28.0, 28.0).startswith("differs")
+    assert measures.order(measure(0.4, 0.1), measure(0.3), 27.0, 28.0) == "within noise"
 
 
 def test_seeds_that_differ_widen_the_interval():
     results = [
-        {"judge": {"2": tables.judged(right, 400)}, "frechet": measure(right / 100, 0.1), "seconds": 1.0}
+        {"judge": {"2": measures.judged(right, 400)}, "frechet": measure(right / 100, 0.1), "seconds": 1.0}
         for right in (100, 300)
     ]
-    row = tables.pooled(results)
+    row = measures.pooled(results)
     assert row["judge"]["2"]["value"] == 0.5 and row["judge"]["2"]["seeds"] == [0.25, 0.75]
     assert (row["judge"]["2"]["low"], row["judge"]["2"]["high"]) == (0.25, 0.75)
     assert (row["frechet"]["value"], row["frechet"]["low"], row["frechet"]["high"]) == (2.0, 1.0, 3.0)
-    alike = tables.pooled([results[0], results[0]])
-    assert alike["judge"]["2"]["low"] == tables.wilson(200, 800)[0]
+    alike = measures.pooled([results[0], results[0]])
+    assert alike["judge"]["2"]["low"] == measures.wilson(200, 800)[0]
     assert alike["frechet"]["high"] == pytest.approx(1.0 + 0.1 / 2**0.5)
 
 
 def test_norms_that_are_not_finite_are_counted():
-    assert tables.spread([1.0, 3.0, float("inf"), float("nan")]) == {
+    assert measures.spread([1.0, 3.0, float("inf"), float("nan")]) == {
         "median": 2.0,
         "low": 1.0,
         "high": 3.0,
         "max": 3.0,
         "not_finite": 2,
     }
-    assert tables.spread([]) is None
+    assert measures.spread([]) is None
 
 
 def test_median_lies_between_two_ranks():
     """Of 75 values, the 29th and the 47th: a binomial of p = 1/2, as a normal, rounded outwards."""
-    norms = tables.spread([float(n) for n in range(75, 0, -1)])
+    norms = measures.spread([float(n) for n in range(75, 0, -1)])
     assert (norms["low"], norms["median"], norms["high"]) == (29.0, 38.0, 47.0)

@@ -17,7 +17,7 @@ from sprint_core.distill.dataset.batch import Batch
 from sprint_core.distill.engine.randomness import SampleRandom, initialise
 from sprint_core.distill.engine.trainer import Trainer
 from sprint_core.distill.recipes import Objective, Recipe, Schedule
-from sprint_core.distill.runs import control
+from sprint_core.distill.runs import control, estimate
 from sprint_core.distill.stages.base import Captioned
 from sprint_core.distill.stages.control import ControlStage, block_count
 from sprint_core.distill.stages.sprint import Conditioning
@@ -104,8 +104,8 @@ def test_the_trajectory_is_the_pictures_own(trunk):
 
 def test_a_short_training_follows_the_hint(trunk, tmp_path):
     """Two pictures, one caption: the hint alone decides, in one step from noise."""
-    schedule = Schedule(steps=150, batch=16, lr=3e-3, warmup_steps=10, ema=0.9, clip=1.0)
-    stage = ControlStage(trunk, TwoHints(), Objective(tangent_warmup_steps=30, ladd_from=100, ladd_weight=0.05))
+    schedule = Schedule(steps=40, batch=8, lr=5e-3, warmup_steps=10, ema=0.9, clip=1.0)
+    stage = ControlStage(trunk, TwoHints(), Objective(tangent_warmup_steps=10, ladd_from=30, ladd_weight=0.05))
     branch = Trainer(stage, schedule, tmp_path).train().branch
     z = torch.randn((4, 32, 2, 2), generator=torch.Generator().manual_seed(0))
     caption, mask = trunk.encode(["flat"] * 4)
@@ -146,7 +146,8 @@ def test_things_drawn_anywhere_stay_in_the_picture():
 
 @pytest.fixture
 def short(monkeypatch):
-    """Both recipes in three steps of two pictures."""
+    """Both recipes in three steps of two images, without an estimate (test_estimate.py and `test_dry_run` have it)."""
+    monkeypatch.setattr(estimate, "of_recipe", lambda *_: [])
     schedule = Schedule(3, 2, 1e-3, 1, ema=0.5)
     for name in ("demo-control", "control"):
         recipe = Recipe({"control": schedule}, Objective(tangent_warmup_steps=1, ladd_from=1), "")
@@ -205,12 +206,12 @@ def test_hed_makes_the_hints(short, tmp_path, monkeypatch):
         shapes = {name: tuple(t.shape) for name, t in hed.HED().state_dict().items()}
     torch.save(standin.random_tensors(shapes), tmp_path / "hed.pth")
     seen = []
-    monkeypatch.setattr(data, "control_images", lambda images, hed=None: seen.append(hed) or images)
+    monkeypatch.setattr(data, "control_images", lambda images, network=None: seen.append(network) or images)
     model = standin.make(tmp_path / "sprint")
     pictures = write_pictures(tmp_path / "pictures")
     given = {"recipe": "control", "student": model, "vae": model, "text_encoder": model, "data": pictures}
     assert run(tmp_path / "out", **given, hed=tmp_path / "hed.pth") == 0
-    assert seen and all(isinstance(hed, hed.HED) for hed in seen)
+    assert seen and all(isinstance(network, hed.HED) for network in seen)
 
 
 @pytest.mark.parametrize(

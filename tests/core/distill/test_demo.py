@@ -16,7 +16,8 @@ from sprint_core.pipeline import Pipeline
 from sprint_core.shapes import captions, examples, judge, scenes
 from sprint_core.weights import checkpoint, layouts
 
-SETTINGS = [f"{stage}.{key}=2" for stage in recipes.DEMO for key in ("steps", "batch")] + ["distill.ladd_from=1"]
+SETTINGS = [f"{stage}.{key}=2" for stage in recipes.DEMO for key in ("steps", "batch")]
+SETTINGS += ["distill.ladd_from=1", "teacher.precision=fp32", "distill.precision=fp32"]  # bf16 is slow on some CPUs
 SHORT = recipes.override(recipes.RECIPES["demo"], SETTINGS)
 
 

@@ -39,8 +39,7 @@ class TwoPictures:
 DATA = TwoPictures()
 
 
-@pytest.fixture
-def model() -> Captioned:
+def untrained() -> Captioned:
     tokenizer = HFTokenizer(json.dumps(standin.byte_tokenizer()).encode())
     model = Captioned(SanaTransformer(CONFIG), Gemma(standin.TEXT), PromptTokenizer(tokenizer, PRESET))
     initialise(model, 0)
@@ -48,6 +47,18 @@ def model() -> Captioned:
         if "scale_shift_table" in name:
             p.data.mul_(0.1)
     return model
+
+
+@pytest.fixture
+def model() -> Captioned:
+    return untrained()
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Captioned:
+    """After a short training."""
+    schedule = Schedule(steps=80, batch=8, lr=3e-3, warmup_steps=10, ema=0.95)
+    return Trainer(TeacherStage(untrained(), DATA), schedule, tmp_path_factory.mktemp("teacher")).train()
 
 
 def test_student_starts_as_the_teacher_whatever_the_guidance(model):
@@ -64,12 +75,10 @@ def test_teacher_without_stabilisers_is_refused(change):
         student_of(SanaTransformer(dataclasses.replace(CONFIG, **change)))
 
 
-def test_teacher_learns_what_captions_mean(model, tmp_path):
-    """After a short training the sign of the samples follows the caption; guidance and average included."""
-    schedule = Schedule(steps=150, batch=16, lr=2e-3, warmup_steps=10, ema=0.95)
-    trained = Trainer(TeacherStage(model, DATA), schedule, tmp_path).train()
+def test_teacher_learns_what_captions_mean(teacher):
+    """The sign of the samples follows the caption; guidance and average included."""
     z = torch.randn((4, 32, 2, 2), generator=torch.Generator().manual_seed(0))
-    samples = euler(trained, z, ["red", "blue", "red", "blue"], 1.0, steps=8, cfg=2.0)
+    samples = euler(teacher, z, ["red", "blue", "red", "blue"], 1.0, steps=8, cfg=2.0)
     assert (samples.mean((1, 2, 3)) * torch.tensor([1.0, -1.0, 1.0, -1.0]) > 0.5).all()
 
 
@@ -121,12 +130,11 @@ def test_the_adversary_may_join_later(model):
     assert "adversarial" not in metrics[0] and "adversarial" in metrics[1]
 
 
-def test_distilled_student_paints_in_one_step(model, tmp_path):
-    """The whole chain on two flat pictures: after sCM and LADD one step gives the captioned one."""
-    schedule = Schedule(steps=150, batch=16, lr=2e-3, warmup_steps=10, ema=0.95)
-    teacher = Trainer(TeacherStage(model, DATA), schedule, tmp_path).train()
+def test_distilled_student_paints_in_one_step(teacher, tmp_path):
+    """The whole chain on two flat images: after sCM and LADD one step gives the captioned one."""
+    schedule = Schedule(steps=40, batch=8, lr=1e-3, warmup_steps=10, ema=0.95, clip=0.5)
     stage = DistillStage(teacher, DATA, Objective(tangent_warmup_steps=20, guidance=(1.5, 2.0)))
-    student = Trainer(stage, dataclasses.replace(schedule, steps=80, lr=1e-3, clip=0.5), tmp_path).train().transformer
+    student = Trainer(stage, schedule, tmp_path).train().transformer
     z = torch.randn((4, 32, 2, 2), generator=torch.Generator().manual_seed(0))
     caption, mask = teacher.encode(["red", "blue", "red", "blue"])
     one = torch.ones(4)
