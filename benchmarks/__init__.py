@@ -1,1 +1,1 @@
-"""What each part of a picture costs on this machine, beside diffusers: python -m benchmarks."""
+"""What each part of an image costs on this machine, beside diffusers: python -m benchmarks."""
