@@ -11,6 +11,7 @@ of nodes need SPRINT_COMFYUI. The last line of output is one JSON document. Exit
 
 import argparse
 import ast
+import gc
 import importlib
 import importlib.machinery
 import json
@@ -183,6 +184,7 @@ def preload(mutations: Sequence[Mutation]) -> None:
         importlib.import_module(name)
     loaded = [name for name in sys.modules if name.split(".")[0] in ("sprint_core", "standin", "nodes", "comfy")]
     assert not loaded, f"{loaded} would be the same in every fork"
+    gc.freeze()  # so that no fork's collector walks, and copies, what they share
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
