@@ -56,7 +56,7 @@ class Output:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def parts_of(path: Path, only: str | None = None) -> list[Weights]:
+def parts_of(path: Path, only: str | None) -> list[Weights]:
     """Every part of a file or folder, or the one asked for. Raises CheckpointError."""
     source = checkpoint.Source(path)
     if only:

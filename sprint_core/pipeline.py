@@ -178,7 +178,7 @@ class Pipeline:
         return rearrange(images.add_(1.0).div_(2.0).clamp_(0.0, 1.0), "b c h w -> b h w c")
 
     def denoiser(
-        self, caption: Tensor, mask: Tensor | None, guidance: float, controls: Sequence[Control] = ()
+        self, caption: Tensor, mask: Tensor | None, guidance: float, controls: Sequence[Control]
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """denoise(x_s, s) -> x0 for the sampler: x_s and x0 [b, 32, h, w] in fp32, s an fp32 scalar on the CPU.
 

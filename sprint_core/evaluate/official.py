@@ -10,8 +10,10 @@ from tqdm import tqdm
 from ..weights import tensorfile
 from .scoring import Painter
 
+GENEVAL_SAMPLES = 4  # of each prompt, from seeds 0 to 3, as its authors ask for
 
-def geneval_jobs(path: Path, out: Path, samples: int = 4) -> Iterator[tuple[str, int, Path]]:
+
+def geneval_jobs(path: Path, out: Path) -> Iterator[tuple[str, int, Path]]:
     """(prompt, seed, file) for GenEval: 00000/samples/0000.png and so on, beside each prompt's metadata.jsonl."""
     lines = path.read_text(encoding="utf-8").splitlines()
     rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -20,7 +22,7 @@ def geneval_jobs(path: Path, out: Path, samples: int = 4) -> Iterator[tuple[str,
         folder = out / f"{i:05d}"
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         (folder / "metadata.jsonl").write_text(line, encoding="utf-8")
-        for j in range(samples):
+        for j in range(GENEVAL_SAMPLES):
             yield text, j, folder / "samples" / f"{j:04d}.png"
 
 

@@ -47,7 +47,7 @@ def check_image_name(path: Path, option: str) -> None:
         raise ValueError(f"{option} {path}: name it .png, .jpg or .webp")
 
 
-def image_paths(first: Path, count: int, new: bool = False) -> list[Path]:
+def image_paths(first: Path, count: int, new: bool) -> list[Path]:
     """For the images of a batch: a.png, a-1.png, a-2.png; if they are to be new, a_2.png, ... where one exists."""
     start, number = first, 1
     while True:

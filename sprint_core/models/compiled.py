@@ -13,13 +13,13 @@ def compile_in_place(*networks: nn.Module, backend: str = "inductor") -> None:
 
 
 @functools.cache
-def require_compiler(device_type: str, backend: str = "inductor") -> None:
+def require_compiler(device_type: str) -> None:
     """Raise ValueError where torch.compile cannot compile even a sine, which takes some seconds to find out.
 
     It needs a C++ compiler, and Triton for a GPU.
     """
     try:
-        torch.compile(torch.sin, backend=backend)(torch.zeros(16, device=device_type))
+        torch.compile(torch.sin)(torch.zeros(16, device=device_type))
     except Exception as error:  # each compiler that torch uses has its own exceptions
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..devices import fp32, to_device
 
 LINEAR_ATTENTION_EPS = 1e-8  # the authors' value; diffusers has 1e-15
+MAX_PERIOD = 10000.0  # of the time embedding
 CACHE_ELEMENTS = 2**19  # elements of a tensor that fit into a CPU's cache
 MASKED = -10000.0  # what is added to the logits of padded text tokens, as in training
 
@@ -90,11 +91,11 @@ def run_in_blocks(run: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Ten
     return rows.view(x.shape)
 
 
-def timestep_embedding(t: Tensor, dim: int = 256, max_period: float = 10000.0) -> Tensor:
+def timestep_embedding(t: Tensor, dim: int = 256) -> Tensor:
     """Sinusoidal features of one scalar per sample (arXiv 2006.11239): [b] -> [b, dim] in fp32, cosines first."""
     half = dim // 2
     t = fp32(t)
-    freqs = torch.exp(-math.log(max_period) * torch.arange(half, dtype=t.dtype, device=t.device) / half)
+    freqs = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, dtype=t.dtype, device=t.device) / half)
     args = t[:, None] * freqs
     return torch.cat([args.cos(), args.sin()], dim=-1)
 

@@ -33,6 +33,7 @@ SHAPES = {"circle": "circles", "square": "squares", "triangle": "triangles", "cr
 RADIUS_PX = {"small": 38, "large": 56}
 SQUARE_SIDE, TRIANGLE_HEIGHT, CROSS_ARM = 0.9, 0.9, 0.4  # half the extents, in radii
 CANVAS_PX, MARGIN_PX = 256, 8
+REACH_PX = 40  # how far a thing may stand from its place
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,13 @@ def backdrop(name: str, px: int) -> np.ndarray:
     return np.repeat((top * (1 - down) + bottom * down)[:, None], px, axis=1)
 
 
-def moves(scene: Scene, seed: int, reach_px: int = 40) -> list[tuple[int, int]]:
+def moves(scene: Scene, seed: int) -> list[tuple[int, int]]:
     """How far (right, down) each thing may stand from its place, in canvas pixels, at random within the canvas."""
     rng, offsets = random.Random(f"moves {seed}"), []
     for thing in scene.things:
         first, last = centre_px(thing.size, 0), centre_px(thing.size, 2)
         places = [centre_px(thing.size, index) for index in (thing.column, thing.row)]
-        ends = [(max(first - p, -reach_px), min(last - p, reach_px)) for p in places]
+        ends = [(max(first - p, -REACH_PX), min(last - p, REACH_PX)) for p in places]
         offsets.append(tuple(rng.randint(low, high) for low, high in ends))
     return offsets
 
@@ -116,6 +117,6 @@ def render(scene: Scene, px: int = CANVAS_PX, moved: Sequence[tuple[int, int]] =
     return (image + 0.5).astype(np.uint8)
 
 
-def render_batch(scenes: Sequence[Scene], px: int = CANVAS_PX) -> np.ndarray:
-    """The images of several scenes: [n, px, px, 3] uint8."""
-    return np.stack([render(scene, px) for scene in scenes])
+def render_batch(scenes: Sequence[Scene]) -> np.ndarray:
+    """The images of several scenes: [n, 256, 256, 3] uint8."""
+    return np.stack([render(scene) for scene in scenes])

@@ -23,7 +23,7 @@ def angles_loop(x_s: torch.Tensor, angles: list[float], noises: list[torch.Tenso
     """Multistep consistency sampling written with TrigFlow's angles, for the same network."""
     sigma_data = trigflow.SIGMA_DATA
     x_t = x_s * sigma_data * (math.cos(angles[0]) + math.sin(angles[0]))
-    for (t, t_next), z in zip(itertools.pairwise(angles), noises):
+    for (t, t_next), z in zip(itertools.pairwise(angles), noises, strict=True):
         sum_t = math.cos(t) + math.sin(t)
         x0 = sigma_data * denoise(x_t / (sigma_data * sum_t), torch.tensor(math.sin(t) / sum_t, dtype=torch.float64))
         x_t = math.cos(t_next) * x0 + math.sin(t_next) * sigma_data * z

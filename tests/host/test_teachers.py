@@ -1,6 +1,7 @@
 """Multi-step models: SANA 1.0, 1.5 and Sprint's teachers sample with KSampler and classifier-free guidance."""
 
 import dataclasses
+import itertools
 
 import pytest
 import standin
@@ -33,7 +34,7 @@ def test_ksampler_is_an_euler_loop_on_the_core_transformer(folder, teacher, ksam
     net = checkpoint.build(checkpoint.load(folder, layouts.TRANSFORMER))
     x = torch.randn(1, 32, 3, 4, generator=torch.manual_seed(1))
     sigmas = shifted(3.0, STEPS)
-    for s, s_next in zip(sigmas, sigmas[1:]):
+    for s, s_next in itertools.pairwise(sigmas):
         v = [net(x, s[None], prompt[0][0]) for prompt in (positive, other)]
         x = x + (s_next - s) * (v[1] + CFG * (v[0] - v[1]))
     run = {"model": teacher, "negative": other, "steps": STEPS, "cfg": CFG, "sampler_name": "euler"}

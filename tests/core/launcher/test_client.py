@@ -1,6 +1,7 @@
 """How the client waits, against a server that answers from a list. tests/server has the real one."""
 
 import http.server
+import itertools
 import json
 import threading
 
@@ -59,7 +60,7 @@ def test_waiting_looks_often_at_first_and_tells_the_seconds():
     with Answering([None] * 12 + [DONE]) as server:
         assert Client(server.url).wait("mine", seconds.append) == DONE
     assert [path for path, _ in server.requests] == ["/history/mine"] * 13
-    pauses = [b - a for a, b in zip(seconds, seconds[1:], strict=False)]
+    pauses = [b - a for a, b in itertools.pairwise(seconds)]
     assert len(seconds) == 13 and seconds == sorted(seconds)
     assert all(pause >= SHORTEST_POLL_SEC for pause in pauses) and pauses[0] < LONGEST_POLL_SEC
 

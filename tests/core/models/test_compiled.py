@@ -66,7 +66,7 @@ def test_compiled_in_place_it_keeps_names_and_results():
 
 
 def test_what_cannot_compile_says_so(monkeypatch):
-    def fail(run, backend):
+    def fail(run):
         raise RuntimeError("No C++ compiler\nand more")
 
     monkeypatch.setattr(torch, "compile", fail)

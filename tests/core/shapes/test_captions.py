@@ -37,15 +37,16 @@ def test_captions_are_true_and_read_back(drawn):
         requirement = parse(text)
         assert requirement.background in (None, scene.background)
         assert sum(wanted.count for wanted in requirement.things) == len(scene.things)
+        required = [thing for thing in requirement.things for _ in range(thing.count)]
         agreeing = [
             order
             for order in permutations(scene.things)
             if all(
-                wanted.shape == thing.shape
-                and wanted.colour in (None, thing.colour)
-                and wanted.size in (None, thing.size)
-                and wanted.place in (None, (thing.row, thing.column))
-                for wanted, thing in zip(requirement.things * (3 if requirement.things[0].count > 1 else 1), order)
+                need.shape == thing.shape
+                and need.colour in (None, thing.colour)
+                and need.size in (None, thing.size)
+                and need.place in (None, (thing.row, thing.column))
+                for need, thing in zip(required, order, strict=True)
             )
         ]
         assert agreeing

@@ -150,7 +150,7 @@ def test_components_against_flood_fill():
         assert ((labels == 0) == (classes < 0)).all()
         seen = np.zeros_like(labels)
         count = 0
-        for start in zip(*np.nonzero(classes >= 0)):
+        for start in zip(*np.nonzero(classes >= 0), strict=True):
             if seen[start]:
                 continue
             count += 1

@@ -103,7 +103,7 @@ def test_fused_layers_of_the_authors(flat):
             f"{layer}.lora_down.weight": down,
             f"{layer}.alpha": torch.tensor(1.0),
         }
-        want |= dict(zip(native, (up @ down / RANK).chunk(len(native))))
+        want |= dict(zip(native, (up @ down / RANK).chunk(len(native)), strict=True))
     found = lora.read(tensors, {}, SHAPES)
     assert not found.skipped
     assert {f"{layer}.weight" for layer in found.transformer} == set(want)
@@ -121,7 +121,7 @@ def test_fused_lokr_and_loha():
     want = torch.kron(w1, w2a @ w2b) / RANK
     assert torch.allclose(torch.cat([change(found.transformer[layer]) for layer in native]), want, atol=1e-5)
     loha = [torch.randn(192, RANK), torch.randn(RANK, 64), torch.randn(192, RANK), torch.randn(RANK, 64)]
-    tensors = {f"blocks.0.attn.qkv.hada_{k}": v for k, v in zip(("w1_a", "w1_b", "w2_a", "w2_b"), loha)}
+    tensors = {f"blocks.0.attn.qkv.hada_{k}": v for k, v in zip(("w1_a", "w1_b", "w2_a", "w2_b"), loha, strict=True)}
     found = lora.read(tensors, {}, SHAPES)
     want = (loha[0] @ loha[1]) * (loha[2] @ loha[3])
     assert torch.allclose(torch.cat([change(found.transformer[layer]) for layer in native]), want, atol=1e-5)

@@ -156,9 +156,9 @@ def test_folder_prefers_full_precision_over_variants(tmp_path):
 
 def make_shards(folder: Path) -> list[str]:
     names = [f"model-{i:05}-of-00002.safetensors" for i in (1, 2)]
-    for name, key in zip(names, TENSORS):
+    for name, key in zip(names, TENSORS, strict=True):
         save_safetensors(folder / name, {key: TENSORS[key]})
-    index = {"metadata": {"total_size": 1}, "weight_map": dict(zip(TENSORS, names))}
+    index = {"metadata": {"total_size": 1}, "weight_map": dict(zip(TENSORS, names, strict=True))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return names
 
