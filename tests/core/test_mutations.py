@@ -27,6 +27,7 @@ def test_every_bug_fits_the_code():
         ({"after": "(:"}, "invalid syntax"),
         ({"file": "sprint_core/gone.py"}, "No such file"),
         ({"tests": ("tests/gone.py",)}, "no tests/gone.py"),
+        ({"tests": ("tests/core/test_mutations.py::test_gone",)}, "no tests/core/test_mutations.py::test_gone"),
         ({"tests": ()}, "no tests"),
     ],
 )

@@ -50,7 +50,7 @@ def peak_of(run, *shapes, dtype: torch.dtype) -> int:
     return activations.peak
 
 
-def test_the_count_is_right():
+def test_peaks_count_what_is_alive():
     """A 4 MB input is not counted; two results of 4 MB are alive at once."""
     assert peak_of(lambda x: (x + 1).mul(2).sum(), (1000, 1000), dtype=torch.float32) == 8_000_000
     assert peak_of(lambda x: x.view(-1)[:5], (1000, 1000), dtype=torch.float32) == 0
@@ -66,7 +66,7 @@ def tiny_vae(host):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", [Autoencoder, TinyAutoencoder])
-def test_of_a_vae(vae, tiny_vae, kind, dtype):
+def test_estimate_of_a_vae(vae, tiny_vae, kind, dtype):
     network, cells, hosted = kind(dtype=dtype, device="meta"), 16, vae if kind is Autoencoder else tiny_vae
     image, latent = (1, 3, 32 * cells, 32 * cells), (1, 32, cells, cells)
     for estimate, run, shape in (
@@ -78,7 +78,7 @@ def test_of_a_vae(vae, tiny_vae, kind, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["sprint-0.6B", "sprint-1.6B"])
-def test_of_a_model(model, monkeypatch, name, dtype):
+def test_estimate_of_a_model(model, monkeypatch, name, dtype):
     """As ComfyUI asks on a GPU, where attention needs no scores; at 1024 px, with a prompt of 300 tokens."""
     import comfy.model_management as mm
 
@@ -96,7 +96,7 @@ def test_of_a_model(model, monkeypatch, name, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_of_a_text_encoder(clip, dtype):
+def test_estimate_of_a_text_encoder(clip, dtype):
     """Ten to thirty times what is needed: as generous as ComfyUI's estimates for its own language models."""
     gemma, tokens = Gemma(GemmaConfig(), dtype=dtype, device="meta"), 450
     peak = peak_of(lambda ids: gemma(ids.long()), (1, tokens), dtype=dtype)

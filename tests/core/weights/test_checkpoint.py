@@ -321,6 +321,15 @@ def test_dtypes(tmp_path, caplog):
     assert not model.training and not any(p.requires_grad for p in model.parameters())
 
 
+def test_a_files_dtype_is_that_of_most_elements():
+    """Of elements, not of tensors; layers that are quantised one by one do not count."""
+    half, small, byte = torch.zeros(5, 4, dtype=torch.bfloat16), torch.zeros(3), torch.zeros(99, dtype=torch.int8)
+    tensors = {"a.weight": half, "b.weight": small, "b.bias": small}
+    assert part.majority_dtype(tensors) == torch.bfloat16
+    quantised = {"c.weight": byte, "c.weight_scale": torch.zeros(99), "c.comfy_quant": byte}
+    assert part.majority_dtype(tensors | quantised) == torch.bfloat16
+
+
 def test_untouched_weights_stay_mapped(tmp_path):
     weights = load(save(tmp_path / "x.safetensors", NATIVE["transformer"]), layouts.TRANSFORMER)
     before = {name: tensor.data_ptr() for name, tensor in weights.tensors.items()}
