@@ -39,9 +39,9 @@ LATENTS = torch.stack([torch.full((32, 2, 2), 1.0), torch.full((32, 2, 2), -1.0)
 
 
 class TwoHints:
-    """Two flat pictures with one caption: only the hint tells which."""
+    """Two flat images with one caption: only the hint tells which."""
 
-    fingerprint = "two flat pictures"
+    fingerprint = "two flat images"
 
     def batch(self, random: SampleRandom) -> Batch:
         chosen = random.integers(2)
@@ -90,7 +90,7 @@ def test_only_the_branch_learns(trunk, step, phase):
         assert {name.split(".")[0] for name in moved} == {"input_block", "transformer_blocks", "controlnet_blocks"}
 
 
-def test_the_trajectory_is_the_pictures_own(trunk):
+def test_the_trajectory_is_the_images_own(trunk):
     """dx_t/dt by finite differences in float64."""
     stage = ControlStage(trunk, TwoHints(), Objective())
     generator = torch.Generator().manual_seed(0)
@@ -103,7 +103,7 @@ def test_the_trajectory_is_the_pictures_own(trunk):
 
 
 def test_a_short_training_follows_the_hint(trunk, tmp_path):
-    """Two pictures, one caption: the hint alone decides, in one step from noise."""
+    """Two images, one caption: the hint alone decides, in one step from noise."""
     schedule = Schedule(steps=40, batch=8, lr=5e-3, warmup_steps=10, ema=0.9, clip=1.0)
     stage = ControlStage(trunk, TwoHints(), Objective(tangent_warmup_steps=10, ladd_from=30, ladd_weight=0.05))
     branch = Trainer(stage, schedule, tmp_path).train().branch
@@ -184,8 +184,8 @@ def control_picture() -> torch.Tensor:
     return edges.detect(drawn)
 
 
-def test_control_of_pictures(short, tmp_path, capsys):
-    """Full size in small: hints are encoded with the pictures; the file holds all that the branch needs, in bf16."""
+def test_control_of_images(short, tmp_path, capsys):
+    """Full size in small: hints are encoded with the images; the file holds all that the branch needs, in bf16."""
     model, pictures = standin.make(tmp_path / "sprint"), write_pictures(tmp_path / "pictures")
     write(pictures, {"bad.png": b"no image", "bad.txt": "bad"})
     given = {"recipe": "control", "student": model, "vae": model, "text_encoder": model, "data": pictures}
@@ -218,12 +218,12 @@ def test_hed_makes_the_hints(short, tmp_path, monkeypatch):
     ("options", "words"),
     [
         ({"recipe": "control"}, "--recipe control needs --student, --vae, --text-encoder, --data"),
-        ({"data": "pictures"}, "demo-control learns from scenes; --recipe control takes pictures"),
+        ({"data": "pictures"}, "demo-control learns from scenes; --recipe control takes images"),
         ({"teacher": "t"}, "--teacher: a ControlNet has no teacher; --student takes its SANA-Sprint"),
         ({"stage": "teacher"}, "--stage teacher: demo-control has the stage control"),
         ({"recipe": "demo", "hed": "h"}, "--hed is of the recipe control"),
         ({"hed": "gone.pth"}, "--hed: the edges of scenes are made without weights"),
-        ({"recipe": "control", "pool": 5}, "--pool: of scenes; --recipe control learns from all pictures of --data"),
+        ({"recipe": "control", "pool": 5}, "--pool: of scenes; --recipe control learns from all images of --data"),
         ({"recipe": "control", "stage": "teacher"}, "--stage teacher: control has the stage control"),
         ({"set": "control.stepz=3"}, "no setting stepz"),
         ({"set": "distill.steps=3"}, "write it as STAGE.KEY=VALUE, with a stage of control"),
@@ -249,7 +249,7 @@ def test_another_text_encoder(short, tmp_path, caplog):
     assert "choose the text encoder that it was trained with" in caplog.text
 
 
-def test_the_latents_of_pictures_without_control_are_refused(short, tmp_path, caplog):
+def test_the_latents_of_images_without_control_are_refused(short, tmp_path, caplog):
     """A folder belongs to one way to make hints."""
     model, pictures = standin.make(tmp_path / "sprint"), write_pictures(tmp_path / "pictures")
     given = {"recipe": "control", "student": model, "vae": model, "text_encoder": model, "data": pictures}
