@@ -81,8 +81,12 @@ def test_strength(node, model, merged, lora_file, close, strength):
         close(got[f"{layer}.weight"], plain[f"{layer}.weight"] + strength * up @ down, 1e-5)
 
 
-def test_dora_by_its_formula(node, model, merged, lora_file, close):
-    """diffusers drops the magnitudes: m (W + D) / |W + D| by hand."""
+@pytest.mark.parametrize("other", [False, True], ids=["alone", "while another is merged"])
+def test_dora_by_its_formula(node, model, merged, lora_file, close, other, sample):
+    """diffusers drops the magnitudes: m (W + D) / |W + D| by hand, where W has no other LoRA's changes."""
+    if other:
+        sample(model=node(NODE, model=model, lora_name=lora_file("peft.safetensors", peft_file()))[0], steps=1)
+        assert model.backup
     tensors = peft_file(dora=True)
     patched, _ = node(NODE, model=model, lora_name=lora_file("dora.safetensors", tensors))
     got, plain = merged(patched), merged(model)

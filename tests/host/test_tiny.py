@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import standin
 import torch
 
 from sprint_core.models.tiny_autoencoder import HALVES, TinyAutoencoder
@@ -12,8 +13,10 @@ SCALE = 0.41407
 
 @pytest.fixture(scope="module")
 def tiny():
-    torch.manual_seed(1)
-    return TinyAutoencoder().eval().requires_grad_(False)
+    """Of weights under which images follow their latents; with torch's first ones all look the same."""
+    model = TinyAutoencoder()
+    model.load_state_dict(standin.random_model(model))
+    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture
@@ -84,7 +87,7 @@ def test_it_paints_previews(sample, ksample, files, tiny, method, monkeypatch, c
     assert [image[1].size for image in images] == [(128, 96)] * 4
     shown = torch.frombuffer(bytearray(images[-1][1].tobytes()), dtype=torch.uint8).reshape(96, 128, 3).float() / 255
     expected = (tiny.decode(result[:1])[0] / 2 + 0.5).clamp(0, 1).movedim(0, -1)
-    assert (shown - expected).abs().max() <= 1.5 / 255
+    assert (shown - expected).abs().max() <= 1.5 / 255 and expected.std() > 0.1
     assert "comfyui-sana-sprint paints the previews" in caplog.text
 
 
