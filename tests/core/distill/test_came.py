@@ -60,7 +60,7 @@ def test_equals_the_authors_package(settings):
     theirs = {name: torch.nn.Parameter(ours[name].detach().reshape(seen).clone()) for name, (_, seen) in SHAPES.items()}
     optimizers = CAME(ours.values(), lr=LR, **settings), came_pytorch.CAME(theirs.values(), lr=LR, **settings)
     for step in range(8):
-        for parameters, optimizer in zip((ours, theirs), optimizers):
+        for parameters, optimizer in zip((ours, theirs), optimizers, strict=True):
             give_gradients(parameters, step)
             optimizer.step()
         for name, initial in start().items():
@@ -119,7 +119,7 @@ def test_zero_gradients_move_nothing():
     for p in parameters.values():
         p.grad = torch.zeros_like(p)
     CAME(parameters.values(), lr=LR).step()
-    assert all(torch.equal(p, initial) for p, initial in zip(parameters.values(), start().values()))
+    assert all(torch.equal(p, initial) for p, initial in zip(parameters.values(), start().values(), strict=True))
 
 
 def test_the_closure_has_gradients_and_its_value_returns():

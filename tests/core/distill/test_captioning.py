@@ -20,11 +20,13 @@ def stage() -> CaptioningStage:
 def test_labels_are_all_that_a_caption_says():
     named = [
         question[i]
-        for question, i in zip(QUESTIONS, labels("a small blue cross below a red circle on a grey background"))
+        for question, i in zip(
+            QUESTIONS, labels("a small blue cross below a red circle on a grey background"), strict=True
+        )
     ]
     assert named[:8] == ["circle", "red", None, None, "cross", "blue", "small", None]
     assert named[8:] == [1, "above", "grey"]
-    named = [question[i] for question, i in zip(QUESTIONS, labels("three white squares"))]
+    named = [question[i] for question, i in zip(QUESTIONS, labels("three white squares"), strict=True)]
     assert named == ["square", "white", None, None, None, None, None, None, 3, None, None]
 
 
@@ -43,9 +45,9 @@ def test_loss_is_the_mean_over_captions(stage):
     for caption in captions:
         ids = torch.tensor([demo.prompts().tokens(caption).ids])
         heads = stage.modules["captioning"](stage.modules["captioning"].gemma(ids))
-        chances = [logits[0].log_softmax(-1)[:, i] for logits, i in zip(heads, labels(caption))]
+        chances = [logits[0].log_softmax(-1)[:, i] for logits, i in zip(heads, labels(caption), strict=True)]
         total -= sum(chances).mean()
-        right += all(int(logits[0, -1].argmax()) == i for logits, i in zip(heads, labels(caption)))
+        right += all(int(logits[0, -1].argmax()) == i for logits, i in zip(heads, labels(caption), strict=True))
     torch.testing.assert_close(loss, total / 5, rtol=1e-5, atol=1e-5)
     assert float(metrics["right"]) == pytest.approx(right / 5)
 

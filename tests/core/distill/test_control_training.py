@@ -129,11 +129,11 @@ def test_control_images_alternate():
 def test_things_drawn_anywhere_stay_in_the_picture():
     drawn = [examples.scene_and_caption(seed, free=True)[0] for seed in range(40)]
     plain, moved = data.as_tensor(scenes.render(scene) for scene in drawn), data.moved_images(range(40))
-    same = [torch.equal(a, b) for a, b in zip(plain, moved)]
+    same = [torch.equal(a, b) for a, b in zip(plain, moved, strict=True)]
     assert same[0::4] == [True] * 10 and same[1::4] == [True] * 10
     assert sum(same) <= 22
     for seed, scene in enumerate(drawn):
-        for thing, (right, down) in zip(scene.things, scenes.moves(scene, seed)):
+        for thing, (right, down) in zip(scene.things, scenes.moves(scene, seed), strict=True):
             first, last = scenes.centre_px(thing.size, 0), scenes.centre_px(thing.size, 2)
             assert first <= scenes.centre_px(thing.size, thing.column) + right <= last
             assert first <= scenes.centre_px(thing.size, thing.row) + down <= last

@@ -108,7 +108,10 @@ def test_command_line(tmp_path, small_shards, capsys, caplog):
     assert files == [str(tmp_path / "autoencoder.safetensors")]
     given = demo.DemoRun(tmp_path / "other", SHORT, pool=6, autoencoder=files[0]).train_autoencoder()
     own = demo.DemoRun(tmp_path, SHORT, pool=6).train_autoencoder()
-    assert all(torch.equal(a, b.half().float()) for a, b in zip(given.state_dict().values(), own.state_dict().values()))
+    assert all(
+        torch.equal(a, b.half().float())
+        for a, b in zip(given.state_dict().values(), own.state_dict().values(), strict=True)
+    )
     assert command.main(["--out", str(tmp_path), "--set", "teacher.stepz=3"]) == 1
     assert "no setting stepz" in caplog.text
     assert command.main(["--out", str(tmp_path), "--set", "steps=3"]) == 1

@@ -1,5 +1,6 @@
 """The transform, sCM and LADD against finite differences, closed forms and exact properties."""
 
+import itertools
 import math
 
 import pytest
@@ -51,7 +52,7 @@ def test_transformed_teacher_walks_the_flow_teachers_euler_steps(network, condit
     angles = [trigflow.T_MAX * (1 - i / 10) for i in range(11)]
     x_t = SIGMA_DATA * random64(2, 32, 4, 4, seed=3)
     x_s = trigflow.flow_input(x_t, angles[0])
-    for t, t_next in zip(angles, angles[1:]):
+    for t, t_next in itertools.pairwise(angles):
         output = F(x_t / SIGMA_DATA, torch.full((2,), t, dtype=torch.float64))
         x_t = trigflow.rotate(x_t, output, t, t_next)
         s, s_next = trigflow.s_from_t(t), trigflow.s_from_t(t_next)

@@ -71,7 +71,7 @@ def test_operations_are_those_of_the_stage_itself(name, checkpointing):
 def test_activation_checkpointing_trades_memory_for_operations(name):
     kept, checkpointed = counted(name), counted(name, activation_checkpointing=True)
     assert kept.state_bytes == checkpointed.state_bytes
-    for a, b in zip(kept.phases, checkpointed.phases):
+    for a, b in zip(kept.phases, checkpointed.phases, strict=True):
         if a.name == "critic":  # its trunk is frozen, so that it keeps nothing anyway
             assert (a.saved_bytes, a.flops) == (b.saved_bytes, b.flops)
         else:

@@ -73,7 +73,7 @@ def test_a_batch_equals_direct_encoding(tmp_path):
     assert len({item.name for item in chosen}) > 5
     direct = encoders.image(torch.stack([square(item.load(), 64) for item in chosen[:3]]))
     assert torch.equal(latents[:3], direct.half().float())
-    for embedding, expected in zip(embeddings, encoders.text([item.caption for item in chosen])):
+    for embedding, expected in zip(embeddings, encoders.text([item.caption for item in chosen]), strict=True):
         assert torch.equal(embedding, expected.bfloat16())
     assert torch.equal(data.null, encoders.text([""])[0].bfloat16())
 
@@ -114,7 +114,7 @@ def test_resuming_reads_no_image_of_whole_shards(tmp_path):
     resumed = encode(iter(loads.items), tmp_path, encoders)
     assert sorted(loads.loaded) == [8, 9] and encoders.images == 2 and "" not in encoders.texts
     whole = encode(Loads(10).items, tmp_path / "whole")
-    for a, b in zip(resumed.batch(random()).captions, whole.batch(random()).captions):
+    for a, b in zip(resumed.batch(random()).captions, whole.batch(random()).captions, strict=True):
         assert torch.equal(a, b)
     assert torch.equal(resumed.batch(random()).latents, whole.batch(random()).latents)
     assert torch.equal(resumed.null, whole.null)
@@ -167,7 +167,7 @@ def test_damaged_images_are_left_out_and_named(tmp_path, caplog):
     assert not (tmp_path / "out" / "shard_00001.safetensors").exists()
     batch = data.batch(random(64))
     latents, embeddings = batch.latents, batch.captions
-    for latent, embedding in zip(latents, embeddings):
+    for latent, embedding in zip(latents, embeddings, strict=True):
         number = int("".join(chr(int(c)) for c in embedding[1:, 0]))
         assert torch.equal(latent[0], torch.full((2, 2), number / 127.5 - 1).half().float())
     caplog.clear()

@@ -32,7 +32,9 @@ class Noise:
     fingerprint = "noise"
 
     def batch(self, random: SampleRandom) -> Batch:
-        captions = [row[: 3 + n] for row, n in zip(random.normal(9, CONFIG.caption_width), random.integers(7))]
+        captions = [
+            row[: 3 + n] for row, n in zip(random.normal(9, CONFIG.caption_width), random.integers(7), strict=True)
+        ]
         return Batch(random.normal(32, 2, 3), captions)
 
 

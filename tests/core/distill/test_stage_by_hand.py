@@ -1,6 +1,7 @@
 """Every stage's loss written out in a few lines, in float64 and with the same draws: what no pure function sees."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -276,7 +277,7 @@ def test_the_teachers_sample_grid():
     times = 3 * even / (1 + 2 * even)
     with torch.no_grad():
         got = TeacherStage(model, Noise(), preview=preview).samples(model)
-        for s, s_next in zip(times, times[1:]):
+        for s, s_next in itertools.pairwise(times):
             v, v_null = (model.transformer(x, s.expand(2), t[0], mask=t[1]) for t in (text, null))
             x = x + (s_next - s) * (v_null + 4.5 * (v - v_null))
     torch.testing.assert_close(got, x, rtol=1e-4, atol=1e-4)

@@ -59,7 +59,7 @@ def test_resume_equals_uninterrupted_bit_for_bit(tmp_path):
     resumed = Trainer(Toy(), SCHEDULE, tmp_path / "parts")
     assert resumed.step == 5
     resumed.train()
-    for (name, a), b in zip(weights(whole).items(), weights(resumed).values()):
+    for (name, a), b in zip(weights(whole).items(), weights(resumed).values(), strict=True):
         assert torch.equal(a, b), name
 
 
@@ -69,7 +69,7 @@ def test_a_run_that_has_ended_does_nothing(tmp_path):
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     again = Trainer(Toy(), SCHEDULE, tmp_path)
     again.train()
-    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(again).values()))
+    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(again).values(), strict=True))
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
@@ -166,7 +166,7 @@ def test_micro_batches_equal_the_whole_batch(tmp_path):
     parts = Trainer(Toy(), dataclasses.replace(SCHEDULE, micro_batch=3), tmp_path / "parts")
     for trainer in (whole, parts):
         trainer.train()
-    for (name, a), b in zip(weights(whole).items(), weights(parts).values()):
+    for (name, a), b in zip(weights(whole).items(), weights(parts).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
 
 
@@ -203,7 +203,7 @@ def test_came_trains_and_resumes(tmp_path):
     Trainer(Toy(), schedule, tmp_path / "parts").train(until=5)
     resumed = Trainer(Toy(), schedule, tmp_path / "parts")
     resumed.train()
-    for (name, a), b in zip(weights(whole).items(), weights(resumed).values()):
+    for (name, a), b in zip(weights(whole).items(), weights(resumed).values(), strict=True):
         assert torch.equal(a, b) and not torch.equal(a, start[name]), name
 
 
