@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 TENSOR_KEY = "sana_sprint_config"  # our metadata's JSON as bytes, for files that a host writes
 QUANT_KEY = "_quantization_metadata"  # ComfyUI's description of quantised layers, JSON in a safetensors header
 LISTED = 10  # names in an error message
+# What compiling, sharding and checkpointing of activations put into names, before any part of them.
+WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 class Source:
@@ -42,7 +45,9 @@ class Source:
     def read(self, path: Path) -> TensorFile:
         """Raises CheckpointError."""
         if path not in self._files:
-            self._files[path] = tensorfile.read(path)
+            file = tensorfile.read(path)
+            file.tensors = {WRAPPERS.sub("", name): tensor for name, tensor in file.tensors.items()}
+            self._files[path] = file
         return self._files[path]
 
     def holds(self, layout: Layout[Any, Any]) -> bool:

@@ -1,5 +1,6 @@
 """What a file holds, read off the names of its tensors: which model parts, or what of another family."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,12 +24,17 @@ FAMILIES = (
 )
 
 
+FRONTS = re.compile(r"(?:(?:net|student|unet)\.)*")  # what trainers call the network that they train
+
+
 def prefix_of(names: Iterable[str], layout: Layout[Any, Any]) -> str | None:
-    """The prefix under which a set of tensor names holds a part, or None."""
+    """The prefix under which a set of tensor names holds a part, or None; what trainers put in front counts to it."""
     names = set(names)
-    for prefix in layout.prefixes:
-        if any(prefix + marker in names for marker in layout.markers):
-            return prefix
+    fronts = {front[0] for name in names if (front := FRONTS.match(name))}
+    for front in sorted(fronts, key=len):
+        for prefix in layout.prefixes:
+            if any(front + prefix + marker in names for marker in layout.markers):
+                return front + prefix
     return None
 
 

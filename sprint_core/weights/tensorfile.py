@@ -9,10 +9,8 @@ import hashlib
 import json
 import mmap
 import os
-import pickle
 import re
 import sys
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +20,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import pickles
+
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 WEIGHT_SUFFIXES = SAFETENSORS + PICKLES
 VARIANTS = ("", ".bf16", ".fp16", ".fp32")  # of diffusers file names, in order of preference, which is diffusers' own
-NESTED = ("state_dict_ema", "state_dict", "model", "generator")  # where training saves keep their weights
 
 
 class CheckpointError(ValueError):
@@ -66,23 +65,9 @@ def _read_safetensors(path: Path) -> TensorFile:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        # Only zip containers can be mapped; torch.load refuses the option for the older format.
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path}: refused, because unpickling it would run code that is not tensors (or it is not a "
-            "PyTorch file at all); use a safetensors version of it"
-        ) from None
-    except Exception as error:  # on damaged input the unpickler raises anything, IndexError included
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: truncated or damaged ({first_line}); download it again") from None
-    for key in NESTED:
-        if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
-            data = data[key]
-    tensors = {k: v for k, v in data.items() if isinstance(v, Tensor)} if isinstance(data, Mapping) else {}
-    if not tensors:
-        raise CheckpointError(f"{path}: holds no tensors")
-    return tensors
+        return pickles.read(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _read_folder(folder: Path) -> TensorFile:

@@ -158,6 +158,29 @@ def test_position_embeddings_tell_2k_and_4k(tmp_path, positions, base, scale, sh
     assert weights.settings["flow_shift"] == shift
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.module.{name}",
+        lambda name: f"student.net._orig_mod.{name}",
+        lambda name: f"unet.model.diffusion_model.{name}",
+        lambda name: f"_fsdp_wrapped_module.{name}".replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."),
+        lambda name: name.replace("blocks.1.", "blocks.1._orig_mod."),
+    ],
+    ids=["data parallel", "compiled", "student", "unet", "sharded", "a compiled layer"],
+)
+@pytest.mark.parametrize("tensors", [nvlabs(), NATIVE["transformer"]], ids=["authors", "diffusers"])
+def test_wrappers_of_trainers(tmp_path, wrap, tensors):
+    """In any nesting; a teacher beside the student is left alone."""
+    wrapped = {wrap(name): tensor for name, tensor in tensors.items()} | {"teacher.x": torch.zeros(1)}
+    plain = load(save(tmp_path / "plain.safetensors", tensors), layouts.TRANSFORMER)
+    weights = load(save(tmp_path / "wrapped.safetensors", wrapped), layouts.TRANSFORMER)
+    weights.tensors.pop("teacher.x", None)
+    assert_same(weights, plain.tensors)
+    assert weights.config == plain.config
+
+
 def test_settings_of_a_transformer(tmp_path):
     folder = standin.make(tmp_path / "pipeline", SANA10)
     scheduler = folder / "scheduler" / "scheduler_config.json"

@@ -2,13 +2,15 @@
 
 import argparse
 import json
+import logging
 import os
 import pickle
 import random
 import sys
 import zipfile
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -56,11 +58,15 @@ def test_safetensors(tmp_path, name):
     [
         TENSORS,
         {"state_dict": TENSORS, "epoch": 3, "optimizer": {"lr": 1e-3}},
-        {"state_dict_ema": TENSORS, "state_dict": {"a": torch.zeros(1)}},
+        {"state_dict_ema": {"a": torch.zeros(1)}, "state_dict": TENSORS},
+        {"state_dict_ema": TENSORS, "state_dict": {}},
         {"generator": TENSORS, "discriminator": {"a": torch.zeros(1)}},
+        {"module": {"ema": TENSORS}, "optimizer": {"a": torch.zeros(1)}},
+        {"model_state_dict": TENSORS},
+        {"weights": {"model": TENSORS}},
         {**TENSORS, "step": 7},
     ],
-    ids=["flat", "nested", "ema", "adversarial", "with numbers"],
+    ids=["flat", "nested", "with an average", "empty", "adversarial", "deep", "lightning", "deeper", "with numbers"],
 )
 def test_pickles(tmp_path, data, legacy):
     torch.save(data, tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
@@ -116,16 +122,42 @@ def test_refuses_what_is_no_weight_file(tmp_path):
         read(tmp_path / "zip.pth")
 
 
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_what_trainers_save_beside_the_weights(tmp_path, legacy, caplog):
+    """Random states of numpy, in the names of its versions 1 and 2, the command line's namespace, paths."""
+    extras = {
+        "rng_state": {
+            "numpy": np.random.get_state(),
+            "torch": torch.get_rng_state(),
+            "generator": np.random.PCG64(1).state,
+        },
+        "scores": [np.float32(1), np.int64(2), np.arange(3), np.array([True])],
+        "args": argparse.Namespace(work_dir=Path("runs"), size=torch.Size([2, 3]), pure=PureWindowsPath("C:/x")),
+    }
+    caplog.set_level(logging.INFO)
+    torch.save(
+        {"state_dict": TENSORS, "state_dict_ema": TENSORS, **extras},
+        tmp_path / "x.pth",
+        _use_new_zipfile_serialization=not legacy,
+    )
+    assert_holds(read(tmp_path / "x.pth"), TENSORS)
+    assert "'state_dict_ema', a moving average" in caplog.text
+    old = (tmp_path / "x.pth").read_bytes()
+    if legacy:  # not compressed and without a checksum, so that a name can be replaced
+        assert b"numpy._core" in old
+        (tmp_path / "old.pth").write_bytes(old.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+        assert_holds(read(tmp_path / "old.pth"), TENSORS)
+
+
 def test_code_is_refused_and_not_run(tmp_path):
     path, made = tmp_path / "x.pth", tmp_path / "made"
     malicious = {"state_dict": {**TENSORS, "bad": Code(made)}}
     torch.save(malicious, tmp_path / "zip.pth")
     torch.save(malicious, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
     (tmp_path / "raw.ckpt").write_bytes(pickle.dumps(Code(made), protocol=2))
-    torch.save({"state_dict": TENSORS, "args": argparse.Namespace()}, tmp_path / "namespace.pt")
-    for name in ("zip.pth", "legacy.pth", "raw.ckpt", "namespace.pt"):
+    for name, code in (("zip.pth", "as code"), ("legacy.pth", "as code"), ("raw.ckpt", "")):
         path = tmp_path / name
-        with pytest.raises(CheckpointError, match=f"{name}: refused, because .* run code .* safetensors version"):
+        with pytest.raises(CheckpointError, match=f"{name}: refused, because .*{code}; use a safetensors version"):
             read(path)
     assert not made.exists()
     pickle.loads((tmp_path / "raw.ckpt").read_bytes())

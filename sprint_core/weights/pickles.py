@@ -1,0 +1,78 @@
+"""Pickled checkpoints, read without running code: tensors, plain containers, and stand-ins for harmless objects.
+
+Trainers save more than weights: numpy's random state, the command line's namespace, paths. torch's weights-only
+unpickler refuses such names as code. Those of HARMLESS become inert stand-ins, which are never asked for anything;
+every other name is refused, and the message says which.
+"""
+
+import logging
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+WEIGHTS, AVERAGE = "state_dict", "state_dict_ema"  # of the authors' trainer; their pipelines read the first
+# Where other trainers keep their weights, at any depth; the first that holds tensors counts.
+NESTED = (WEIGHTS, AVERAGE, "model_state_dict", "module", "model", "ema", "weights", "generator")
+NUMPY = ("numpy.core", "numpy._core")  # its modules in version 1 and in version 2
+HARMLESS = (
+    *(f"{core}.multiarray.{name}" for core in NUMPY for name in ("_reconstruct", "scalar")),
+    *(f"{core}.numeric._frombuffer" for core in NUMPY),
+    *(f"numpy.{name}" for name in ("ndarray", "dtype")),
+    *(f"numpy.dtypes.{name}DType" for name in ("UInt8", "UInt32", "UInt64", "Int32", "Int64", "Float32", "Float64")),
+    *("numpy.dtypes.BoolDType", "_codecs.encode", "argparse.Namespace", "types.SimpleNamespace"),
+    *(f"{module}.{system}Path" for module in ("pathlib", "pathlib._local") for system in ("Posix", "Windows")),
+    *(f"pathlib.Pure{system}Path" for system in ("Posix", "Windows")),
+)
+
+
+class Inert:
+    """Stands for an object that nobody reads: takes any arguments, state and items, and keeps nothing."""
+
+    def __init__(self, *arguments: Any, **keywords: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .pth, .pt, .bin or .ckpt file, memory-mapped where it allows. Raises ValueError, OSError."""
+    stand_ins = [(type("Inert", (Inert,), {}), name) for name in HARMLESS]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            # Only zip containers can be mapped; torch.load refuses the option for the older format.
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"it names {name[1]}, which unpickling would run as code" if name else "it is no PyTorch file of tensors"
+        raise ValueError(f"refused, because {what}; use a safetensors version of it") from None
+    except Exception as error:  # on damaged input the unpickler raises anything, IndexError included
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"truncated or damaged ({first_line}); download it again") from None
+    tensors = _weights(data)
+    if not tensors:
+        raise ValueError("holds no tensors")
+    return tensors
+
+
+def _weights(data: Any, depth: int = 4) -> dict[str, Tensor]:
+    """The tensors of a mapping, or of the first mapping below it that has some."""
+    if not isinstance(data, Mapping):
+        return {}
+    for key in NESTED if depth else ():
+        if tensors := _weights(data.get(key), depth - 1):
+            if key == WEIGHTS and AVERAGE in data:
+                log.info("weights of %r; the file also has %r, a moving average", WEIGHTS, AVERAGE)
+            return tensors
+    return {name: value for name, value in data.items() if isinstance(name, str) and isinstance(value, Tensor)}
