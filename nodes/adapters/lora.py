@@ -1,7 +1,7 @@
 """A LoRA of any trainer's naming through ComfyUI's own loader, so that strengths, stacking and hooks stay its."""
 
 import logging
-import os
+from pathlib import Path
 
 import comfy.model_patcher
 import comfy.sd
@@ -9,6 +9,7 @@ import folder_paths
 import torch
 
 from ...sprint_core.weights import lora, tensorfile
+from ...sprint_core.weights.lora_settings import CONFIG, LoraSettings
 from ...sprint_core.weights.tensorfile import CheckpointError
 from . import clip as clip_adapter
 from . import model as model_adapter
@@ -25,10 +26,11 @@ def names() -> list[str]:
     return folder_paths.get_filename_list(FOLDER)
 
 
-def stamp(name: str) -> int:
-    """Changes when the file does, so that it is read again."""
+def stamp(name: str) -> list[int]:
+    """Changes when the file does, or PEFT's settings beside it, so that it is read again."""
     path = folder_paths.get_full_path(FOLDER, name)
-    return 0 if path is None else os.stat(path).st_mtime_ns
+    files = () if path is None else (Path(path), Path(path).with_name(CONFIG))
+    return [file.stat().st_mtime_ns for file in files if file.is_file()]
 
 
 def path_of(name: str) -> str:
@@ -54,7 +56,8 @@ def apply(
     transformer = _tensors(model.model.diffusion_model.state_dict(), "")
     text = _tensors(clip.cond_stage_model.state_dict(), TEXT) if clip is not None else None
     weight = lambda layer: _own_weight(model, transformer, layer)  # noqa: E731
-    matched = lora.read(file.tensors, file.metadata, _shapes(transformer), _shapes(text or {}), weight, name)
+    settings = LoraSettings(file.metadata, Path(path).with_name(CONFIG), name)
+    matched = lora.read(file.tensors, settings, _shapes(transformer), _shapes(text or {}), weight, name)
     rewritten = _flat(matched.transformer, NETWORK) | _flat(matched.text, f"text_encoders.{TEXT}")
     model, clip = comfy.sd.load_lora_for_models(model, clip, rewritten, strength_model, strength_clip)
     return model, clip, _summary(matched, name, clip is not None)

@@ -8,18 +8,17 @@ Layers that the authors fuse (q, k and v; k and v) share the matrix next to the 
 split. Nothing is computed but DoRA's magnitudes (see `dora_scale`) and LoKr of fused layers.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import keymaps
 from .layouts import TEXT_ENCODER, TRANSFORMER
+from .lora_settings import LoraSettings
 from .tensorfile import CheckpointError
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "module.")
@@ -31,7 +30,6 @@ PART = re.compile(
     r"|(?:lokr|hada)_\w+|oft_blocks|rescale|diff|diff_b|set_weight)\Z"
 )
 OUTER = ("lora_B.weight", "lora_up.weight", "dora_scale", "hada_w1_a", "hada_w2_a", "diff", "diff_b", "set_weight")
-METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps rank and alpha
 LISTED = 5  # names in a message
 
 
@@ -86,7 +84,7 @@ def _layer(tensor_name: str) -> str:
 
 def read(
     tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str],
+    settings: LoraSettings,
     transformer: Mapping[str, tuple[int, ...]],
     text: Mapping[str, tuple[int, ...]] | None = None,
     weight: Callable[[str], Tensor | None] = lambda name: None,
@@ -102,7 +100,7 @@ def read(
     networks = [(lora.transformer, Layers(transformer, TRANSFORMER.namings, PREFIXES, FLAT_PREFIXES), transformer)]
     if text:
         networks.append((lora.text, Layers(text, TEXT_ENCODER.namings, TEXT_PREFIXES, TEXT_FLAT_PREFIXES), text))
-    for name, parts in _by_layer(tensors, metadata, lora.skipped).items():
+    for name, parts in _by_layer(tensors, settings, lora.skipped).items():
         owners = ((adapters, layers.find(name), shapes) for adapters, layers, shapes in networks)
         adapters, native, shapes = next((owner for owner in owners if owner[1]), ({}, None, {}))
         split = _split(parts, len(native)) if native else None
@@ -110,6 +108,8 @@ def read(
             lora.skipped += [f"{name}.{part}" for part in parts]
             continue
         for layer, own in zip(native, split, strict=True):
+            if "dora_scale" in own:
+                own["dora_scale"] = _by_rows(own["dora_scale"], shapes[f"{layer}.weight"])
             if _fits(own, shapes[f"{layer}.weight"]):
                 adapters[layer] |= dora_scale(own, weight(f"{layer}.weight")) if "dora_scale" in own else own
             else:
@@ -134,8 +134,8 @@ def _check(lora: Lora, misfits: list[tuple], names: list[str], source: str) -> N
     lora.skipped += [f"{name} (of another shape)" for name, *_ in misfits]
 
 
-def _by_layer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], skipped: list[str]) -> dict[str, dict]:
-    """{layer as the file has it: {part: tensor}}, parts in one spelling, alpha where only the metadata says it."""
+def _by_layer(tensors: Mapping[str, Tensor], settings: LoraSettings, skipped: list[str]) -> dict[str, dict]:
+    """{layer as the file has it: {part: tensor}}, parts in one spelling, alpha where only the settings say it."""
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         match = PART.search(name)
@@ -144,31 +144,14 @@ def _by_layer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], skippe
             continue
         part = re.sub(r"(lora_[AB])\..*", r"\1.weight", match[1])
         if part.startswith("lora_magnitude_vector"):
-            part, tensor = "dora_scale", tensor.reshape(-1, 1)
+            part = "dora_scale"
         layers[name[: match.start()]][part] = tensor
-    alphas = _alphas(metadata)
     for name, parts in layers.items():
-        if "alpha" not in parts and (alpha := alphas(name)) is not None:
-            parts["alpha"] = torch.tensor(float(alpha))
+        down = parts.get("lora_A.weight", parts.get("lora_down.weight"))
+        alpha = settings.alpha_of(name, down.shape[0]) if down is not None and down.ndim else None
+        if alpha is not None and "alpha" not in parts:
+            parts["alpha"] = torch.tensor(alpha)
     return layers
-
-
-def _alphas(metadata: Mapping[str, str]) -> Callable[[str], Any]:
-    """lora_alpha of a layer, by diffusers' metadata: {"transformer.lora_alpha": 8, "transformer.alpha_pattern": {}}."""
-    try:
-        settings = json.loads(metadata.get(METADATA_KEY, "{}"))
-    except ValueError:
-        settings = {}
-
-    def alpha(layer: str):
-        for component in ("transformer.", "text_encoder.", ""):
-            if layer.startswith(component) and f"{component}lora_alpha" in settings:
-                pattern = settings.get(f"{component}alpha_pattern") or {}
-                own = next((a for key, a in pattern.items() if re.search(rf"(^|\.){re.escape(key)}$", layer)), None)
-                return settings[f"{component}lora_alpha"] if own is None else own
-        return None
-
-    return alpha
 
 
 def _split(parts: dict[str, Tensor], n: int) -> list[dict[str, Tensor]] | None:
@@ -211,6 +194,15 @@ def _fits(parts: dict[str, Tensor], shape: tuple[int, ...]) -> bool:
         if part == "diff" and tensor.shape[0] != rows:
             return False
     return True
+
+
+def _by_rows(magnitudes: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """DoRA's magnitudes of a weight's rows as [rows, 1, ...] of its rank: PEFT has [rows], and [1, rows, 1, 1] of a
+    convolution. Those of columns, [1, columns], stay."""
+    of_columns = magnitudes.ndim == 2 and magnitudes.shape[0] == 1 and shape[0] != 1
+    if magnitudes.numel() != shape[0] or of_columns:
+        return magnitudes
+    return magnitudes.reshape(-1, *[1] * (len(shape) - 1))
 
 
 def dora_scale(parts: dict[str, Tensor], weight: Tensor | None) -> dict[str, Tensor]:

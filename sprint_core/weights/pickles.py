@@ -48,7 +48,7 @@ class Inert:
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a .pth, .pt, .bin or .ckpt file, memory-mapped where it allows. Raises ValueError, OSError."""
-    stand_ins = [(type("Inert", (Inert,), {}), name) for name in HARMLESS]
+    stand_ins: list[Any] = [(type("Inert", (Inert,), {}), name) for name in HARMLESS]
     try:
         with torch.serialization.safe_globals(stand_ins):
             # Only zip containers can be mapped; torch.load refuses the option for the older format.

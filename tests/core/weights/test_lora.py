@@ -9,8 +9,9 @@ import torch
 
 from sprint_core.models.gemma import Gemma
 from sprint_core.models.transformer import SanaTransformer
-from sprint_core.weights import keymaps, layouts, lora
+from sprint_core.weights import keymaps, layouts, lora, tensorfile
 from sprint_core.weights.checkpoint import CheckpointError
+from sprint_core.weights.lora_settings import CONFIG, METADATA_KEY, LoraSettings
 
 MODEL = SanaTransformer(standin.TRANSFORMER, device="meta")
 SHAPES = {name: tuple(tensor.shape) for name, tensor in MODEL.state_dict().items()}
@@ -22,6 +23,12 @@ LAYERS = (
     "transformer_blocks.1.ff.conv_point",
 )
 RANK = 2
+PLAIN = LoraSettings({})
+
+
+def said(text: str) -> LoraSettings:
+    """Of a header that diffusers wrote."""
+    return LoraSettings({METADATA_KEY: text})
 
 
 def matrices(layer: str, shapes=SHAPES, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,7 +86,7 @@ NAMINGS = {
 @pytest.mark.parametrize("alpha", [None, 1.0])
 @pytest.mark.parametrize("naming", NAMINGS)
 def test_namings(naming, alpha):
-    found = lora.read(file(*NAMINGS[naming], alpha), {}, SHAPES)
+    found = lora.read(file(*NAMINGS[naming], alpha), PLAIN, SHAPES)
     assert set(found.transformer) == set(LAYERS) and not found.skipped and not found.text
     for layer in LAYERS:
         up, down = matrices(layer)
@@ -104,7 +111,7 @@ def test_fused_layers_of_the_authors(flat):
             f"{layer}.alpha": torch.tensor(1.0),
         }
         want |= dict(zip(native, (up @ down / RANK).chunk(len(native)), strict=True))
-    found = lora.read(tensors, {}, SHAPES)
+    found = lora.read(tensors, PLAIN, SHAPES)
     assert not found.skipped
     assert {f"{layer}.weight" for layer in found.transformer} == set(want)
     for name, delta in want.items():
@@ -117,19 +124,19 @@ def test_fused_lokr_and_loha():
     lokr = {"w1": w1, "w2_a": w2a, "w2_b": w2b}
     tensors = {f"lycoris_blocks_0_attn_qkv.lokr_{k}": v for k, v in lokr.items()}
     tensors["lycoris_blocks_0_attn_qkv.alpha"] = torch.tensor(1.0)
-    found = lora.read(tensors, {}, SHAPES)
+    found = lora.read(tensors, PLAIN, SHAPES)
     want = torch.kron(w1, w2a @ w2b) / RANK
     assert torch.allclose(torch.cat([change(found.transformer[layer]) for layer in native]), want, atol=1e-5)
     loha = [torch.randn(192, RANK), torch.randn(RANK, 64), torch.randn(192, RANK), torch.randn(RANK, 64)]
     tensors = {f"blocks.0.attn.qkv.hada_{k}": v for k, v in zip(("w1_a", "w1_b", "w2_a", "w2_b"), loha, strict=True)}
-    found = lora.read(tensors, {}, SHAPES)
+    found = lora.read(tensors, PLAIN, SHAPES)
     want = (loha[0] @ loha[1]) * (loha[2] @ loha[3])
     assert torch.allclose(torch.cat([change(found.transformer[layer]) for layer in native]), want, atol=1e-5)
 
 
 def test_lokr_of_plain_layers_stays_as_it_is():
     tensors = {f"lycoris_transformer_blocks_0_attn1_to_q.lokr_{w}": torch.randn(8, 8) for w in ("w1", "w2")}
-    found = lora.read(tensors, {}, SHAPES)
+    found = lora.read(tensors, PLAIN, SHAPES)
     assert set(found.transformer["transformer_blocks.0.attn1.to_q"]) == {"lokr_w1", "lokr_w2"}
 
 
@@ -139,9 +146,9 @@ def test_text_encoder(prefix):
     name = prefix + (layer.replace(".", "_") if prefix.endswith("_") else layer)
     up, down = matrices(layer, TEXT)
     tensors = file(*NAMINGS["diffusers"]) | {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}
-    found = lora.read(tensors, {}, SHAPES, TEXT)
+    found = lora.read(tensors, PLAIN, SHAPES, TEXT)
     assert set(found.text) == {layer} and len(found.transformer) == len(LAYERS)
-    alone = lora.read(tensors, {}, SHAPES)
+    alone = lora.read(tensors, PLAIN, SHAPES)
     assert len(alone.skipped) == 2 and all(layer.split(".")[-1] in skipped for skipped in alone.skipped)
 
 
@@ -149,19 +156,19 @@ def test_time_embedder_of_models_without_guidance():
     layer = "time_embed.timestep_embedder.linear_1"
     up, down = matrices(layer)
     name = "transformer.time_embed.emb.timestep_embedder.linear_1"
-    assert set(lora.read({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, {}, SHAPES).transformer) == {
+    assert set(lora.read({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, PLAIN, SHAPES).transformer) == {
         layer
     }
 
 
 def test_alpha_in_the_metadata():
     about = {"transformer.lora_alpha": 4, "transformer.r": RANK, "transformer.alpha_pattern": {"attn1.to_q": 8}}
-    found = lora.read(file(*NAMINGS["diffusers"]), {lora.METADATA_KEY: json.dumps(about)}, SHAPES)
+    found = lora.read(file(*NAMINGS["diffusers"]), said(json.dumps(about)), SHAPES)
     alphas = {layer: parts["alpha"].item() for layer, parts in found.transformer.items()}
     assert alphas == {LAYERS[0]: 8.0, LAYERS[1]: 4.0, LAYERS[2]: 4.0}
-    named = lora.read(file(*NAMINGS["diffusers"], alpha=1.0), {lora.METADATA_KEY: json.dumps(about)}, SHAPES)
+    named = lora.read(file(*NAMINGS["diffusers"], alpha=1.0), said(json.dumps(about)), SHAPES)
     assert all(parts["alpha"].item() == 1.0 for parts in named.transformer.values())
-    assert lora.read(file(*NAMINGS["diffusers"]), {lora.METADATA_KEY: "damaged"}, SHAPES).count == 3
+    assert lora.read(file(*NAMINGS["diffusers"]), said("damaged"), SHAPES).count == 3
 
 
 @pytest.mark.parametrize("spelling", ["dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.default.weight"])
@@ -173,10 +180,99 @@ def test_dora_by_its_formula(spelling):
     m = 1 + torch.rand(64, generator=torch.Generator().manual_seed(1))
     tensors = {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
     tensors[f"{layer}.{spelling}"] = m[:, None] if spelling == "dora_scale" else m
-    parts = lora.read(tensors, {}, SHAPES, weight=WEIGHTS.get).transformer[layer]
+    parts = lora.read(tensors, PLAIN, SHAPES, weight=WEIGHTS.get).transformer[layer]
     after = w + up @ down
     want = m[:, None] * after / after.norm(dim=1, keepdim=True)
     assert torch.allclose(parts["dora_scale"] * after / w.norm(dim=1, keepdim=True), want, atol=1e-5)
+
+
+def tuned(**settings) -> peft.PeftModel:
+    """The model with a LoRA of PEFT's own, whose matrices are random."""
+    network = SanaTransformer(standin.TRANSFORMER, device="meta")
+    network.load_state_dict({name: tensor.clone() for name, tensor in WEIGHTS.items()}, assign=True)
+    model = peft.get_peft_model(network, peft.LoraConfig(target_modules=list(LAYERS), **settings))
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            parameter.data = 0.5 + torch.rand(parameter.shape, generator=generator)
+    return model
+
+
+SETTINGS = {
+    "plain": {"r": 4, "lora_alpha": 8},
+    "rank-stabilised": {"r": 4, "lora_alpha": 8, "use_rslora": True},
+    "patterns": {
+        "r": 4, "lora_alpha": 8, "rank_pattern": {"attn1.to_q": 2, ".*ff.*": 1},
+        "alpha_pattern": {"attn1.to_q": 3, r"transformer_blocks\.\d+\.ff\.conv_.*": 5},
+    },
+    "rank-stabilised patterns": {"r": 4, "lora_alpha": 8, "use_rslora": True, "rank_pattern": {"to_q": 2}},
+    "DoRA": {"r": 4, "lora_alpha": 8, "use_dora": True},
+    "rank-stabilised DoRA": {"r": 4, "lora_alpha": 8, "use_dora": True, "use_rslora": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["beside", "header"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_files_of_peft_change_the_weights_as_peft_does(tmp_path, name, where):
+    """Its own files, with adapter_config.json beside them or the same in diffusers' header; its own merged weights."""
+    model = tuned(**SETTINGS[name])
+    model.save_pretrained(tmp_path)
+    tensors = tensorfile.read(tmp_path / "adapter_model.safetensors").tensors
+    config = (tmp_path / CONFIG).read_text()
+    settings = LoraSettings({}, tmp_path / CONFIG) if where == "beside" else said(config)
+    found = lora.read(tensors, settings, SHAPES, weight=WEIGHTS.get)
+    assert set(found.transformer) == set(LAYERS) and not found.skipped
+    merged = model.merge_and_unload().state_dict()
+    for layer, parts in found.transformer.items():
+        weight = WEIGHTS[f"{layer}.weight"]
+        after = weight + change(parts)
+        if "dora_scale" in parts:  # as ComfyUI applies it: over the norms of the weight before
+            assert parts["dora_scale"].ndim == weight.ndim
+            norms = weight.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.ndim - 1))
+            after = parts["dora_scale"] * after / norms
+        error = (after - merged[f"{layer}.weight"]).abs().max() / merged[f"{layer}.weight"].abs().max()
+        assert error <= 1e-5, layer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "damaged",
+        "[]",
+        '{"lora_alpha": "x"}',
+        '{"lora_alpha": 1, "alpha_pattern": {"(": 2}}',
+        '{"lora_alpha": 1, "alpha_pattern": 3}',
+    ],
+)
+def test_damaged_settings_are_one_warning(tmp_path, text, caplog):
+    (tmp_path / CONFIG).write_text(text)
+    settings = LoraSettings({}, tmp_path / CONFIG, "x.safetensors")
+    assert len(caplog.records) == 1 and "x.safetensors: its settings (adapter_config.json)" in caplog.text
+    found = lora.read(file(*NAMINGS["diffusers"]), settings, SHAPES)
+    assert found.count == 3 and not any("alpha" in parts for parts in found.transformer.values())
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_magnitudes_of_every_rank(layer):
+    """[rows], [rows, 1], and PEFT's [1, rows, 1, 1] of a convolution are the same; those of columns stay."""
+    up, down = matrices(layer)
+    rows, columns, *kernel = SHAPES[f"{layer}.weight"]
+    m = 1 + torch.rand(rows, generator=torch.Generator().manual_seed(1))
+    shapes = [(rows,), (rows, 1), (rows, 1, *kernel)] + ([(1, rows, *kernel)] if kernel else [])
+    scales = []
+    for shape in shapes:
+        tensors = {
+            f"{layer}.lora_A.weight": down,
+            f"{layer}.lora_B.weight": up,
+            f"{layer}.dora_scale": m.reshape(shape),
+        }
+        scales.append(lora.read(tensors, PLAIN, SHAPES, weight=WEIGHTS.get).transformer[layer]["dora_scale"])
+    for scale in scales:
+        assert scale.shape == (rows, 1, *kernel) and torch.equal(scale, scales[0])
+    if not kernel:
+        tensors[f"{layer}.dora_scale"] = torch.ones(1, columns)
+        parts = lora.read(tensors, PLAIN, SHAPES, weight=WEIGHTS.get).transformer[layer]
+        assert torch.equal(parts["dora_scale"], torch.ones(1, columns))
 
 
 def test_dora_with_alpha_equals_peft():
@@ -191,7 +287,7 @@ def test_dora_with_alpha_equals_peft():
         if "lora" in name:
             parameter.data = 0.5 + torch.rand(parameter.shape, generator=generator)
     tensors = {name: tensor.clone() for name, tensor in peft.get_peft_model_state_dict(tuned).items()}
-    about = {lora.METADATA_KEY: json.dumps({"lora_alpha": 5})}
+    about = said(json.dumps({"lora_alpha": 5}))
     parts = lora.read(tensors, about, SHAPES, weight=WEIGHTS.get).transformer[layer]
     w = WEIGHTS[f"{layer}.weight"].clone()
     got = parts["dora_scale"] * (w + change(parts)) / w.norm(dim=1, keepdim=True)
@@ -204,12 +300,12 @@ def test_what_matches_nothing():
     with pytest.raises(
         CheckpointError, match=r"x\.safetensors: none of its 1 tensors.*double_blocks_0.*another family"
     ):
-        lora.read(flux, {}, SHAPES, source="x.safetensors")
+        lora.read(flux, PLAIN, SHAPES, source="x.safetensors")
     with pytest.raises(CheckpointError, match="none of its 0 tensors belongs to this model; its first: none"):
-        lora.read({}, {}, SHAPES)
+        lora.read({}, PLAIN, SHAPES)
     wide = {f"{LAYERS[0]}.lora_A.weight": torch.zeros(2, 96), f"{LAYERS[0]}.lora_B.weight": torch.zeros(96, 2)}
     with pytest.raises(CheckpointError, match=r"a LoRA of another width: .*to_q has .*the model's layer is \[64, 64\]"):
-        lora.read(wide, {}, SHAPES)
+        lora.read(wide, PLAIN, SHAPES)
 
 
 def test_what_is_left_out_is_named():
@@ -219,7 +315,7 @@ def test_what_is_left_out_is_named():
         "transformer.unknown.lora_A.weight": torch.zeros(2, 2),
         f"transformer.{layer}.lora_A.weight": torch.zeros(2, 96),
     }
-    found = lora.read(tensors, {}, SHAPES)
+    found = lora.read(tensors, PLAIN, SHAPES)
     assert set(found.transformer) == set(LAYERS)
     want = {"bundle_emb.token.gemma", "transformer.unknown.lora_A.weight", f"transformer.{layer} (of another shape)"}
     assert set(found.skipped) == want
