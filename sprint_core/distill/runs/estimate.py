@@ -40,7 +40,8 @@ from . import demo
 log = logging.getLogger(__name__)
 
 GIB = 2**30
-MATMUL_SIZE, MATMUL_RUNS = 2048, 5
+FIRST_MATMUL_SIZE, MATMUL_SIZE, MATMUL_RUNS = 128, 2048, 5
+MATMUL_LIMIT_SEC = 0.1  # of one product, after which larger ones are not tried
 FP32_BYTES = 4
 TRANSFORMER_STAGES = ("teacher", "distill", "control")
 CAPTION_TOKENS = 300  # the longest; the demo's few are counted as so many, too
@@ -226,15 +227,24 @@ def check_memory(estimates: Sequence[Estimate], processes: ProcessGroup) -> None
 
 @functools.cache
 def matmul_speed(device: torch.device, precision: str) -> float:
-    """Floating-point operations a second of a large matrix product, the best of some runs."""
+    """Floating-point operations a second of a large matrix product, the best of some runs.
+
+    Sizes double until one takes long: a CPU without bf16 instructions would take minutes for the largest.
+    """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a = torch.ones(MATMUL_SIZE, MATMUL_SIZE, device=device, dtype=dtype)
-    seconds = []
-    for _ in range(MATMUL_RUNS):
-        started = time.perf_counter()
-        float((a @ a)[0, 0])  # waits for the device
-        seconds.append(time.perf_counter() - started)
-    return 2 * MATMUL_SIZE**3 / min(seconds)
+    size = min(FIRST_MATMUL_SIZE, MATMUL_SIZE)
+    while True:
+        seconds = min(_matmul_sec(size, device, dtype) for _ in range(MATMUL_RUNS))
+        if size >= MATMUL_SIZE or seconds > MATMUL_LIMIT_SEC:
+            return 2 * size**3 / seconds
+        size *= 2
+
+
+def _matmul_sec(size: int, device: torch.device, dtype: torch.dtype) -> float:
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    started = time.perf_counter()
+    float((a @ a)[0, 0])  # waits for the device
+    return time.perf_counter() - started
 
 
 def free_bytes(device: torch.device) -> int:

@@ -142,6 +142,18 @@ def test_dry_run_prints_every_stage_and_writes_nothing(recipe, tmp_path, capsys,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("flop_per_sec, largest", [(1e6, 128), (1e9, 512), (1e15, 2048)])
+def test_the_speed_of_products_is_measured_in_a_moment(flop_per_sec, largest, monkeypatch):
+    """A CPU without bf16 instructions makes a thousandth of another's; each pretended product takes what it would."""
+    sizes = []
+    pretend = lambda size, device, dtype: sizes.append(size) or 2 * size**3 / flop_per_sec  # noqa: E731
+    monkeypatch.setattr(estimate, "_matmul_sec", pretend)
+    estimate.matmul_speed.cache_clear()
+    assert estimate.matmul_speed(torch.device("cpu"), "bf16") == pytest.approx(flop_per_sec)
+    estimate.matmul_speed.cache_clear()
+    assert max(sizes) == largest and sizes == sorted(sizes)
+
+
 def test_what_is_said_of_a_run():
     phase = estimate.Phase("distill", 6 * 10**12, 2**30)
     found = estimate.Estimate("distill", 5_000_000, 2**31, (phase,), 6e12, steps=2400)
