@@ -119,7 +119,8 @@ def test(argv: list[str]) -> int:
 
 
 def run_python(argv: list[str]) -> int:
-    return hand_over([str(test_python(set_up())), *argv], os.environ)
+    host = set_up()
+    return hand_over([str(test_python(host)), *argv], {**os.environ, "SPRINT_COMFYUI": str(host.comfyui)})
 
 
 def hand_over(arguments: list[str], environment: Mapping[str, str]) -> int:

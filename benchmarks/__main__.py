@@ -1,7 +1,7 @@
 """What each part of an image costs on this machine, beside diffusers.
 
     python -m benchmarks [--model demo|0.6B|1.6B] [--size PX] [--against diffusers] [--runs 5]
-                                [--parts text,step,control,hint,encode,decode,total,batch,train,load]
+                         [--parts text,step,control,hint,encode,decode,total,batch,train,load]
 
 Full-size models have random weights, made on the spot. Parts and sides take turns, so that whatever else the machine
 does meets all of them; medians of the runs. A table, then one JSON document on the last line. `--plot FILE` draws
@@ -22,7 +22,7 @@ from benchmarks import alone, shares, sweep, training
 from benchmarks.measure import NETWORK_OF, Sides, Taken, difference, errors, exact, matmul_flops, measure
 from benchmarks.networks import BATCH, LONG, MODELS, SHORT, Ours
 from benchmarks.theirs import Theirs, version
-from sprint_core import cli as command
+from sprint_core import cli
 from sprint_core.devices import DTYPES, usable_device
 from sprint_core.images.files import check_image_name
 from sprint_core.images.sizes import MAX_PX, MIN_PX
@@ -261,7 +261,7 @@ def _rounded(value):
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
-    return command.run(lambda: run(args))
+    return cli.run(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ from launcher.client import Client, Server  # noqa: E402
 from launcher.prompt import edit  # noqa: E402
 from sprint_core.shapes import examples  # noqa: E402
 
-STEPS, RUNS, WARM_UP = (1, 2, 4), 10, 2
+STEPS = (1, 2, 4)
+RUNS = 10
+WARM_UP = 2
 WORKFLOW = ROOT / "workflows" / "01_text_to_image.json"
 MODEL_FOLDER = "full"
 CLOSE = 1e-4  # the means of both sides' images

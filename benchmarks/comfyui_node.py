@@ -31,7 +31,9 @@ class CoreTextToImage:
 
     @torch.inference_mode()
     def run(self, model, clip, vae, prompt, seed, size_px):
-        net, device, dtype = model.model.diffusion_model, mm.get_torch_device(), model.model.get_dtype_inference()
+        net = model.model.diffusion_model
+        device = mm.get_torch_device()
+        dtype = model.model.get_dtype_inference()
         forward = type(net).__mro__[1].forward  # the core's, under ComfyUI's call
         if clip not in _encoders:
             prompts = clip.tokenizer

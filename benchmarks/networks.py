@@ -36,7 +36,9 @@ class Words:
     Ours by `encode`, and by a call what diffusers needs of transformers' tokenizers.
     """
 
-    data, state_key, padding_side = b"{}", "tokenizer_json", "right"
+    data = b"{}"
+    state_key = "tokenizer_json"
+    padding_side = "right"
 
     def __init__(self, size: int):
         self.size = size

@@ -88,7 +88,9 @@ class Training:
             teacher, student = TheirTransformer(teacher), TheirTransformer(student)
         null = torch.zeros(1, config.caption_width)
         stage = DistillStage(Embedded(teacher, null), Noise(), RECIPE.objective, start=lambda _: student)
-        self.stage, self.device, self.dtype = stage, device, dtype
+        self.stage = stage
+        self.device = device
+        self.dtype = dtype
         self.optimizers = {
             name: torch.optim.AdamW(module.parameters(), SCHEDULE.lr, SCHEDULE.betas, weight_decay=0.0)
             for name, module in stage.modules.items()

@@ -3,7 +3,7 @@
     python -m sprint_core.convert IN OUT [--to native|diffusers|nvlabs|comfy] [--part transformer|...]
                                          [--quantize fp8_e4m3fn|int8] [--force]
     python -m sprint_core.convert --fit-preview VAE IMAGES
-        colours for live previews, fitted on a folder of pictures; they lie beside the VAE, where loaders find them
+        colours for live previews, fitted on a folder of images; they lie beside the VAE, where loaders find them
 
 IN is a file or folder with one part or several. OUT is a file, or a folder for diffusers. Unless something is
 quantised, every tensor comes out bit for bit. Tensors that only training needs are dropped; where a layout demands
@@ -35,10 +35,9 @@ from .text.tokenizers import tokenizer_state
 from .weights import checkpoint, keymaps, layouts, part, quantise, tensorfile
 from .weights.checkpoint import CheckpointError, Weights
 from .weights.kinds import foreign_family, parts_in
-from .weights.layouts import AUTOENCODER, TEXT_ENCODER, TRANSFORMER
+from .weights.layouts import TEXT_ENCODER, TRANSFORMER
 
 LAYOUTS = ("native", "diffusers", "nvlabs", "comfy")
-CAPTION_TOKENS = 300  # of the authors' empty caption
 PIPELINE = {"transformer", "autoencoder", "text_encoder"}  # the parts of diffusers' pipelines
 MIB = 2**20
 
@@ -73,11 +72,11 @@ def parts_of(path: Path, only: str | None) -> list[Weights]:
 # --- the layouts --------------------------------------------------------------------------------------
 
 
-def outputs(parts: Sequence[Weights], to: str, provenance: Mapping[str, str]) -> list[Output]:
+def outputs(parts: Sequence[Weights], layout: str, provenance: Mapping[str, str]) -> list[Output]:
     """What a layout's files hold. Raises CheckpointError where it cannot hold a part."""
-    if to in ("native", "comfy"):
-        return [_one_file(parts, to, provenance)]
-    if to == "nvlabs":
+    if layout in ("native", "comfy"):
+        return [_one_file(parts, layout, provenance)]
+    if layout == "nvlabs":
         if len(parts) > 1:
             raise CheckpointError(f"{parts[0].path}: it has several parts, and --to nvlabs writes one: choose --part")
         return [_nvlabs(parts[0])]
@@ -86,11 +85,11 @@ def outputs(parts: Sequence[Weights], to: str, provenance: Mapping[str, str]) ->
     return files + (_pipeline(parts) if {weights.layout.name for weights in parts} >= PIPELINE else [])
 
 
-def _one_file(parts: Sequence[Weights], to: str, provenance: Mapping[str, str]) -> Output:
+def _one_file(parts: Sequence[Weights], layout: str, provenance: Mapping[str, str]) -> Output:
     for weights in parts:
         if weights.layout is TEXT_ENCODER:  # a file by itself needs its tokenizer
             weights.extras |= tokenizer_state(find_tokenizer(weights))
-    tensors, metadata = checkpoint.packed(parts, provenance, prefixed=to == "comfy" or len(parts) > 1)
+    tensors, metadata = checkpoint.packed(parts, provenance, prefixed=layout == "comfy" or len(parts) > 1)
     return Output("", tensors, lambda path: tensorfile.write(path, tensors, metadata))
 
 
@@ -116,7 +115,9 @@ def _pipeline(parts: Sequence[Weights]) -> list[Output]:
     """What tells diffusers that these folders are one pipeline, with its scheduler, which has no weights."""
     transformer = next(weights for weights in parts if weights.layout is TRANSFORMER)
     if transformer.config.guidance_embed:
-        pipeline, scheduler, settings = "SanaSprintPipeline", "SCMScheduler", {}
+        pipeline = "SanaSprintPipeline"
+        scheduler = "SCMScheduler"
+        settings = {}
     else:
         pipeline, scheduler = "SanaPipeline", "DPMSolverMultistepScheduler"
         settings = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -142,19 +143,14 @@ def _tokenizer(weights: Weights, folder: str) -> list[Output]:
 
 
 def _nvlabs(weights: Weights) -> Output:
-    if weights.layout is AUTOENCODER:
-        return _named(keymaps.from_native(weights.tensors, layouts.autoencoder.DCAE))
-    if weights.layout is not TRANSFORMER or weights.is_quantised:
-        what = "quantised" if weights.layout is TRANSFORMER else weights.layout.noun
-        raise CheckpointError(f"{weights.path}: the authors have no layout for this ({what}); choose --to native")
-    config = weights.config
+    layout = weights.layout
+    if layout.authors_naming is None or weights.is_quantised:
+        reason = layout.noun if layout.authors_naming is None else "quantised"
+        raise CheckpointError(f"{weights.path}: the authors have no layout for this ({reason}); choose --to native")
     dtype = next(iter(weights.tensors.values())).dtype
-    tensors = keymaps.from_native(weights.tensors, layouts.transformer.NVLABS)
-    tensors["y_embedder.y_embedding"] = torch.zeros(CAPTION_TOKENS, config.caption_width, dtype=dtype)
-    if config.guidance_embed:  # their Sprint learns its loss's weight beside the network
-        tensors["logvar_linear.weight"] = torch.zeros(1, config.width, dtype=dtype)
-        tensors["logvar_linear.bias"] = torch.zeros(1, dtype=dtype)
-    return _named(tensors)
+    zeros = layout.authors_zeros(weights.config).items()
+    tensors = keymaps.from_native(weights.tensors, layout.authors_naming)
+    return _named(tensors | {name: torch.zeros(shape, dtype=dtype) for name, shape in zeros})
 
 
 def _named(tensors: Mapping[str, Tensor]) -> Output:
@@ -183,14 +179,14 @@ def _write_bytes(path: Path, content: bytes) -> None:
 
 
 def convert(
-    source: Path, target: Path, to: str, only: str | None, form: str | None, force: bool, command_line: str
+    source: Path, target: Path, layout: str, only: str | None, form: str | None, force: bool, command_line: str
 ) -> dict:
     """Read, rewrite, write whole or not at all. Raises CheckpointError, OSError before anything is written."""
-    _check_names(source, target, to, force)
+    _check_names(source, target, layout, force)
     parts = parts_of(source, only)
     if form:
         _quantise(parts, form)
-    plan = outputs(parts, to, {"source": source.name, "command": command_line})
+    plan = outputs(parts, layout, {"source": source.name, "command": command_line})
     _check_space(target, plan)
     _write(target, plan)
     return {
@@ -200,19 +196,19 @@ def convert(
     }
 
 
-def _check_names(source: Path, target: Path, to: str, force: bool) -> None:
+def _check_names(source: Path, target: Path, layout: str, force: bool) -> None:
     if target.exists() and not force:
         raise CheckpointError(f"{target} exists; choose another name, or overwrite it with --force")
     if target.exists() and source.exists() and target.resolve() in (source.resolve(), *source.resolve().parents):
         raise CheckpointError(f"{target}: writing over what is being read; choose another name")
-    suffix = {"native": ".safetensors", "comfy": ".safetensors", "diffusers": "", "nvlabs": ".pth"}[to]
-    allowed = (suffix, ".safetensors") if to == "nvlabs" else (suffix,)
+    suffix = {"native": ".safetensors", "comfy": ".safetensors", "diffusers": "", "nvlabs": ".pth"}[layout]
+    allowed = (suffix, ".safetensors") if layout == "nvlabs" else (suffix,)
     if target.suffix.lower() not in allowed and (suffix or target.suffix in tensorfile.WEIGHT_SUFFIXES):
         kind = f"a file ending in {' or '.join(allowed)}" if suffix else "a folder"
-        raise CheckpointError(f"{target}: --to {to} writes {kind}")
-    if target.is_dir() != (to == "diffusers") and target.exists():
+        raise CheckpointError(f"{target}: --to {layout} writes {kind}")
+    if target.is_dir() != (layout == "diffusers") and target.exists():
         raise CheckpointError(
-            f"{target}: --to {to} writes {'a folder' if to == 'diffusers' else 'a file'}; remove it first"
+            f"{target}: --to {layout} writes {'a folder' if layout == 'diffusers' else 'a file'}; remove it first"
         )
 
 

@@ -12,8 +12,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
-INK, PAPER, SUN = (24, 26, 32), (244, 241, 232), (235, 86, 58)
-ICON_PX, BANNER_PX, SMOOTH = 400, (1260, 540), 3
+INK = (24, 26, 32)
+PAPER = (244, 241, 232)
+SUN = (235, 86, 58)
+ICON_PX = 400
+BANNER_PX = (1260, 540)
+SMOOTH = 3
 
 
 def disc(px: int, angle: float, seed: int) -> Image.Image:

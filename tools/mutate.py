@@ -46,7 +46,10 @@ PRELOADED_FOR_COMFYUI = (
     "psutil",
     "spandrel",
 )
-PASSED, FAILED, NO_COLLECTION = 0, 1, 2  # exit codes of pytest; the last also where a bug breaks an import
+# Exit codes of pytest; the last also where a bug breaks an import
+PASSED = 0
+FAILED = 1
+NO_COLLECTION = 2
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ BYTES_PER_TOKEN = 4 * 2**20  # activations of one layer, generously
 
 
 class SanaTokenizer:
-    """ComfyUI's tokenizer protocol around text.PromptTokenizer."""
+    """ComfyUI's tokenizer protocol around the core's PromptTokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, preset: TextPreset, description: Tensor):
         """description: checkpoint.describe_tensor of the weights, which is saved with them."""

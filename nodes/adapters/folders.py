@@ -14,10 +14,8 @@ from ...sprint_core.weights import layouts, presets
 from ...sprint_core.weights.tensorfile import WEIGHT_SUFFIXES, CheckpointError, is_shard
 
 PIPELINES = "diffusers"
-APPROXIMATE, TINY_DECODER = (
-    "vae_approx",
-    "taesana_decoder",
-)  # tiny decoders of all families lie there; names tell them apart
+APPROXIMATE = "vae_approx"  # tiny decoders of all families lie there; names tell them apart
+TINY_DECODER = "taesana_decoder"
 BUNDLED = {presets.BUNDLED_NAME: presets.BUNDLED, presets.BUNDLED_CONTROL_NAME: presets.BUNDLED_CONTROL}
 MAX_DEPTH = 3  # folders below a models folder that are searched
 
@@ -78,6 +76,6 @@ def stamp(name: str, *keys: str) -> str:
     path = BUNDLED.get(name) or models(*keys).get(name)
     if path is None:
         return name
-    companions = (preview.fit_path(path), layouts.tiny_autoencoder.partner(path))
-    files = sorted(path.rglob("*")) if path.is_dir() else [path, *filter(None, companions)]
+    neighbours = (preview.fit_path(path), layouts.tiny_autoencoder.partner(path))
+    files = sorted(path.rglob("*")) if path.is_dir() else [path, *filter(None, neighbours)]
     return repr([(str(file), file.stat().st_mtime_ns) for file in files if file.exists()])

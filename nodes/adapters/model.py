@@ -95,7 +95,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None, tra
 
 def _around_block(options, depth, index, run, x, caption):
     """Let stock patch nodes (skip-layer guidance and the like) replace a block, as in ComfyUI's own DiTs."""
-    options["total_blocks"], options["block_type"], options["block_index"] = depth, "double", index
+    options["total_blocks"] = depth
+    options["block_type"] = "double"
+    options["block_index"] = index
     replace = options.get("patches_replace", {}).get("dit", {}).get(("double_block", index))
     if replace is None:
         return run(x, caption)

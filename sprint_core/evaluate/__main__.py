@@ -18,8 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .. import cli as command
-from .. import trigflow
+from .. import cli, trigflow
 from ..devices import DTYPES, usable_device
 from ..images.files import check_image_name
 from ..pipeline import Pipeline
@@ -128,7 +127,7 @@ def _run_control(args: argparse.Namespace, pipeline: Pipeline, steps: Sequence[i
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
-    return command.run(lambda: run(args))
+    return cli.run(lambda: run(args))
 
 
 if __name__ == "__main__":

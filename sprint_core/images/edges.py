@@ -23,7 +23,10 @@ from ..weights.tensorfile import CheckpointError
 RESOLUTION = 512  # px of the shorter side at which edges are looked for, as the authors do
 SCALES = (1.0, 2.0, 4.0)  # px of blur at that resolution
 CONTRAST = 0.15  # the step that becomes an edge of 1 - 1/e
-RIDGE_BLUR, RIDGE_LEVEL, LINE_LEVEL = 3.0, 127 / 255, 4 / 255  # the authors' scribble
+# Of the authors' scribble.
+RIDGE_BLUR = 3.0
+RIDGE_LEVEL = 127 / 255
+LINE_LEVEL = 4 / 255
 
 
 def detect(image: Tensor, hed: HED | None = None, scribble: bool = False, resolution: int = RESOLUTION) -> Tensor:

@@ -37,6 +37,9 @@ class TinyAutoencoderConfig:
         check_fields(self)
 
 
+BOTH_HALVES = TinyAutoencoderConfig()
+
+
 class SoftClamp(nn.Module):
     """Latents of any shape, limited smoothly to +-LATENT_LIMIT."""
 
@@ -90,7 +93,7 @@ class TinyAutoencoder(TiledCodec):
 
     def __init__(
         self,
-        config: TinyAutoencoderConfig = TinyAutoencoderConfig(),
+        config: TinyAutoencoderConfig = BOTH_HALVES,
         *,
         ops: Any = nn,
         dtype: torch.dtype | None = None,

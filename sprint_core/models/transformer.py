@@ -175,7 +175,9 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, config: TransformerConfig, ops: Any = nn, **factory: Any):
         super().__init__()
-        self.base, self.scale, self.width = config.pos_embed_base, config.pos_embed_scale, config.width
+        self.base = config.pos_embed_base
+        self.scale = config.pos_embed_scale
+        self.width = config.width
         self.proj = ops.Conv2d(LATENT_CHANNELS, config.width, 1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:

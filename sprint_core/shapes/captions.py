@@ -79,7 +79,9 @@ def _meanings(table: dict, before: str = "", after: str = "") -> dict:
     return {before + wording + after: meaning for meaning, wordings in table.items() for wording in wordings}
 
 
-SIZE_OF, PLACE_OF, RELATION_OF = _meanings(SIZE_WORDS), _meanings(PLACES), _meanings(RELATIONS)
+SIZE_OF = _meanings(SIZE_WORDS)
+PLACE_OF = _meanings(PLACES)
+RELATION_OF = _meanings(RELATIONS)
 SHAPE_OF = {word: (shape, word != shape) for shape, plural in SHAPES.items() for word in (shape, plural)}
 COUNT_OF = {word: count for count, word in NUMBERS.items()}
 BEHIND_OF = _meanings(BACKDROPS, after=" with")

@@ -21,7 +21,11 @@ STALE_DRAWS = 5000  # that many draws without a new prompt: there are no more
 KINDS = {"one": 0.35, "pair": 0.45, "alike": 0.2}
 KIND_OF = dict(zip(CATEGORIES, ("one", "pair", "alike", "one", "pair", "pair"), strict=True))
 
-CENTRE, BESIDE, BELOW, PYRAMID = (1, 1), ((1, 0), (1, 2)), ((0, 1), (2, 1)), ((0, 1), (2, 0), (2, 2))  # as usual
+# Places, (row, column), as captions usually mean them.
+CENTRE = (1, 1)
+BESIDE = ((1, 0), (1, 2))
+BELOW = ((0, 1), (2, 1))
+PYRAMID = ((0, 1), (2, 0), (2, 2))
 USUAL_COLOUR, USUAL_SIZE = "white", "large"  # of a single thing
 USUAL_BACKGROUNDS = ("teal", "purple")  # two, as two seeds should show two images
 # Cells of things that stand together in free scenes; no two of them are neighbours, not even diagonally.

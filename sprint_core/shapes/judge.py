@@ -148,7 +148,10 @@ def _size(shape: str | None, h: int, w: int) -> str | None:
 
 def _detection(mask: np.ndarray, colour: str) -> Detection:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    top = rows[0]
+    bottom = rows[-1] + 1
+    left = columns[0]
+    right = columns[-1] + 1
     box = mask[top:bottom, left:right]
     shape = _shape(box)
     centre = (float(left + right) * STEP_PX / 2, float(top + bottom) * STEP_PX / 2)

@@ -31,7 +31,10 @@ BACKGROUNDS = {  # top and bottom colour; all, and all between, lie 108 or more 
 }
 SHAPES = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 RADIUS_PX = {"small": 38, "large": 56}
-SQUARE_SIDE, TRIANGLE_HEIGHT, CROSS_ARM = 0.9, 0.9, 0.4  # half the extents, in radii
+# Half the extents, in radii.
+SQUARE_SIDE = 0.9
+TRIANGLE_HEIGHT = 0.9
+CROSS_ARM = 0.4
 CANVAS_PX, MARGIN_PX = 256, 8
 REACH_PX = 40  # how far a thing may stand from its place
 

@@ -42,6 +42,8 @@ class Layout(Generic[Config, Network]):
     config_to_diffusers: Callable[[Config], dict[str, Any]]  # its inverse; raises ValueError where there is none
     infer_config: Callable[[Shapes], Config]  # of native names, and those that the naming drops; raises ValueError
     network: Callable[..., Network]  # (config, ops=, dtype=, device=)
+    authors_naming: Naming | None = None  # to write what the authors' code reads, where there is such a file
+    authors_zeros: Callable[[Config], dict[str, tuple[int, ...]]] = lambda config: {}  # tensors that only it demands
     file_stem: str = "diffusion_pytorch_model"  # of the weight file in a diffusers folder
     extras: tuple[str, ...] = ()  # tensors beside the parameters, such as a tokenizer's bytes
 

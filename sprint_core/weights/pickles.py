@@ -5,11 +5,12 @@ unpickler refuses such names as code. Those of HARMLESS become inert stand-ins, 
 every other name is refused, and the message says which.
 """
 
+import contextlib
 import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,13 @@ def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a .pth, .pt, .bin or .ckpt file, memory-mapped where it allows. Raises ValueError, OSError."""
     stand_ins: list[Any] = [(type("Inert", (Inert,), {}), name) for name in HARMLESS]
     try:
-        with torch.serialization.safe_globals(stand_ins):
+        with _only(stand_ins):
             # Only zip containers can be mapped; torch.load refuses the option for the older format.
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"it names {name[1]}, which unpickling would run as code" if name else "it is no PyTorch file of tensors"
-        raise ValueError(f"refused, because {what}; use a safetensors version of it") from None
+        code = f"it names {name[1]}: unpickling it would run code" if name else "it is not a PyTorch file of tensors"
+        raise ValueError(f"refused, because {code}; use a safetensors version of it") from None
     except Exception as error:  # on damaged input the unpickler raises anything, IndexError included
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"truncated or damaged ({first_line}); download it again") from None
@@ -64,6 +65,22 @@ def read(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError("holds no tensors")
     return tensors
+
+
+@contextlib.contextmanager
+def _only(stand_ins: list[Any]) -> Iterator[None]:
+    """Allow these names while a file is read, and none that a host has allowed.
+
+    ComfyUI allows some of numpy's, and a real one does not go with a stand-in for another.
+    """
+    others = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        torch.serialization.add_safe_globals(stand_ins)
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(others)
 
 
 def _weights(data: Any, depth: int = 4) -> dict[str, Tensor]:

@@ -28,8 +28,12 @@ class Preset:
 
 
 # Sizes: width, depth, heads of the cross-attention. Positions: latent size they number, scale.
-S, M, L = (1152, 28, 16), (2240, 20, 20), (2240, 60, 20)
-NONE, P2K, P4K = (0, 1.0), (64, 1.0), (128, 2.0)
+S = (1152, 28, 16)
+M = (2240, 20, 20)
+L = (2240, 60, 20)
+NONE = (0, 1.0)
+P2K = (64, 1.0)
+P4K = (128, 2.0)
 # fmt: off
 _ROWS = (
     # name                  repository                                   size  qk    guide    time pos.  px

@@ -124,12 +124,15 @@ def unmap(tensors: Iterable[Tensor]) -> None:
 
 def _of_file(pagemap: int, first: int, count: int) -> bool:
     """Whether all of these pages are a file's: one that was written to is a copy of the process's own."""
-    for asked in (1, count):  # the first tells of nearly all tensors that are in no file
-        entries = os.pread(pagemap, 8 * asked, 8 * first)
+    for page_count in (1, count):  # the first tells of nearly all tensors that are in no file
+        entries = os.pread(pagemap, 8 * page_count, 8 * first)
         pages = torch.frombuffer(bytearray(entries), dtype=torch.int64) if entries else torch.empty(0)
-        if len(pages) != asked:
+        if len(pages) != page_count:
             return False
-        present, swapped, of_file = pages < 0, pages & 1 << 62 != 0, pages & 1 << 61 != 0  # bit 63 is the sign
+        # Bit 63 is the sign.
+        present = pages < 0
+        swapped = pages & 1 << 62 != 0
+        of_file = pages & 1 << 61 != 0
         if (swapped | (present & ~of_file)).any():
             return False
     return True

@@ -35,7 +35,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_name_what_exists(page):
     text = page.read_text(encoding="utf-8")
-    for module in re.findall(r"-m ((?:sprint_core|benchmarks)[\w.]*)", text):
+    for module in re.findall(r"-m ((?:sprint_core|benchmarks|tools)[\w.]*)", text):
         assert importlib.util.find_spec(module), module
     for script in re.findall(r"python ((?:tools|benchmarks)/\w+\.py|run\.py)", text):
         assert (ROOT / script).is_file(), script

@@ -58,7 +58,9 @@ def encode_images(items: Iterable[Item], folder: Path, encoders: Encoders, finge
 
 class _Encoding:
     def __init__(self, folder: Path, encoders: Encoders, fingerprint: str):
-        self.folder, self.encoders, self.fingerprint = folder, encoders, fingerprint
+        self.folder = folder
+        self.encoders = encoders
+        self.fingerprint = fingerprint
 
     def run(self, items: Iterable[Item]) -> LatentCache:
         self._refuse_others()
@@ -137,7 +139,10 @@ class _Encoding:
         self, group: Sequence[Item], threads: ThreadPoolExecutor, bar: tqdm
     ) -> tuple[dict[str, Tensor], list[str]]:
         """A shard's tensors, none if all its images are damaged; and the damaged ones: "name (why)"."""
-        captions, latents, hints, skipped = [], [], [], []
+        captions = []
+        latents = []
+        hints = []
+        skipped = []
         for batch in _loaded(group, self.encoders.px, threads):
             images = [image for _, image in batch if isinstance(image, Tensor)]
             names = [item for item, image in batch if isinstance(image, Tensor)]

@@ -25,7 +25,9 @@ class Record(contextlib.AbstractContextManager):
     """The record of one stage in its folder; one of several processes writes."""
 
     def __init__(self, folder: Path, schedule: Schedule, step: int, writes: bool):
-        self.folder, self.batch, self.writes = folder, schedule.batch, writes
+        self.folder = folder
+        self.batch = schedule.batch
+        self.writes = writes
         quiet = not writes or not sys.stderr.isatty()
         self.bar = tqdm(total=schedule.steps, initial=step, desc=folder.name, unit=" steps", disable=quiet)
         self.board = _tensorboard(folder) if writes else None

@@ -41,7 +41,10 @@ class Trainer(Generic[Averaged]):
         seed: int = 0,
         processes: ProcessGroup = SINGLE_PROCESS,
     ):
-        self.stage, self.schedule, self.seed, self.processes = stage, schedule, seed, processes
+        self.stage = stage
+        self.schedule = schedule
+        self.seed = seed
+        self.processes = processes
         self.folder = Path(out) / stage.name
         for module in stage.modules.values():
             module.to(processes.device)
@@ -63,7 +66,9 @@ class Trainer(Generic[Averaged]):
         end = min(self.schedule.steps, until or self.schedule.steps)
         if self.step >= end:
             return self.average
-        saved, pause, metrics = time.monotonic(), SAVE_EVERY_SEC, {}
+        saved = time.monotonic()
+        pause = SAVE_EVERY_SEC
+        metrics = {}
         with Record(self.folder, self.schedule, self.step, writes=self.processes.rank == 0) as record:
             while self.step < end:
                 metrics |= self._one_step()  # of phases that take turns, the latest of each

@@ -19,6 +19,8 @@ from .scm import Proposal
 from .transform import per_sample
 
 PUBLISHED_DEPTH, PUBLISHED_BLOCKS = 20, (2, 8, 14, 19)  # where the heads sit on the 1.6B
+HEAD_CHANNELS = 128
+HEAD_GROUPS = 8  # of its norms
 
 
 def block_ids(depth: int) -> tuple[int, ...]:
@@ -29,13 +31,13 @@ def block_ids(depth: int) -> tuple[int, ...]:
 class Head(nn.Module):
     """Judges one block's tokens [b, n, c] on their (h, w) grid: logits [b, h, w]."""
 
-    def __init__(self, width: int, hidden: int = 128, groups: int = 8):
+    def __init__(self, width: int):
         super().__init__()
-        self.inward = nn.Conv2d(width, hidden, 1)
-        self.norm1 = nn.GroupNorm(groups, hidden)
-        self.around = nn.Conv2d(hidden, hidden, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, hidden)
-        self.outward = nn.Conv2d(hidden, 1, 1)
+        self.inward = nn.Conv2d(width, HEAD_CHANNELS, 1)
+        self.norm1 = nn.GroupNorm(HEAD_GROUPS, HEAD_CHANNELS)
+        self.around = nn.Conv2d(HEAD_CHANNELS, HEAD_CHANNELS, 3, padding=1)
+        self.norm2 = nn.GroupNorm(HEAD_GROUPS, HEAD_CHANNELS)
+        self.outward = nn.Conv2d(HEAD_CHANNELS, 1, 1)
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         x = F.leaky_relu(self.norm1(self.inward(rearrange(tokens, "b (h w) c -> b c h w", h=size[0]))), 0.2)

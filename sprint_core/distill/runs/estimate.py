@@ -40,7 +40,9 @@ from . import demo
 log = logging.getLogger(__name__)
 
 GIB = 2**30
-FIRST_MATMUL_SIZE, MATMUL_SIZE, MATMUL_RUNS = 128, 2048, 5
+FIRST_MATMUL_SIZE = 128
+MATMUL_SIZE = 2048
+MATMUL_RUNS = 5
 MATMUL_LIMIT_SEC = 0.1  # of one product, after which larger ones are not tried
 FP32_BYTES = 4
 TRANSFORMER_STAGES = ("teacher", "distill", "control")
@@ -150,7 +152,9 @@ class MetaDataset:
     fingerprint = "meta"
 
     def __init__(self, latent: Sequence[int], caption: Sequence[int], hints: bool = False):
-        self.latent, self.caption, self.hints = tuple(latent), tuple(caption), hints
+        self.latent = tuple(latent)
+        self.caption = tuple(caption)
+        self.hints = hints
 
     def batch(self, random: SampleRandom) -> Batch:
         latents = torch.empty(len(random), *self.latent, device="meta")

@@ -12,7 +12,7 @@ from ...models.gemma import Gemma
 from ...shapes import captions, scenes
 from ...text.encoder import encode_ids, pad_embeddings
 from ...text.prompts import PromptTokenizer
-from ..dataset import scenes as data
+from ..dataset import scenes as scene_dataset
 from ..engine.randomness import SampleRandom
 from ..engine.stage import Stage
 
@@ -55,10 +55,12 @@ class CaptioningStage(Stage[CaptioningModel]):
 
     def __init__(self, model: CaptioningModel, prompts: PromptTokenizer, pool: int):
         super().__init__({self.name: model}, {"pool": str(pool)})
-        self.model, self.prompts, self.pool = model, prompts, pool
+        self.model = model
+        self.prompts = prompts
+        self.pool = pool
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        texts = data.captions(random.integers(self.pool), random)
+        texts = scene_dataset.captions(random.integers(self.pool), random)
         targets = torch.tensor([labels(caption) for caption in texts], device=self.device)
         tokens = [self.prompts.tokens(caption) for caption in texts]
         states, mask = pad_embeddings(encode_ids(self.model.gemma, tokens, device=self.device))

@@ -22,17 +22,19 @@ from ..losses.transform import Network, per_sample, trigflow_network
 from ..recipes import Objective
 from .base import FRESH_SEED, Preview, TextConditioned
 
+TIME_FEATURES = 128
+
 
 class LogVariance(nn.Module):
     """w(t), the learnt weight of sCM's loss: zero at first. [b] -> [b]."""
 
-    def __init__(self, width: int = 64):
+    def __init__(self):
         super().__init__()
-        self.mlp = MLP(128, width, nn.SiLU())
-        self.out = nn.Linear(width, 1)
+        self.mlp = MLP(TIME_FEATURES, 64, nn.SiLU())
+        self.out = nn.Linear(64, 1)
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.out(self.mlp(timestep_embedding(t, 128)))[:, 0]
+        return self.out(self.mlp(timestep_embedding(t, TIME_FEATURES)))[:, 0]
 
 
 class Weighted(nn.Module):
@@ -80,7 +82,9 @@ class SprintStage(Stage[Trained], Generic[Trained]):
             nn.init.zeros_(parameter)
         for module in self.modules.values():
             module.to(next(teacher.transformer.parameters()).device)
-        self.dataset, self.objective, self.preview = dataset, objective, preview
+        self.dataset = dataset
+        self.objective = objective
+        self.preview = preview
         self.around_block = around_block(activation_checkpointing)
         self.proposal = scm.Proposal(objective.noise_mean, objective.noise_std)
         self.critic_proposal = scm.Proposal(objective.critic_mean, objective.critic_std)

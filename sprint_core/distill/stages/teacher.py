@@ -45,7 +45,9 @@ class TeacherStage(Stage[Model], Generic[Model]):
         activation_checkpointing: bool = False,
     ):
         super().__init__({self.name: model}, {"latents": dataset.fingerprint, "flow_shift": str(flow_shift)})
-        self.model, self.dataset, self.preview = model, dataset, preview
+        self.model = model
+        self.dataset = dataset
+        self.preview = preview
         self.flow_shift = flow_shift
         self.around_block = around_block(activation_checkpointing)
 

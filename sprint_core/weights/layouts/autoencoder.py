@@ -172,7 +172,7 @@ AUTOENCODER = Layout(
     title="a DC-AE",
     folder="vae",
     markers=("decoder.norm_out.weight", "decoder.project_out.op_list.0.weight"),
-    prefixes=("vae.", "first_stage_model.", "autoencoder.", "module.", ""),
+    prefixes=("vae.", "first_stage_model.", "autoencoder.", ""),
     namings=(DCAE,),  # no name of diffusers' is one of its authors'
     diffusers_naming=lambda config: Naming(()),
     config=AutoencoderConfig,
@@ -180,4 +180,5 @@ AUTOENCODER = Layout(
     config_to_diffusers=config_to_diffusers,
     infer_config=infer_config,
     network=Autoencoder,
+    authors_naming=DCAE,
 )

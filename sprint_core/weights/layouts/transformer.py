@@ -8,6 +8,7 @@ from ..keymaps import Naming, rules
 from ..part import Layout, Shapes
 from ..presets import PRESETS
 
+CAPTION_TOKENS = 300  # of the authors' empty caption
 POSITIONS = {4096: 64, 16384: 128}  # stored position embeddings: tokens to base; only the 2K and 4K models use theirs
 
 
@@ -172,12 +173,20 @@ def diffusers_naming(config: TransformerConfig) -> Naming:
     return DIFFUSERS_GUIDANCE if config.guidance_embed else DIFFUSERS
 
 
+def training_only(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of what the authors' code demands of a file and never reads: the empty caption, Sprint's loss weight."""
+    shapes: dict[str, tuple[int, ...]] = {"y_embedder.y_embedding": (CAPTION_TOKENS, config.caption_width)}
+    if config.guidance_embed:
+        shapes |= {"logvar_linear.weight": (1, config.width), "logvar_linear.bias": (1,)}
+    return shapes
+
+
 TRANSFORMER = Layout(
     name="transformer",
     title="a SANA transformer",
     folder="transformer",
     markers=("transformer_blocks.0.ff.conv_inverted.weight", "blocks.0.mlp.inverted_conv.conv.weight"),
-    prefixes=("model.diffusion_model.", "diffusion_model.", "model.", "transformer.", "module.", ""),
+    prefixes=("model.diffusion_model.", "diffusion_model.", "model.", "transformer.", ""),
     namings=(NVLABS, DIFFUSERS),
     diffusers_naming=diffusers_naming,
     config=TransformerConfig,
@@ -185,4 +194,6 @@ TRANSFORMER = Layout(
     config_to_diffusers=config_to_diffusers,
     infer_config=infer_config,
     network=SanaTransformer,
+    authors_naming=NVLABS,
+    authors_zeros=training_only,
 )

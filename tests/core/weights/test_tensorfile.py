@@ -140,6 +140,10 @@ def test_what_trainers_save_beside_the_weights(tmp_path, legacy, caplog):
         tmp_path / "x.pth",
         _use_new_zipfile_serialization=not legacy,
     )
+    real = [np.dtype, type(np.dtype("f8")), (np.int64(1).__reduce__()[0], "numpy._core.multiarray.scalar")]
+    with torch.serialization.safe_globals(real):  # as ComfyUI allows them
+        assert_holds(read(tmp_path / "x.pth"), TENSORS)
+        assert set(real) <= set(torch.serialization.get_safe_globals())
     assert_holds(read(tmp_path / "x.pth"), TENSORS)
     assert "'state_dict_ema', a moving average" in caplog.text
     old = (tmp_path / "x.pth").read_bytes()
@@ -155,7 +159,7 @@ def test_code_is_refused_and_not_run(tmp_path):
     torch.save(malicious, tmp_path / "zip.pth")
     torch.save(malicious, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
     (tmp_path / "raw.ckpt").write_bytes(pickle.dumps(Code(made), protocol=2))
-    for name, code in (("zip.pth", "as code"), ("legacy.pth", "as code"), ("raw.ckpt", "")):
+    for name, code in (("zip.pth", "would run code"), ("legacy.pth", "would run code"), ("raw.ckpt", "")):
         path = tmp_path / name
         with pytest.raises(CheckpointError, match=f"{name}: refused, because .*{code}; use a safetensors version"):
             read(path)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sprint_core.distill.dataset.captioned import captioned, square
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def captions(path: Path) -> dict[str, str]:
