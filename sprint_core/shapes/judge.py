@@ -192,7 +192,7 @@ def detect(image: np.ndarray) -> list[Detection]:
 # --- judging ----------------------------------------------------------------------------------------
 
 
-def _is(detection: Detection, thing: RequiredThing) -> bool:
+def _matches(detection: Detection, thing: RequiredThing) -> bool:
     """Whether a blob is what a caption says of one thing."""
     if detection.shape != thing.shape or detection.size is None:
         return False
@@ -209,7 +209,7 @@ def _is_near(detection: Detection, place: tuple[float, float]) -> bool:
     return max(abs(a - b) for a, b in zip(detection.centre, place, strict=True)) <= PLACE_SLACK_PX
 
 
-def _holds(relation: str | None, first: Detection, second: Detection) -> bool:
+def _relation_holds(relation: str | None, first: Detection, second: Detection) -> bool:
     """The relation by centres, by a clear distance, and more so than across it."""
     if relation is None:
         return True
@@ -230,11 +230,11 @@ def fault(image: np.ndarray, text: str | Requirement) -> str | None:
     things = [thing for thing in requirement.things for _ in range(thing.count)]
     if len(sight.detections) != len(things):
         return f"{len(sight.detections)} things, not {len(things)}"
-    orders = [order for order in permutations(sight.detections) if all(map(_is, order, things))]
+    orders = [order for order in permutations(sight.detections) if all(map(_matches, order, things))]
     if not orders:
         seen = ", ".join(f"{thing.size} {thing.colour} {thing.shape}" for thing in sight.detections)
         return f"other things, or elsewhere: {seen}"
-    if not any(_holds(requirement.relation, order[0], order[-1]) for order in orders):
+    if not any(_relation_holds(requirement.relation, order[0], order[-1]) for order in orders):
         return f"not {requirement.relation}"
     return None
 
@@ -255,7 +255,9 @@ def outlined(image: np.ndarray, scene: Scene) -> bool:
     areas = np.bincount(labels.ravel())[1:] * STEP_PX**2
     detections = [_detection(labels == i + 1, "") for i in np.flatnonzero(areas >= SPECK_AREA)]
     things = outline(scene).things
-    return len(detections) == len(things) and any(all(map(_is, order, things)) for order in permutations(detections))
+    return len(detections) == len(things) and any(
+        all(map(_matches, order, things)) for order in permutations(detections)
+    )
 
 
 def coloured(image: np.ndarray, text: str | Requirement, scene: Scene) -> bool | None:
