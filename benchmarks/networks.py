@@ -105,8 +105,11 @@ class Ours(Parts):
 
     def __init__(self, model: str, size_px: int | None, device: torch.device, dtype: torch.dtype | None):
         self.model, self.preset = model, presets.PRESETS.get(MODELS[model])
-        bundled_px = checkpoint.load(presets.BUNDLED, layouts.TRANSFORMER).settings["size_px"]
-        self.size_px = size_px or (self.preset.size_px if self.preset else bundled_px)
+        if self.preset:
+            native_px = self.preset.size_px
+        else:
+            native_px = checkpoint.load(presets.BUNDLED, layouts.TRANSFORMER).settings["size_px"]
+        self.size_px = size_px or native_px
         self.device = device
         self.dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
 
