@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,6 +16,10 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 
 from launcher.client import Server  # noqa: E402
 from launcher.setup import prepare_base  # noqa: E402
+
+# The same examples on every machine and in every run; a test may take its time on a busy one.
+hypothesis.settings.register_profile("repository", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("repository")
 
 
 def pytest_configure():
