@@ -6,19 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from .levels import eight_bits
 
 WRITTEN = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """As it is meant to be seen: turned as its EXIF says, over a background where it is transparent."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8 instead of scaling them
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode == "I":  # the same, as some files say it
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    """As it is meant to be seen: turned as its EXIF says, over a background where it is transparent.
+
+    Raises ValueError for numbers that no type says how to show, and what Pillow raises for damaged files.
+    """
+    image = ImageOps.exif_transpose(eight_bits(image))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
@@ -32,7 +33,9 @@ def read(path: str | os.PathLike, option: str, background: str = "white") -> Ima
     try:
         with Image.open(path) as image:
             return rgb(image, background)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:
+        raise ValueError(f"{option} {path}: not an image that can be read (of an unknown kind)") from None
+    except Exception as error:  # on damaged input Pillow's decoders raise anything, SyntaxError included
         raise ValueError(f"{option} {path}: not an image that can be read ({error})") from None
 
 
