@@ -51,7 +51,7 @@ def _of_integers(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
 def _of_floats(image: Image.Image, black_is_one: bool) -> Image.Image:
     levels = np.asarray(image)
     low, high = float(levels.min()), float(levels.max())
-    if not (-OVERSHOOT <= low and high <= 1 + OVERSHOOT):  # NaN too
+    if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):  # NaN too
         raise ValueError(f"its numbers go from {low:g} to {high:g}, not from 0, black, to 1, white; {ADVICE}")
     levels = levels.clip(0, 1)
     levels = 1 - levels if black_is_one else levels

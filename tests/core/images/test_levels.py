@@ -121,7 +121,7 @@ REFUSED = {
     "32 bits, signed": (tiff(np.array([0, 65535], "<i4").tobytes(), 2, 32, SIGNED), "signed"),
     "16 bits, signed": (tiff(np.array([-1, 9], "<i2").tobytes(), 2, 16, SIGNED), "signed"),
     "8 bits, signed": (tiff(np.array([-1, 9], "i1").tobytes(), 2, 8, SIGNED), "signed"),
-    "floats to 255": (tiff(np.array([0, 255], "<f4").tobytes(), 2, 32, FLOAT), r"from 0 to 255, not from 0, black, to 1"),
+    "floats to 255": (tiff(np.array([0, 255], "<f4").tobytes(), 2, 32, FLOAT), "from 0 to 255, not from 0"),
     "NaN": (tiff(np.array([0, np.nan], "<f4").tobytes(), 2, 32, FLOAT), "from nan to nan"),
     "colour in floats": (tiff(UNIT[:12], 1, 32, FLOAT, COLOUR, n=3), "of an unknown kind"),
     "64-bit floats": (tiff(np.array([0, 1.0]).tobytes(), 2, 64, FLOAT), "of an unknown kind"),
