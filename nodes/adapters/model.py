@@ -61,25 +61,31 @@ class HostedTransformer(SanaTransformer):
     ):
         super().__init__(config, ops=operations, dtype=dtype, device=device)
         self.dtype = dtype
+        self.in_channels = self.out_channels = LATENT_CHANNELS  # what stock patches slice their predictions by
 
     def forward(
         self,
         x: Tensor,
         timesteps: Tensor,
         context: Tensor | None = None,
+        guidance: float | None = None,
         control: dict | None = None,
         transformer_options: dict | None = None,
-        guidance: float | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """v [b, 32, h, w] of x, scaled latents at flow times `timesteps` [b]; guidance is one scale for all."""
+        """v [b, 32, h, w] of x, scaled latents at flow times `timesteps` [b]; guidance is one scale for all.
+
+        Wrappers read arguments by position, as in ComfyUI's own guided DiTs: x first, transformer_options last.
+        """
         options = {} if transformer_options is None else transformer_options
         wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
+        if wrappers:
+            x = x.clone()  # EasyCache adds to it in place; in fp32 it is the sampler's own
         return comfy.patcher_extension.WrapperExecutor.new_class_executor(self._run, self, wrappers).execute(
-            x, timesteps, context, control, options, guidance, attention_mask
+            x, timesteps, context, guidance, control, options, attention_mask=attention_mask
         )
 
-    def _run(self, x, timesteps, context, control, options, guidance, attention_mask):
+    def _run(self, x, timesteps, context, guidance, control, options, attention_mask=None):
         if guidance is not None:
             guidance = torch.full((x.shape[0],), guidance, device=x.device)
         attention = functools.partial(attend, transformer_options=options)
