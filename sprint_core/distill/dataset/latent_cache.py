@@ -58,7 +58,7 @@ class LatentCache:
 
     def batch(self, random: SampleRandom) -> Batch:
         """Latents in fp32, caption embeddings as they are stored."""
-        rows = [self._row(i) for i in random.integers(len(self))]
+        rows = [self._row(i) for i in random.integers(len(self)).tolist()]
         hints = [hint for shard, i in rows if (hint := shard.hint(i)) is not None]
         latents = torch.stack([shard.latent(i) for shard, i in rows])
         return Batch(latents, [shard.caption(i) for shard, i in rows], torch.stack(hints) if hints else None)

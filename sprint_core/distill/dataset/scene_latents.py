@@ -34,7 +34,7 @@ class SceneLatents:
 
     def batch(self, random: SampleRandom) -> Batch:
         """Captions are worded anew each time."""
-        chosen = random.integers(len(self.latents))
+        chosen = random.integers(len(self.latents)).tolist()
         if self.hints is None:
             return Batch(self.latents[chosen].float(), scenes.captions(chosen, random))
         texts = scenes.captions(chosen, random, free=True)

@@ -23,7 +23,7 @@ def images(seeds: Sequence[int], split: str = "train") -> Tensor:
 
 def captions(seeds: Sequence[int], random: SampleRandom, free: bool = False) -> list[str]:
     """A caption of each of the (free) training scenes with these seeds, worded anew each time."""
-    drawn = zip(seeds, random.integers(CAPTION_SEEDS), strict=True)
+    drawn = zip(seeds, random.integers(CAPTION_SEEDS).tolist(), strict=True)
     return [examples.another_caption(_scene(i, free), seed, free) for i, seed in drawn]
 
 

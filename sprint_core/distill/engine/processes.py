@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...devices import usable_device
+from .randomness import DeviceRandom, SampleRandom
 
 CPU = torch.device("cpu")
 
@@ -27,6 +28,13 @@ class ProcessGroup:
     rank: int = 0
     world_size: int = 1
     state: Any = None  # accelerate.PartialState, where there are several
+    draws_on_device: bool = False  # as every device but the CPU does anyway
+
+    def random(self, seed: int, step: int, phase: str, samples: Sequence[int]) -> SampleRandom:
+        """The numbers of these samples in a phase of a step."""
+        if self.draws_on_device or self.device.type != "cpu":
+            return DeviceRandom(seed, step, phase, samples, self.device)
+        return SampleRandom(seed, step, phase, samples)
 
     def share(self, batch: int) -> range:
         """The samples of a batch that fall to this process. Raises ValueError."""

@@ -1,9 +1,11 @@
 """Randomness that belongs to a sample, not to a process: (run's seed, step, phase, sample) -> numbers.
 
 So a resumed run repeats itself without saving generators, and N processes that share a batch draw
-what one process would have drawn for the whole of it.
+what one process would have drawn for the whole of it. On a device other than the CPU a generator for each
+sample would take longer than the step: there one generator, with the same key, draws for all of them.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 
 class SampleRandom:
     """One CPU generator for each sample of a batch; every draw returns one row per sample."""
+
+    device = torch.device("cpu")
 
     def __init__(self, seed: int, step: int, phase: str, samples: Sequence[int]):
         self.generators = [torch.Generator().manual_seed(_key(seed, step, phase, i)) for i in samples]
@@ -28,13 +32,43 @@ class SampleRandom:
         """[b] in [0, 1)."""
         return torch.stack([torch.rand((), generator=g) for g in self.generators])
 
-    def integers(self, high: int) -> list[int]:
-        """b integers in [0, high)."""
-        return [int(torch.randint(high, (), generator=g)) for g in self.generators]
+    def integers(self, high: int) -> Tensor:
+        """[b] integers in [0, high)."""
+        return torch.stack([torch.randint(high, (), generator=g) for g in self.generators])
 
     def choice(self, values: Sequence[float]) -> Tensor:
         """[b] of the values, each as likely."""
-        return torch.tensor([values[i] for i in self.integers(len(values))])
+        return _constants(tuple(values), self.device)[self.integers(len(values))]
+
+
+class DeviceRandom(SampleRandom):
+    """The same from one generator on a device, without waiting for it: every draw is one kernel.
+
+    Its key holds the first of the samples, so that processes and micro-batches draw other numbers, and another
+    number of processes, or another size of micro-batches, makes other numbers.
+    """
+
+    def __init__(self, seed: int, step: int, phase: str, samples: Sequence[int], device: torch.device):
+        self.device, self.count = device, len(samples)
+        self.generator = torch.Generator(device).manual_seed(_key(seed, step, phase, samples[0]))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn((self.count, *shape), generator=self.generator, device=self.device)
+
+    def uniform(self) -> Tensor:
+        return torch.rand(self.count, generator=self.generator, device=self.device)
+
+    def integers(self, high: int) -> Tensor:
+        return torch.randint(high, (self.count,), generator=self.generator, device=self.device)
+
+
+@functools.cache
+def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept, since sending them to a device anew would wait for it."""
+    return torch.tensor(values, device=device)
 
 
 def initialise(model: nn.Module, seed: int) -> None:

@@ -48,7 +48,7 @@ class WholeStage(Stage[Autoencoder]):
         self.steps, self.pool = steps, pool
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        target = self.images(random.integers(self.pool)).to(self.device)
+        target = self.images(random.integers(self.pool).tolist()).to(self.device)
         if step < CROP_SHARE * self.steps:
             target = crop(target, random)
         latent = self.model.encode(target)
@@ -64,7 +64,7 @@ class WholeStage(Stage[Autoencoder]):
 def crop(images: Tensor, random: SampleRandom) -> Tensor:
     """One square of CROP_PX from each image."""
     room = images.shape[-1] - CROP_PX + 1
-    corners = zip(random.integers(room), random.integers(room), strict=True)
+    corners = zip(random.integers(room).tolist(), random.integers(room).tolist(), strict=True)
     return torch.stack([x[:, i : i + CROP_PX, j : j + CROP_PX] for x, (i, j) in zip(images, corners, strict=True)])
 
 
@@ -79,7 +79,7 @@ class DecoderStage(Stage[Decoder]):
         self.images, self.pool = images, pool
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        target = self.images(random.integers(self.pool)).to(self.device)
+        target = self.images(random.integers(self.pool).tolist()).to(self.device)
         with torch.no_grad():
             latent = self.model.encode(target)
             latent = latent + NOISE / SCALE * random.normal(*latent.shape[1:]).to(latent)

@@ -60,7 +60,7 @@ class CaptioningStage(Stage[CaptioningModel]):
         self.pool = pool
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        texts = scene_dataset.captions(random.integers(self.pool), random)
+        texts = scene_dataset.captions(random.integers(self.pool).tolist(), random)
         targets = torch.tensor([labels(caption) for caption in texts], device=self.device)
         tokens = [self.prompts.tokens(caption) for caption in texts]
         states, mask = pad_embeddings(encode_ids(self.model.gemma, tokens, device=self.device))

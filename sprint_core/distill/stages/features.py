@@ -46,7 +46,7 @@ class FeatureStage(Stage[FeatureNetwork]):
         self.model, self.pool = model, pool
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
-        images, targets = (part.to(self.device) for part in examples(random.integers(self.pool)))
+        images, targets = (part.to(self.device) for part in examples(random.integers(self.pool).tolist()))
         logits = self.model(images)
         right = ((logits > 0) == (targets > 0.5)).float().mean()
         return F.binary_cross_entropy_with_logits(logits, targets), {"right": right}

@@ -74,7 +74,7 @@ def test_latents_resume_and_follow_the_autoencoder(tmp_path, small_shards, monke
     scene_latents.encode_scenes(model, tmp_path, 6)
     assert encoded[1:] == [range(0, 4), range(4, 6)]
     batch = second.batch(SampleRandom(0, 0, "", range(3)))
-    chosen = SampleRandom(0, 0, "", range(3)).integers(6)
+    chosen = SampleRandom(0, 0, "", range(3)).integers(6).tolist()
     assert torch.equal(batch.latents, second.latents[chosen].float())
     for seed, caption in zip(chosen, batch.captions, strict=True):
         assert judge.judge(scenes.render(examples.scene_and_caption(seed)[0]), caption)

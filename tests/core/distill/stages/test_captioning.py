@@ -40,7 +40,7 @@ def test_loss_is_the_mean_over_captions(stage):
     """And in each over its tokens: captions of different lengths against each on its own, without padding."""
     loss, metrics = stage.loss("captioning", 3, SampleRandom(0, 3, "", range(5)))
     random = SampleRandom(0, 3, "", range(5))
-    captions = data.captions(random.integers(20), random)
+    captions = data.captions(random.integers(20).tolist(), random)
     total, right = 0.0, 0
     for caption in captions:
         ids = torch.tensor([demo.prompts().tokens(caption).ids])

@@ -312,7 +312,7 @@ def test_the_autoencoders_loss(codec, step):
     stage = autoencoder_stages.WholeStage(codec, images, steps=10, pool=POOL)
     got, _ = stage.loss("autoencoder", step, draws())
     random = draws()
-    target = images(random.integers(POOL))
+    target = images(random.integers(POOL).tolist())
     if step == 4:
         corners = zip(random.integers(PX - 127), random.integers(PX - 127), strict=True)
         target = torch.stack([x[:, i : i + 128, j : j + 128] for x, (i, j) in zip(target, corners, strict=True)])
@@ -328,7 +328,7 @@ def test_the_decoders_loss(codec):
     stage = autoencoder_stages.DecoderStage(codec, images, pool=POOL)
     got, _ = stage.loss("decoder", 0, draws())
     random = draws()
-    target = images(random.integers(POOL))
+    target = images(random.integers(POOL).tolist())
     latent = codec.encode(target)
     noise = 0.05 / 0.41407 * random.normal(*latent.shape[1:]).double()
     assert_same(got, reconstruction_loss(codec.decode(latent + noise), target), codec.decoder)
