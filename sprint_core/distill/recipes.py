@@ -47,29 +47,36 @@ class Schedule:
     clip: float = 1.0
     ema: float = 0.999
     precision: str = "fp32"  # or "bf16": autocast
-    optimizer: str = "adamw"  # or "came"
+    optimizer: str = "adamw"  # or "came", or "muon": hidden matrices by Muon, the rest by AdamW
     activation_checkpointing: bool = False  # of the blocks: less memory, a third more time
     micro_batch: int = 0  # samples that a process takes at a time, accumulating gradients; 0: its share of the batch
+    critic_betas: tuple[float, ...] = ()  # of LADD's heads; none: as betas
 
     def __post_init__(self) -> None:
-        for name, choices in (("precision", ("fp32", "bf16")), ("optimizer", ("adamw", "came"))):
+        for name, choices in (("precision", ("fp32", "bf16")), ("optimizer", ("adamw", "came", "muon"))):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; there are {' and '.join(choices)}")
+                *others, last = choices
+                raise ValueError(f"{name} is {getattr(self, name)!r}; there are {', '.join(others)} and {last}")
         if min(self.steps, self.batch) < 1 or min(self.micro_batch, self.warmup_steps) < 0:
             raise ValueError(
                 f"steps and batch must be 1 or more, micro_batch and warmup_steps 0 or more; this is {self}"
             )
         if not (0 < self.lr <= 1 and 0 < self.clip < math.inf and 0 <= self.decay <= 1):
             raise ValueError(f"lr must lie in 0 to 1, clip above 0, decay in 0 to 1; this is {self}")
-        if not all(0 <= share < 1 for share in (self.ema, *self.betas)):
+        if not all(0 <= share < 1 for share in (self.ema, *self.betas, *self.critic_betas)):
             raise ValueError(f"ema and betas must lie in 0 to 1, without 1; this is {self}")
-        if len(self.betas) != (3 if self.optimizer == "came" else 2):
-            raise ValueError(f"{self.optimizer} does not take {len(self.betas)} betas")
+        for betas in (self.betas, self.betas_of("critic")):
+            if len(betas) != (3 if self.optimizer == "came" else 2):
+                raise ValueError(f"{self.optimizer} does not take {len(betas)} betas")
 
     @property
     def chosen(self) -> dict[str, str]:
         """What differs from the defaults: identifies a run, whatever later versions add."""
         return _chosen(self)
+
+    def betas_of(self, module: str) -> tuple[float, ...]:
+        """Those of a stage's module of that name."""
+        return (module == "critic" and self.critic_betas) or self.betas
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""

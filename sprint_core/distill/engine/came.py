@@ -37,11 +37,15 @@ class CAME(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "clip_threshold": clip_threshold}
         super().__init__(params, defaults | {"weight_decay": weight_decay})
 
+    found_inf: Tensor | None = None  # not zero: the step changes nothing, as torch's fused optimizers know it
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient; returns what the closure does."""
         with torch.enable_grad():
             loss = closure() if closure else None
+        if self.found_inf is not None and self.found_inf:
+            return loss
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:

@@ -47,7 +47,8 @@ class Record(contextlib.AbstractContextManager):
         """One line; the speed is that since the last one."""
         if not self.writes:
             return
-        scalars = {name: round(float(value), 6) for name, value in values.items()}
+        numbers = torch.stack([value.detach().float() for value in values.values()]).tolist()  # waits once
+        scalars = {name: round(number, 6) for name, number in zip(values, numbers, strict=True)}
         scalars = {name: number if math.isfinite(number) else None for name, number in scalars.items()}
         (before, then), now = self.since, time.monotonic()
         scalars["images_per_sec"] = round((step - before) * self.batch / max(now - then, 1e-9), 2)

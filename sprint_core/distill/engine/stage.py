@@ -1,6 +1,7 @@
 """What a stage of training is to the trainer: its networks, its loss, and what tells its runs apart."""
 
 import abc
+from collections.abc import Sequence
 from typing import Generic, TypeVar, cast
 
 import torch
@@ -31,6 +32,10 @@ class Stage(abc.ABC, Generic[Averaged]):
     def phases(self, step: int) -> tuple[str, ...]:
         """The keys of the modules that this step trains, in order."""
         return (self.name,)
+
+    def clipped_apart(self, phase: str) -> Sequence[nn.Module]:
+        """The parts of the module that this phase trains, each of which has its gradient clipped by itself."""
+        return (self.modules[phase],)
 
     def samples(self, average: Averaged) -> Tensor | None:
         """Images [b, h, w, 3] in [0, 1] that show what the average can do by now, or None."""

@@ -6,24 +6,25 @@ after any interruption continues as if there had been none, bit for bit on the C
 """
 
 import copy
+import functools
 import os
 import pickle
 import shutil
 import time
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..recipes import Schedule
 from .came import CAME
+from .muon import Muon, split
 from .processes import SINGLE_PROCESS, ProcessGroup
-from .randomness import SampleRandom
 from .records import Record
 from .stage import Averaged, Stage
 
-SAVE_EVERY_SEC = 120
+SAVE_EVERY_SEC = 60
 SAVE_SHARE = 0.05  # of the time at most
 LOG_EVERY = 20
 SAMPLE_EVERY = 500
@@ -48,14 +49,25 @@ class Trainer(Generic[Averaged]):
         self.folder = Path(out) / stage.name
         for module in stage.modules.values():
             module.to(processes.device)
-        self.optimizers = {name: _optimizer(module, schedule) for name, module in stage.modules.items()}
+        self.optimizers = {
+            name: optimizer
+            for phase, module in stage.modules.items()
+            for name, optimizer in _optimizers(phase, module, schedule).items()
+        }
         self.average = copy.deepcopy(stage.average_source).requires_grad_(False)
-        self.step, self.skipped = 0, 0
+        self._averaged = _learnt_pairs(self.average, stage.average_source)
+        self.step = 0
+        self._skipped = torch.zeros((), dtype=torch.int64, device=processes.device)
         self.run = {"stage": stage.name, "schedule": schedule.chosen, "seed": seed, **stage.settings}
         if self.state_file.is_file():
             self._load()
         elif processes.rank == 0:
             self._check_disk()
+
+    @property
+    def skipped(self) -> int:
+        """How many updates were left out, as their gradients were not finite."""
+        return int(self._skipped)
 
     @property
     def state_file(self) -> Path:
@@ -105,7 +117,7 @@ class Trainer(Generic[Averaged]):
         size = self.schedule.micro_batch or len(samples)
         for start in range(0, len(samples), size):
             micro_batch = samples[start : start + size]
-            random = SampleRandom(self.seed, self.step, f"{self.stage.name}/{phase}", micro_batch)
+            random = self.processes.random(self.seed, self.step, f"{self.stage.name}/{phase}", micro_batch)
             with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.schedule.precision == "bf16"):
                 loss, metrics = self.stage.loss(phase, self.step, random)
             share = len(micro_batch) / len(samples)
@@ -115,26 +127,29 @@ class Trainer(Generic[Averaged]):
         return totals
 
     def _descend(self, phase: str) -> Tensor:
-        """One optimizer step; a step with a gradient that is not finite is skipped and counted."""
-        module, optimizer = self.stage.modules[phase], self.optimizers[phase]
-        parameters = [p for p in module.parameters() if p.grad is not None]
-        self.processes.average_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, self.schedule.clip)
-        if not torch.isfinite(norm):
-            self.skipped += 1
-            return norm
-        for group in optimizer.param_groups:
-            group["lr"] = self.schedule.rate(self.step)
-        optimizer.step()
+        """One optimizer step; one with a gradient that is not finite changes nothing, and is counted.
+
+        Nothing here waits for the device: the optimizers themselves look whether they are to leave the step out.
+        """
+        parts = [[p for p in part.parameters() if p.grad is not None] for part in self.stage.clipped_apart(phase)]
+        self.processes.average_gradients([p for part in parts for p in part])
+        norms = torch.stack([nn.utils.clip_grad_norm_(part, self.schedule.clip) for part in parts if part])
+        norm = norms.square().sum().sqrt()
+        left_out = ~norm.isfinite()
+        self._skipped += left_out
+        for name, optimizer in self.optimizers.items():
+            if name.partition("/")[0] == phase:
+                optimizer.found_inf = left_out.float()
+                for group in optimizer.param_groups:
+                    group["lr"] = self.schedule.rate(self.step)
+                optimizer.step()
         return norm
 
     @torch.no_grad()
     def _update_average(self) -> None:
         """Exponential moving average; early on over fewer steps, so that the start is forgotten."""
         decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
-        source = dict(self.stage.average_source.named_parameters())
-        for name, parameter in self.average.named_parameters():
-            parameter.lerp_(source[name], 1 - decay)
+        torch._foreach_lerp_(*self._averaged, 1 - decay)
 
     @torch.no_grad()
     def _sample(self, record: Record) -> None:
@@ -175,10 +190,12 @@ class Trainer(Generic[Averaged]):
             raise ValueError(
                 f"{self.folder} holds another run ({state['run']}, not {self.run}); choose another --out, or delete it"
             )
-        self.step, self.skipped = state["step"], state["skipped"]
+        self.step = state["step"]
+        self._skipped.fill_(state["skipped"])
         for name, module in self.stage.modules.items():
             module.load_state_dict(state["modules"][name])
-            self.optimizers[name].load_state_dict(state["optimizers"][name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
         self.average.load_state_dict(state["average"])
 
     def _check_disk(self) -> None:
@@ -192,6 +209,20 @@ class Trainer(Generic[Averaged]):
             )
 
 
-def _optimizer(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    kind = {"adamw": torch.optim.AdamW, "came": CAME}[schedule.optimizer]
-    return kind(module.parameters(), lr=schedule.lr, betas=schedule.betas, weight_decay=0.0)
+def _optimizers(phase: str, module: nn.Module, schedule: Schedule) -> dict[str, Any]:
+    """Those of a phase's module: one of its name, and with Muon another, of the rest, as `phase/rest`."""
+    lr, betas = schedule.lr, cast(Any, schedule.betas_of(phase))
+    adamw = functools.partial(torch.optim.AdamW, lr=lr, betas=betas, weight_decay=0.0, fused=True)
+    if schedule.optimizer != "muon":
+        kind = {"adamw": adamw, "came": functools.partial(CAME, lr=lr, betas=betas)}[schedule.optimizer]
+        return {phase: kind(module.parameters())}
+    hidden, rest = split(module)
+    optimizers = {phase: (hidden, functools.partial(Muon, lr=lr)), f"{phase}/rest": (rest, adamw)}
+    return {name: kind(parameters) for name, (parameters, kind) in optimizers.items() if parameters}
+
+
+def _learnt_pairs(average: nn.Module, source: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters of both networks, but for frozen ones, which are the same in both."""
+    pairs = zip(average.parameters(), source.parameters(), strict=True)
+    mine, theirs = zip(*((one, other) for one, other in pairs if other.requires_grad), strict=True)
+    return list(mine), list(theirs)

@@ -207,6 +207,101 @@ def test_came_trains_and_resumes(tmp_path):
         assert torch.equal(a, b) and not torch.equal(a, start[name]), name
 
 
+class Wide(Toy):
+    """The same with matrices that Muon takes."""
+
+    def __init__(self, bad_step: int = -1):
+        super().__init__(bad_step)
+        self.modules = {"student": nn.Linear(3, 2), "critic": nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 8))}
+        for seed, module in enumerate(self.modules.values()):
+            initialise(module, seed)
+
+
+def test_muon_trains_skips_and_resumes(tmp_path):
+    schedule = dataclasses.replace(SCHEDULE, optimizer="muon")
+    whole = Trainer(Wide(), schedule, tmp_path / "whole")
+    start = weights(whole)
+    assert {name: type(optimizer).__name__ for name, optimizer in whole.optimizers.items()} == {
+        "student/rest": "AdamW", "critic": "Muon", "critic/rest": "AdamW"
+    }  # fmt: skip
+    whole.train()
+    Trainer(Wide(), schedule, tmp_path / "parts").train(until=6)
+    resumed = Trainer(Wide(), schedule, tmp_path / "parts")
+    resumed.train()
+    for (name, a), b in zip(weights(whole).items(), weights(resumed).values(), strict=True):
+        assert torch.equal(a, b) and not torch.equal(a, start[name]), name
+    bad = Trainer(Wide(bad_step=3), schedule, tmp_path / "bad")
+    bad.train(until=3)
+    before = weights(bad)
+    bad.train(until=4)
+    assert bad.skipped == 2
+    assert all(torch.equal(before[k], v) for k, v in weights(bad).items() if not k.startswith("average"))
+
+
+def test_the_critic_may_have_betas_of_its_own(tmp_path):
+    trainer = Trainer(Toy(), dataclasses.replace(SCHEDULE, betas=(0.0, 0.9), critic_betas=(0.5, 0.8)), tmp_path)
+    betas = {name: optimizer.param_groups[0]["betas"] for name, optimizer in trainer.optimizers.items()}
+    assert betas == {"student": (0.0, 0.9), "critic": (0.5, 0.8)}
+    with pytest.raises(ValueError, match="adamw does not take 3 betas"):
+        dataclasses.replace(SCHEDULE, critic_betas=(0.5, 0.8, 0.9))
+
+
+class Parts(Toy):
+    """Two layers, each of which is clipped by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.modules["student"] = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+
+    def samples(self, average):
+        return None
+
+    def clipped_apart(self, phase):
+        return tuple(self.modules[phase].children())
+
+
+def test_parts_are_clipped_apart(tmp_path):
+    schedule = dataclasses.replace(SCHEDULE, clip=1e-3, betas=(0.0, 0.9))
+    trainer = Trainer(Parts(), schedule, tmp_path)
+    trainer.train(until=1)
+    for part in trainer.stage.modules["student"]:
+        kept = torch.cat([trainer.optimizers["student"].state[p]["exp_avg"].flatten() for p in part.parameters()])
+        assert kept.norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_numbers_drawn_on_a_device_resume(tmp_path):
+    """One generator for all samples, with the key of the phase: other numbers, and no trace of an interruption."""
+    device = ProcessGroup(draws_on_device=True)
+    whole, plain = Trainer(Toy(), SCHEDULE, tmp_path / "a", 0, device), Trainer(Toy(), SCHEDULE, tmp_path / "b")
+    Trainer(Toy(), SCHEDULE, tmp_path / "c", 0, device).train(until=5)
+    resumed = Trainer(Toy(), SCHEDULE, tmp_path / "c", 0, device)
+    for trainer in (whole, plain, resumed):
+        trainer.train()
+    found, other, again = (weights(trainer) for trainer in (whole, plain, resumed))
+    assert all(torch.equal(value, again[name]) for name, value in found.items())
+    assert not any(torch.equal(value, other[name]) for name, value in found.items())
+
+
+def test_a_device_draws_what_a_sample_does():
+    """The same distributions and shapes; other keys, other numbers."""
+    device = ProcessGroup(draws_on_device=True)
+    drawn = lambda *key: device.random(*key, range(4, 2004))  # noqa: E731
+    random = drawn(1, 2, "a")
+    normal, uniform, integers, choice = (
+        random.normal(3),
+        random.uniform(),
+        random.integers(7),
+        random.choice((2.0, 5.0)),
+    )
+    assert len(random) == 2000 and normal.shape == (2000, 3) and uniform.shape == (2000,)
+    assert normal.mean().abs() < 0.05 and normal.std().sub(1).abs() < 0.05
+    assert uniform.min() >= 0 and uniform.max() < 1 and uniform.mean().sub(0.5).abs() < 0.03
+    assert integers.unique().tolist() == list(range(7)) and choice.unique().tolist() == [2.0, 5.0]
+    assert torch.equal(normal, drawn(1, 2, "a").normal(3))
+    others = [drawn(2, 2, "a"), drawn(1, 3, "a"), drawn(1, 2, "b"), device.random(1, 2, "a", range(8, 2008))]
+    assert not any(torch.equal(normal, other.normal(3)) for other in others)
+
+
 def test_randomness_belongs_to_the_sample():
     whole = SampleRandom(1, 2, "a", range(4)).normal(5)
     assert torch.equal(whole[2:], SampleRandom(1, 2, "a", range(2, 4)).normal(5))
