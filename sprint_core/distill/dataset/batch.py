@@ -8,14 +8,24 @@ from torch import Tensor, nn
 
 from ...weights import tensorfile
 from ..engine.randomness import SampleRandom
+from .tokenized import TokenizedCaptions
+
+Captions = Sequence[str] | Sequence[Tensor] | TokenizedCaptions
+
+
+def without(captions: Captions, dropped: Tensor) -> Captions:
+    """The same with the empty caption where dropped [b] is true."""
+    if isinstance(captions, TokenizedCaptions):
+        return captions.without(dropped)
+    return ["" if drop else caption for caption, drop in zip(captions, dropped.tolist(), strict=True)]  # type: ignore
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Scaled latents [b, 32, h, w] in fp32 with b captions: texts, or their embeddings [n, c] if encoded before."""
+    """Scaled latents [b, 32, h, w] in fp32 with b captions: texts, tokens, or embeddings [n, c] if encoded before."""
 
     latents: Tensor
-    captions: Sequence[str] | Sequence[Tensor]
+    captions: Captions
     hints: Tensor | None = None  # of a ControlNet: scaled latents of the control images, as `latents`
 
 

@@ -12,6 +12,8 @@ from ...models.gemma import Gemma
 from ...models.transformer import SanaTransformer
 from ...text.encoder import encode_ids, pad_embeddings
 from ...text.prompts import PromptTokenizer
+from ..dataset.batch import Captions
+from ..dataset.tokenized import TokenizedCaptions
 
 FRESH_SEED = 0  # initialises what a student has and its teacher has not
 
@@ -22,23 +24,40 @@ class TextConditioned(nn.Module, abc.ABC):
     transformer: SanaTransformer
 
     @abc.abstractmethod
-    def encode(self, captions: Sequence) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: Captions) -> tuple[Tensor, Tensor]:
         """Caption embeddings [b, n, c] and their mask [b, n]."""
+
+    def encode_empty(self, count: int) -> tuple[Tensor, Tensor]:
+        """The same of "", count times."""
+        return self.encode([""] * count)
 
 
 class Captioned(TextConditioned):
-    """A transformer with its text encoder, so that both are saved as one; captions are texts."""
+    """A transformer with its frozen text encoder, so that both are saved as one; captions are texts or tokens."""
 
     def __init__(self, transformer: SanaTransformer, gemma: Gemma, prompts: PromptTokenizer):
         super().__init__()
         self.transformer, self.gemma = transformer, gemma
         self.prompts = prompts
+        self._empty: tuple[object, tuple[Tensor, Tensor]] | None = None  # which weights encoded "", and to what
 
     @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: Captions) -> tuple[Tensor, Tensor]:
+        if isinstance(captions, TokenizedCaptions):
+            return self.gemma(captions.ids), captions.kept
         device = next(self.gemma.parameters()).device
-        rows = encode_ids(self.gemma, [self.prompts.tokens(c) for c in captions], device=device)
+        rows = encode_ids(self.gemma, [self.prompts.tokens(str(c)) for c in captions], device=device)
         return pad_embeddings(rows)
+
+    @torch.no_grad()
+    def encode_empty(self, count: int) -> tuple[Tensor, Tensor]:
+        """Encoded once, as long as the weights are the same: tokens on their way to a device make it wait."""
+        weight = self.gemma.model.embed_tokens.weight
+        key = (weight.data_ptr(), weight.device, weight._version, torch.is_autocast_enabled(weight.device.type))
+        if self._empty is None or self._empty[0] != key:
+            self._empty = (key, self.encode([""]))
+        caption, mask = self._empty[1]
+        return caption.expand(count, -1, -1), mask.expand(count, -1)
 
     def __deepcopy__(self, memo: dict) -> "Captioned":
         """Copies the networks; the tokenizer, which cannot be copied, is shared."""
@@ -57,7 +76,8 @@ class Embedded(TextConditioned):
         self.transformer = transformer
         self.null = null  # embedding [n, c] of the empty caption
 
-    def encode(self, captions: Sequence[Tensor | str]) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: Captions) -> tuple[Tensor, Tensor]:
+        assert not isinstance(captions, TokenizedCaptions)
         first = next(self.transformer.parameters())
         rows = [self.null if isinstance(caption, str) else caption for caption in captions]
         return pad_embeddings([row.to(first.device, torch.float32) for row in rows])

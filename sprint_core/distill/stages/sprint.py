@@ -2,7 +2,7 @@
 
 import abc
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...models.layers import MLP, sdpa, timestep_embedding
 from ...models.transformer import AroundBlock, Attention
 from ...trigflow import SIGMA_DATA, add_noise, flow_predict_x0, predict_x0
-from ..dataset.batch import Dataset
+from ..dataset.batch import Captions, Dataset
 from ..engine.activation_checkpointing import around_block
 from ..engine.randomness import SampleRandom, initialise
 from ..engine.stage import Stage
@@ -204,7 +204,12 @@ class SprintStage(Stage[Trained], Generic[Trained]):
     def _adversary(self, step: int) -> bool:
         return self.objective.ladd_weight > 0 and step >= self.objective.ladd_from
 
-    def _text(self, captions: Sequence) -> dict[str, Tensor]:
-        with torch.no_grad():
-            caption, mask = self.teacher.encode(captions)
+    @torch.no_grad()
+    def _text(self, captions: Captions) -> dict[str, Tensor]:
+        caption, mask = self.teacher.encode(captions)
+        return {"caption": caption, "mask": mask}
+
+    @torch.no_grad()
+    def _empty_text(self, count: int) -> dict[str, Tensor]:
+        caption, mask = self.teacher.encode_empty(count)
         return {"caption": caption, "mask": mask}

@@ -61,7 +61,7 @@ class DistillStage(SprintStage[Student]):
 
     def _trajectory(self, x0: Tensor, z: Tensor, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The teacher's, with classifier-free guidance."""
-        nulls = self._text([""] * len(x_t))
+        nulls = self._empty_text(len(x_t))
         x, guidance = x_t / SIGMA_DATA, conditioning.guidance
         return scm.guided_velocity(self._teacher, x, t, guidance, conditioning.text, nulls)
 

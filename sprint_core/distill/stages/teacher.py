@@ -17,7 +17,7 @@ from ...models.layers import sdpa
 from ...models.transformer import SanaTransformer, TransformerConfig
 from ...trigflow import flow_add_noise, flow_predict_x0
 from ...weights import presets
-from ..dataset.batch import Dataset
+from ..dataset.batch import Dataset, without
 from ..engine.activation_checkpointing import around_block
 from ..engine.randomness import SampleRandom, initialise
 from ..engine.stage import Stage
@@ -54,9 +54,7 @@ class TeacherStage(Stage[Model], Generic[Model]):
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         batch = self.dataset.batch(random)
         x0 = batch.latents.to(self.device)
-        dropped = (random.uniform() < CAPTION_DROPOUT).tolist()
-        captions = ["" if drop else caption for caption, drop in zip(batch.captions, dropped, strict=True)]
-        caption, mask = self.model.encode(captions)
+        caption, mask = self.model.encode(without(batch.captions, random.uniform() < CAPTION_DROPOUT))
         z = random.normal(*x0.shape[1:]).to(x0)
         s = trigflow.shift(random.normal().sigmoid(), self.flow_shift).to(x0)
         x_s = flow_add_noise(x0, z, per_sample(s, x0))
