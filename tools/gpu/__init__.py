@@ -1,0 +1,1 @@
+"""What tools/gpu_check.py measures, a module for each kind of question."""

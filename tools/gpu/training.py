@@ -1,0 +1,259 @@
+"""Section train: do the distillation's own commands run on this device, as on the CPU, and how fast?"""
+
+import dataclasses
+import functools
+import logging
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import PeakMemory, wait
+from benchmarks.training import Noise
+from sprint_core.distill import __main__ as distill
+from sprint_core.distill import recipes
+from sprint_core.distill.dataset import scenes
+from sprint_core.distill.dataset.batch import Batch
+from sprint_core.distill.dataset.scene_latents import SceneLatents
+from sprint_core.distill.engine.processes import ProcessGroup
+from sprint_core.distill.engine.randomness import SampleRandom, initialise
+from sprint_core.distill.engine.stage import Stage
+from sprint_core.distill.engine.trainer import Trainer
+from sprint_core.distill.runs import demo
+from sprint_core.distill.stages.autoencoder import WholeStage
+from sprint_core.distill.stages.base import Captioned, Embedded
+from sprint_core.distill.stages.captioning import CaptioningModel, CaptioningStage
+from sprint_core.distill.stages.control import ControlStage
+from sprint_core.distill.stages.student import DistillStage
+from sprint_core.distill.stages.teacher import TeacherStage, student_of
+from sprint_core.models.autoencoder import Autoencoder
+from sprint_core.models.transformer import SanaTransformer
+
+from .timing import Row, most_common, rounded, synchronisations
+from .world import World
+
+POOL = 8  # scenes of the runs
+SCENES = 256  # that throughput draws from, each drawn once before it is timed
+COMPARED = 4  # samples
+RECIPE = recipes.RECIPES["demo"]
+LATE = RECIPE.objective.ladd_from  # a step at which all losses take part; the next one trains the critic
+STAGES = ("captioning", "features", "autoencoder", "teacher", "all")  # each after those that it needs
+
+
+def train(world: World, row: Row) -> None:
+    """Agreement with the CPU, then the commands, then throughput."""
+    row["agreement"] = {}
+    for name in _BUILDERS:
+        row["agreement"][name] = _attempt(functools.partial(_agreement, name, world.device))
+    row["resumed"] = _attempt(functools.partial(_resumed, world.device))
+    row["commands"] = {}
+    with tempfile.TemporaryDirectory(prefix="gpu_check.") as folder:
+        for name, command in _commands(world, Path(folder)).items():
+            row["commands"][name] = _attempt(functools.partial(_command, command))
+    row["throughput"] = {}
+    for batch in (4,) if world.tiny else (256, 1024):
+        for precision in ("fp32",) if world.tiny else ("bf16", "fp32"):
+            for name in ("teacher", "student"):
+                key = f"{name}_{precision}_{batch}"
+                measure = functools.partial(_throughput, name, world.device, precision, batch)
+                row["throughput"][key] = _attempt(measure)
+
+
+def _attempt(work: Callable[[], Row]) -> Row:
+    """What it measured, or its traceback, so that the others go on."""
+    try:
+        return work()
+    except Exception:
+        return {"error": traceback.format_exc()[-1500:]}
+
+
+# --- the commands ---------------------------------------------------------------------------------------
+
+
+class _Errors(logging.Handler):
+    """Keeps what a command says went wrong."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def _settings(recipe: str, device: torch.device) -> list[str]:
+    """Two steps of two samples a stage, the second of which trains the critic."""
+    stages = recipes.RECIPES[recipe].stages
+    last = list(stages)[-1]
+    settings = [f"{stage}.{key}=2" for stage in stages for key in ("steps", "batch")] + [f"{last}.ladd_from=1"]
+    if device.type == "cpu":  # bf16 is slow on some
+        settings += [f"{stage}.precision=fp32" for stage in stages]
+    return [f"--set={setting}" for setting in settings]
+
+
+def _commands(world: World, folder: Path) -> dict[str, list[str]]:
+    """`python -m sprint_core.distill` for every stage, the whole again, which resumes it, and a ControlNet."""
+    chosen = ["--device", str(world.device), "--pool", str(POOL)]
+    model = ["--recipe", "demo", "--out", str(folder / "demo"), *chosen, *_settings("demo", world.device)]
+    control = ["--recipe", "demo-control", "--out", str(folder / "control"), *chosen]
+    control += _settings("demo-control", world.device)
+    stages = STAGES[-1:] if world.tiny else STAGES
+    return {stage: [*model, "--stage", stage] for stage in stages} | {"again": model, "control": control}
+
+
+def _command(arguments: Sequence[str]) -> Row:
+    errors, started = _Errors(), time.perf_counter()
+    logging.getLogger().addHandler(errors)
+    try:
+        status = distill.main(arguments)
+    finally:
+        logging.getLogger().removeHandler(errors)
+    return {"status": status, "sec": rounded(time.perf_counter() - started)} | (
+        {"error": errors.lines} if errors.lines else {}
+    )
+
+
+# --- the same numbers as on the CPU ---------------------------------------------------------------------
+
+
+class _Hinted(Noise):
+    """With the hints of a ControlNet's dataset."""
+
+    def batch(self, random: SampleRandom) -> Batch:
+        batch = super().batch(random)
+        return dataclasses.replace(batch, hints=random.normal(*batch.latents.shape[1:]))
+
+
+def _transformer(guidance_embed: bool) -> SanaTransformer:
+    config = dataclasses.replace(recipes.DEMO_TRANSFORMER, guidance_embed=guidance_embed)
+    transformer = SanaTransformer(config)
+    initialise(transformer, 0)
+    return transformer
+
+
+def _embedded(guidance_embed: bool = False) -> Embedded:
+    return Embedded(_transformer(guidance_embed), torch.zeros(1, recipes.DEMO_TRANSFORMER.caption_width))
+
+
+def _autoencoder() -> Stage:
+    model = Autoencoder(recipes.DEMO_AUTOENCODER)
+    initialise(model, 0)
+    return WholeStage(model, scenes.images, steps=1, pool=POOL)
+
+
+def _captioning() -> Stage:
+    model = CaptioningModel(demo.fresh_gemma(0))
+    initialise(model.heads, 0)
+    return CaptioningStage(model, demo.prompts(), POOL)
+
+
+_BUILDERS: dict[str, Callable[[], Stage]] = {
+    "autoencoder": _autoencoder,
+    "captioning": _captioning,
+    "teacher": lambda: TeacherStage(_embedded(), Noise(), recipes.DEMO_FLOW_SHIFT),
+    "student": lambda: DistillStage(_embedded(), Noise(), RECIPE.objective),
+    "critic": lambda: DistillStage(_embedded(), Noise(), RECIPE.objective),
+    "control": lambda: ControlStage(_embedded(guidance_embed=True), _Hinted(), RECIPE.objective),
+}
+
+
+def _numbers(name: str, stage: Stage, device: torch.device) -> dict[str, float]:
+    """Loss, metrics and gradient norm of one batch in fp32."""
+    for module in stage.modules.values():
+        module.to(device)
+    if teacher := getattr(stage, "teacher", None):
+        teacher.to(device)
+    phase = {"control": "student"}.get(name, name)
+    step = LATE + (phase == "critic")
+    loss, metrics = stage.loss(phase, step, SampleRandom(0, step, phase, range(COMPARED)))
+    loss.backward()
+    gradients = [p.grad.flatten() for p in stage.modules[phase].parameters() if p.grad is not None]
+    numbers = {"loss": loss.detach(), **metrics, "grad_norm": torch.cat(gradients).norm()}
+    return {key: float(value) for key, value in numbers.items()}
+
+
+def _agreement(name: str, device: torch.device) -> Row:
+    """The device's numbers, and each one's relative difference from the CPU's."""
+    exact = _numbers(name, _BUILDERS[name](), torch.device("cpu"))
+    measured = _numbers(name, _BUILDERS[name](), device)
+    return {
+        key: {"is": rounded(value), "off": rounded(abs(value - exact[key]) / max(abs(exact[key]), 1e-9))}
+        for key, value in measured.items()
+    }
+
+
+def _resumed(device: torch.device) -> Row:
+    """A stage goes on from its file, and where its optimizer counts steps: on a GPU every count would be waited for."""
+    schedule = recipes.Schedule(steps=4, batch=2, lr=1e-3)
+    with tempfile.TemporaryDirectory(prefix="gpu_check.") as folder:
+        make = _BUILDERS["teacher"]
+        Trainer(make(), schedule, Path(folder), processes=ProcessGroup(device)).train(until=2)
+        trainer = Trainer(make(), schedule, Path(folder), processes=ProcessGroup(device))
+        state = next(iter(trainer.optimizers["teacher"].state.values()))
+        places = {key: str(value.device) for key, value in state.items()}
+        step = trainer.step
+        trainer.train()
+    return {"from_step": step, "to_step": trainer.step, "optimizer": places}
+
+
+# --- throughput -----------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _latents() -> SceneLatents:
+    """Noise for latents, with the captions of true scenes, which are worded anew for every batch."""
+    latents = torch.randn(SCENES, 32, 8, 8, generator=torch.Generator().manual_seed(0))
+    return SceneLatents(latents.half(), "noise")
+
+
+def _whole(name: str, device: torch.device) -> Stage:
+    """The demo's own stage: captions are encoded by its Gemma."""
+    teacher = Captioned(_transformer(False), demo.fresh_gemma(0), demo.prompts()).to(device)
+    if name == "teacher":
+        return TeacherStage(teacher, _latents(), recipes.DEMO_FLOW_SHIFT)
+    return DistillStage(teacher, _latents(), RECIPE.objective, start=student_of)
+
+
+def _throughput(name: str, device: torch.device, precision: str, batch: int) -> Row:
+    """Samples a second of whole optimizer steps, and what the batch and its captions alone take."""
+    schedule = dataclasses.replace(
+        RECIPE.stages["teacher" if name == "teacher" else "distill"], batch=batch, precision=precision
+    )
+    with tempfile.TemporaryDirectory(prefix="gpu_check.") as folder:
+        trainer = Trainer(_whole(name, device), schedule, Path(folder), processes=ProcessGroup(device))
+        trainer.step = LATE
+        steps, memory = (2 if name == "student" else 1), PeakMemory(device)  # student and critic take turns
+        _advance(trainer, steps)
+        memory.start()
+        sec = _advance(trainer, 2 * steps) / (2 * steps)
+        with synchronisations(device) as waits:
+            _advance(trainer, steps)
+    measured = {"samples_per_sec": rounded(batch / sec), "step_ms": rounded(1e3 * sec), "peak_mib": memory.used()}
+    measured |= _data_ms(trainer.stage, batch)
+    return measured | {"waits_a_step": sum(waits.values()) / steps, "waits_by_line": most_common(waits)}
+
+
+def _advance(trainer: Trainer, steps: int) -> float:
+    """Seconds of so many steps, as `Trainer.train` makes them."""
+    wait(trainer.processes.device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        trainer._one_step()
+        trainer.step += 1
+    wait(trainer.processes.device)
+    return time.perf_counter() - started
+
+
+def _data_ms(stage, batch: int) -> Row:
+    random = SampleRandom(0, 0, "data", range(batch))
+    started = time.perf_counter()
+    drawn = stage.dataset.batch(random)
+    words = time.perf_counter()
+    model = stage.model if isinstance(stage, TeacherStage) else stage.teacher
+    model.encode(drawn.captions)
+    wait(stage.device)
+    encoded = time.perf_counter()
+    return {"batch_ms": rounded(1e3 * (words - started)), "captions_ms": rounded(1e3 * (encoded - words))}
