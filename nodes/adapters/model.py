@@ -30,7 +30,7 @@ from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from ...sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from ...sprint_core.weights import checkpoint, layouts
 from ...sprint_core.weights.presets import GUIDANCE
-from . import quantised
+from . import bypass, quantised
 from .options import DEFAULT, LoaderOptions
 from .preview import Painter, factors_of
 
@@ -260,6 +260,7 @@ def guard_run(
     require_latent(latent_image)
     _require_finite(latent_image, sigmas)
     _require_own_controls(guider)
+    bypass.mend(guider.model_patcher)
     scales = {name: getattr(guider, name) for name in CFG_NAMES if model.sprint and hasattr(guider, name)}
     ignored = [cfg for cfg in scales.values() if not math.isclose(cfg, 1.0)]
     if ignored:
@@ -347,6 +348,7 @@ def load_model(
         model.diffusion_model.to(dtype)  # layers that ComfyUI fills late keep the file's dtype
     wrapper = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
     patcher.add_wrapper_with_key(wrapper, WRAPPER_KEY, guard_run)
+    patcher.add_callback_with_key(comfy.patcher_extension.CallbacksMP.ON_INJECT_MODEL, bypass.KEY, bypass.mend)
     patcher.cached_patcher_init = (load_model, (source.path, options))
     return patcher
 
