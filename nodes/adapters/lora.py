@@ -1,5 +1,6 @@
 """A LoRA of any trainer's naming through ComfyUI's own loader, so that strengths, stacking and hooks stay its."""
 
+import functools
 import logging
 from pathlib import Path
 
@@ -54,10 +55,13 @@ def apply(
     path = path_of(name)
     file = tensorfile.read(path)
     transformer = _tensors(model.model.diffusion_model.state_dict(), "")
-    text = _tensors(clip.cond_stage_model.state_dict(), TEXT) if clip is not None else None
-    weight = lambda layer: _own_weight(model, transformer, layer)  # noqa: E731
+    text = _tensors(clip.cond_stage_model.state_dict(), TEXT) if clip is not None else {}
+    weight = functools.partial(_own_weight, model, transformer, NETWORK)
+    text_weight = functools.partial(_own_weight, getattr(clip, "patcher", None), text, TEXT)
     settings = LoraSettings(file.metadata, Path(path).with_name(CONFIG), name)
-    matched = lora.read(file.tensors, settings, _shapes(transformer), _shapes(text or {}), weight, name)
+    matched = lora.read(
+        file.tensors, settings, _shapes(transformer), _shapes(text), weight, name, text_weight=text_weight
+    )
     rewritten = _flat(matched.transformer, NETWORK) | _flat(matched.text, f"text_encoders.{TEXT}")
     model, clip = comfy.sd.load_lora_for_models(model, clip, rewritten, strength_model, strength_clip)
     return model, clip, _summary(matched, name, clip is not None)
@@ -68,11 +72,24 @@ def _summary(matched: lora.Lora, name: str, with_text: bool) -> str:
     summary = f"{len(matched.transformer)} layers of the model"
     if with_text:
         summary += f", {len(matched.text)} of the text encoder"
-    if matched.skipped:
-        listed = ", ".join(matched.skipped[:LISTED]) + (", ..." if len(matched.skipped) > LISTED else "")
-        log.warning("%s: %d tensors belong to no layer and are left out: %s", name, len(matched.skipped), listed)
-        summary += f"; {len(matched.skipped)} tensors left out"
+    if matched.foreign:
+        log.warning(
+            "%s: %d tensors belong to no layer and are left out: %s", name, len(matched.foreign), _list(matched.foreign)
+        )
+        summary += f"; {len(matched.foreign)} tensors left out"
+    if matched.idle:
+        log.warning(
+            "%s: %d layers cannot be applied and are left out: %s", name, len(matched.idle), _list(matched.idle)
+        )
+        summary += f"; {len(matched.idle)} layers left out: {matched.idle[0]}"
+    if matched.is_zero:
+        log.warning("%s: its matrices are zero, so that it changes nothing; has it been trained?", name)
+        summary += "; all are zero and change nothing"
     return summary
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
 
 
 def _tensors(state: dict, prefix: str) -> dict[str, torch.Tensor]:
@@ -87,8 +104,8 @@ def _flat(layers: dict, prefix: str) -> dict[str, torch.Tensor]:
     return {f"{prefix}{layer}.{part}": tensor for layer, parts in layers.items() for part, tensor in parts.items()}
 
 
-def _own_weight(model, tensors: dict, name: str) -> torch.Tensor | None:
+def _own_weight(patcher, tensors: dict, prefix: str, name: str) -> torch.Tensor | None:
     """The weight without other LoRAs, which ComfyUI may just have merged into it; None for one that is quantised."""
-    saved = model.backup.get(NETWORK + name)
+    saved = patcher.backup.get(prefix + name)
     tensor = tensors[name] if saved is None else saved.weight
     return tensor if tensor.is_floating_point() and tensor.dtype.itemsize > 1 and not tensor.is_meta else None

@@ -5,7 +5,8 @@
 A file's tensor names have four parts: prefixes of the trainer, the layer as the trainer's model called it, with dots
 or underscores, and the part of the adapter. Layers are looked up under native, diffusers' and the authors' names.
 Layers that the authors fuse (q, k and v; k and v) share the matrix next to the input; the one next to the output is
-split. Nothing is computed but DoRA's magnitudes (see `dora_scale`) and LoKr of fused layers.
+split. Nothing is computed but DoRA's magnitudes (see `dora_scale`) and LoKr of fused layers. Layers whose adapter
+would change nothing are left out and named (see adapters.py).
 """
 
 import re
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import keymaps
+from . import adapters, keymaps
 from .layouts import TEXT_ENCODER, TRANSFORMER
 from .lora_settings import LoraSettings
 from .tensorfile import CheckpointError
@@ -26,10 +27,12 @@ FLAT_PREFIXES = ("lora_transformer_", "lora_unet_", "lycoris_", "lora_prior_unet
 TEXT_PREFIXES = ("text_encoders.gemma2_2b.transformer.", "gemma2_2b.transformer.", "text_encoder.", "transformer.", "")
 TEXT_FLAT_PREFIXES = ("lora_text_encoder_", "lora_te1_", "lora_te_")
 PART = re.compile(
-    r"\.(lora_[AB](?:\.[^.]+)?\.weight|lora_(?:up|down|mid)\.weight|alpha|dora_scale|lora_magnitude_vector[\w.]*"
-    r"|(?:lokr|hada)_\w+|oft_blocks|rescale|diff|diff_b|set_weight)\Z"
+    r"(?:\.(?P<matrix>lora_[AB](?:\.(?!weight\Z)[^.]+)?(?:\.weight)?|lora_(?:up|down|mid)\.weight"
+    r"|lora(?:_linear_layer)?\.(?:up|down)\.weight)|_(?P<old>lora\.(?:up|down)\.weight)"
+    r"|\.(?P<magnitudes>dora_scale|lora_magnitude_vector[\w.]*)"
+    r"|\.(?P<other>alpha|(?:lokr|hada)_\w+|oft_blocks|rescale|[ab][12]\.weight|diff|diff_b|set_weight|[wb]_norm))\Z"
 )
-OUTER = ("lora_B.weight", "lora_up.weight", "dora_scale", "hada_w1_a", "hada_w2_a", "diff", "diff_b", "set_weight")
+TEXT_ONLY = ("text_encoder", "lora_te", "lora_text_encoder")  # begin the names of its tensors and no others
 LISTED = 5  # names in a message
 
 
@@ -39,11 +42,21 @@ class Lora:
 
     transformer: dict[str, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
     text: dict[str, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
-    skipped: list[str] = field(default_factory=list)  # tensor names that belong to neither
+    foreign: list[str] = field(default_factory=list)  # tensors that belong to neither
+    idle: list[str] = field(default_factory=list)  # layers that would stay as they are, and why
 
     @property
     def count(self) -> int:
         return len(self.transformer) + len(self.text)
+
+    @property
+    def skipped(self) -> list[str]:
+        return self.foreign + self.idle
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether it changes nothing, as before its training."""
+        return all(adapters.is_zero(parts) for network in (self.transformer, self.text) for parts in network.values())
 
 
 class Layers:
@@ -82,6 +95,16 @@ def _layer(tensor_name: str) -> str:
     return tensor_name.removesuffix(".weight")
 
 
+@dataclass
+class Target:
+    """A network that a LoRA may change: its layers' names, its tensors' shapes, its own weights; and what was found."""
+
+    layers: Layers
+    shapes: Mapping[str, tuple[int, ...]]
+    weight: Callable[[str], Tensor | None]
+    found: dict[str, dict[str, Tensor]]
+
+
 def read(
     tensors: Mapping[str, Tensor],
     settings: LoraSettings,
@@ -89,111 +112,119 @@ def read(
     text: Mapping[str, tuple[int, ...]] | None = None,
     weight: Callable[[str], Tensor | None] = lambda name: None,
     source: str = "this LoRA",
+    text_weight: Callable[[str], Tensor | None] = lambda name: None,
 ) -> Lora:
     """A LoRA file for networks of these tensors and shapes (native names).
 
-    weight(name) is asked for the transformer's own weight where DoRA needs it. Raises CheckpointError if no layer
-    matches, or if none has a fitting shape.
+    weight(name), and text_weight(name) of the text encoder, are asked for a network's own weight where DoRA needs it.
+    Raises CheckpointError if no layer matches, or if none has a fitting shape.
     """
     lora = Lora()
-    misfits = []
-    networks = [(lora.transformer, Layers(transformer, TRANSFORMER.namings, PREFIXES, FLAT_PREFIXES), transformer)]
+    targets = [
+        Target(Layers(transformer, TRANSFORMER.namings, PREFIXES, FLAT_PREFIXES), transformer, weight, lora.transformer)
+    ]
     if text:
-        networks.append((lora.text, Layers(text, TEXT_ENCODER.namings, TEXT_PREFIXES, TEXT_FLAT_PREFIXES), text))
-    for name, parts in _by_layer(tensors, settings, lora.skipped).items():
-        owners = ((adapters, layers.find(name), shapes) for adapters, layers, shapes in networks)
-        adapters, native, shapes = next((owner for owner in owners if owner[1]), ({}, None, {}))
-        split = _split(parts, len(native)) if native else None
-        if native is None or split is None:
-            lora.skipped += [f"{name}.{part}" for part in parts]
+        layers = Layers(text, TEXT_ENCODER.namings, TEXT_PREFIXES, TEXT_FLAT_PREFIXES)
+        targets.append(Target(layers, text, text_weight, lora.text))
+    names: dict[str, list[str]] = defaultdict(list)
+    misfit = None
+    for name, parts in _by_layer(tensors, settings, lora, names).items():
+        owners = ((target, native) for target in targets if (native := target.layers.find(name)))
+        if (owner := next(owners, None)) is None:
+            lora.foreign += names[name]
             continue
-        for layer, own in zip(native, split, strict=True):
-            if "dora_scale" in own:
-                own["dora_scale"] = _by_rows(own["dora_scale"], shapes[f"{layer}.weight"])
-            if _fits(own, shapes[f"{layer}.weight"]):
-                adapters[layer] |= dora_scale(own, weight(f"{layer}.weight")) if "dora_scale" in own else own
-            else:
-                misfits.append((name, shapes[f"{layer}.weight"], own))
-    _check(lora, misfits, list(tensors), source)
+        target, native = owner
+        reasons = _apply(parts, native, target)
+        lora.idle += [f"{name} ({reason})" for reason in reasons]
+        if adapters.ANOTHER_SHAPE in reasons and misfit is None:
+            misfit = name, parts, target.shapes[f"{native[0]}.weight"]
+    _check(lora, misfit, list(tensors), source)
     return lora
 
 
-def _check(lora: Lora, misfits: list[tuple], names: list[str], source: str) -> None:
-    if misfits and not lora.count:
-        name, shape, own = misfits[0]
+def _apply(parts: dict[str, Tensor], native: tuple[str, ...], target: Target) -> list[str]:
+    """Give these layers what of an adapter can be applied; returns why the rest cannot."""
+    split = adapters.split(parts, len(native))
+    if split is None:
+        return ["it cannot be split into q, k and v"]
+    reasons: dict[str, None] = {}
+    for layer, own in zip(native, split, strict=True):
+        if layer in target.found:
+            reasons["a second one for the same layer"] = None
+            continue
+        shape = target.shapes[f"{layer}.weight"]
+        if "dora_scale" in own:
+            own["dora_scale"] = _by_rows(own["dora_scale"], shape)
+        good, wrong = adapters.usable(own, shape, target.shapes.get(f"{layer}.bias"))
+        if good:
+            target.found[layer] = dora_scale(good, target.weight(f"{layer}.weight")) if "dora_scale" in good else good
+        reasons |= dict.fromkeys(wrong)
+    return list(reasons)
+
+
+def _check(lora: Lora, misfit: tuple | None, names: list[str], source: str) -> None:
+    """Raise CheckpointError where nothing can be applied; misfit: a layer of another shape, its parts, the shape."""
+    if lora.count:
+        return
+    if misfit:
+        name, own, shape = misfit
         sizes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in own.items() if tensor.ndim > 1)
         raise CheckpointError(
             f"{source}: a LoRA of another width: {name} has {sizes}, the model's layer is {list(shape)}; "
             "load it with the model that it was trained on"
         )
-    if not lora.count:
+    if lora.idle:
         raise CheckpointError(
-            f"{source}: none of its {len(names)} tensors belongs to this model; its first: "
-            f"{', '.join(sorted(names)[:LISTED]) or 'none'}. Is it a LoRA of another family?"
+            f"{source}: none of its {len(lora.idle)} layers can be applied: {', '.join(lora.idle[:LISTED])}; it is "
+            "damaged or incomplete, save or download it again"
         )
-    lora.skipped += [f"{name} (of another shape)" for name, *_ in misfits]
+    if lora.foreign and all(name.startswith(TEXT_ONLY) for name in lora.foreign):
+        raise CheckpointError(
+            f"{source}: it changes the text encoder alone; connect the CLIP of the text encoder that it was trained on"
+        )
+    raise CheckpointError(
+        f"{source}: none of its {len(names)} tensors belongs to this model; its first: "
+        f"{', '.join(sorted(names)[:LISTED]) or 'none'}. Is it a LoRA of another family?"
+    )
 
 
-def _by_layer(tensors: Mapping[str, Tensor], settings: LoraSettings, skipped: list[str]) -> dict[str, dict]:
-    """{layer as the file has it: {part: tensor}}, parts in one spelling, alpha where only the settings say it."""
+def _by_layer(
+    tensors: Mapping[str, Tensor], settings: LoraSettings, lora: Lora, names: dict[str, list[str]]
+) -> dict[str, dict[str, Tensor]]:
+    """{layer as the file has it: {part: tensor}}, parts in one spelling, alpha where only the settings say it.
+
+    names: takes the names of each layer's tensors.
+    """
     layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         match = PART.search(name)
+        part = _spelling(match) if match else ""
         if match is None:
-            skipped.append(name)
-            continue
-        part = re.sub(r"(lora_[AB])\..*", r"\1.weight", match[1])
-        if part.startswith("lora_magnitude_vector"):
-            part = "dora_scale"
-        layers[name[: match.start()]][part] = tensor
+            lora.foreign.append(name)
+        elif part in layers[name[: match.start()]]:
+            lora.idle.append(f"{name} (a second one for the same layer)")
+        else:
+            layers[name[: match.start()]][part] = tensor
+            names[name[: match.start()]].append(name)
     for name, parts in layers.items():
-        down = parts.get("lora_A.weight", parts.get("lora_down.weight"))
-        alpha = settings.alpha_of(name, down.shape[0]) if down is not None and down.ndim else None
+        rank = adapters.rank_of(parts)
+        alpha = settings.alpha_of(name, rank) if rank is not None else None
         if alpha is not None and "alpha" not in parts:
             parts["alpha"] = torch.tensor(alpha)
+        if rank is None and "lokr_w1" in parts and "alpha" not in parts:
+            parts["lokr_w1"] = parts["lokr_w1"] * settings.scale_of(name)
     return layers
 
 
-def _split(parts: dict[str, Tensor], n: int) -> list[dict[str, Tensor]] | None:
-    """The adapter of a fused layer as those of its n native layers; None where that cannot be."""
-    if n == 1:
-        return [parts]
-    if any(part.startswith("lokr") for part in parts):
-        parts = _lokr_as_difference(parts)
-    if any(part.startswith(("oft", "rescale")) or part in ("lora_mid.weight", "hada_t1", "hada_t2") for part in parts):
-        return None
-    own: list[dict[str, Tensor]] = [{} for _ in range(n)]
-    for part, tensor in parts.items():
-        outer = part in OUTER and tensor.shape[0] % n == 0 and tensor.shape[0] > 1
-        for i, piece in enumerate(tensor.chunk(n) if outer else [tensor] * n):
-            own[i][part] = piece.contiguous()
-    return own
-
-
-def _lokr_as_difference(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The Kronecker product itself: it does not split into Kronecker products."""
-    factors, rank = [], None
-    for w in ("lokr_w1", "lokr_w2"):
-        if w in parts:
-            factors.append(parts[w].float())
-        else:
-            factors.append(parts[f"{w}_a"].float() @ parts[f"{w}_b"].float())
-            rank = parts[f"{w}_b"].shape[0]
-    scale = parts["alpha"].item() / rank if rank and "alpha" in parts else 1.0
-    return {"diff": scale * torch.kron(*factors)}
-
-
-def _fits(parts: dict[str, Tensor], shape: tuple[int, ...]) -> bool:
-    """Whether the matrices next to input and output have the layer's sizes, as far as the kind of adapter shows."""
-    rows, columns = shape[0], shape[1] if len(shape) > 1 else 1
-    for part, tensor in parts.items():
-        if part in ("lora_B.weight", "lora_up.weight", "hada_w1_a", "hada_w2_a") and tensor.shape[0] != rows:
-            return False
-        if part in ("lora_A.weight", "lora_down.weight", "hada_w1_b", "hada_w2_b") and tensor.shape[1] != columns:
-            return False
-        if part == "diff" and tensor.shape[0] != rows:
-            return False
-    return True
+def _spelling(match: re.Match) -> str:
+    """The part of an adapter under one name: lora_B.default.weight and lora.up.weight are lora_up.weight."""
+    if match["magnitudes"]:
+        return "dora_scale"
+    if matrix := match["matrix"] or match["old"]:
+        if "mid" in matrix:
+            return "lora_mid.weight"
+        return "lora_up.weight" if "up" in matrix or matrix.startswith("lora_B") else "lora_down.weight"
+    return match["other"]
 
 
 def _by_rows(magnitudes: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -211,13 +242,15 @@ def dora_scale(parts: dict[str, Tensor], weight: Tensor | None) -> dict[str, Ten
     Norms are of rows. ComfyUI normalises by rows of the weight before the update; so m becomes m |W| / |W + D|.
     Unchanged without the weight, or where the magnitudes belong to columns.
     """
-    up = parts.get("lora_B.weight", parts.get("lora_up.weight"))
-    down = parts.get("lora_A.weight", parts.get("lora_down.weight"))
     m = parts["dora_scale"]
-    if weight is None or up is None or down is None or m.shape[0] != weight.shape[0]:
+    if weight is None or not _adds(parts) or m.shape[0] != weight.shape[0]:
         return parts
-    scale = parts["alpha"].item() / down.shape[0] if "alpha" in parts else 1.0
     w = weight.detach().float().flatten(1)
-    after = w + scale * (up.float().flatten(1) @ down.float().flatten(1)).to(w.device)
+    after = w + adapters.change(parts).reshape(w.shape).to(w.device)
     ratio = w.norm(dim=1) / after.norm(dim=1)
     return parts | {"dora_scale": m.float() * ratio.reshape(-1, *[1] * (m.ndim - 1)).to(m.device)}
+
+
+def _adds(parts: dict[str, Tensor]) -> bool:
+    """Whether `adapters.change` knows what these parts add."""
+    return any(part.startswith(("lora_", "hada_", "lokr_")) for part in parts)

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 METADATA_KEY = "lora_adapter_metadata"  # of the header
 CONFIG = "adapter_config.json"
+KEYS = ("lora_alpha", "alpha", "peft_type", "alpha_pattern", "use_rslora", "r", "rank_pattern")
+LYCORIS = ("LOHA", "LOKR")  # call it alpha
 COMPONENTS = ("transformer.", "text_encoder.", "")
 WRAPPER = "base_model.model."  # in front of the layers of a PEFT model
 
@@ -29,11 +31,27 @@ class Settings:
     alpha: float
     alpha_pattern: Mapping[re.Pattern, float] = field(default_factory=dict)
     rank_stabilised: bool = False
+    rank: float | None = None
+    rank_pattern: Mapping[re.Pattern, float] = field(default_factory=dict)
 
     def alpha_of(self, layer: str, rank: int) -> float:
         """The alpha under which alpha / rank is the scale of this layer."""
-        alpha = next((value for key, value in self.alpha_pattern.items() if key.match(layer)), self.alpha)
+        alpha = _first_match(self.alpha_pattern, layer, self.alpha)
         return alpha * math.sqrt(rank) if self.rank_stabilised else alpha
+
+    def scale_of(self, layer: str) -> float:
+        """alpha / rank by the settings alone."""
+        rank = _first_match(self.rank_pattern, layer, self.rank)
+        return self.alpha_of(layer, 1) / rank if rank else 1.0
+
+
+def _first_match(patterns: Mapping[re.Pattern, float], layer: str, default: Any) -> Any:
+    return next((value for key, value in patterns.items() if key.match(layer)), default)
+
+
+def _patterns(data: Mapping[str, Any]) -> dict[re.Pattern, float]:
+    """As PEFT matches them: regular expressions of a layer's whole name, or of its end behind a dot."""
+    return {re.compile(rf"(.*\.)?({key})\Z"): float(value) for key, value in data.items()}
 
 
 class LoraSettings:
@@ -56,17 +74,33 @@ class LoraSettings:
 
     def _read(self, data: Mapping[str, Any]) -> None:
         for component in COMPONENTS:
-            if (alpha := data.get(f"{component}lora_alpha")) is None:
+            of_component = {key: data.get(f"{component}{key}") for key in KEYS}
+            alpha = of_component["lora_alpha"]
+            if alpha is None and of_component["peft_type"] in LYCORIS:
+                alpha = of_component["alpha"]
+            if alpha is None:
                 continue
-            patterns = data.get(f"{component}alpha_pattern") or {}
-            # As PEFT matches them: regular expressions of a layer's whole name, or of its end behind a dot.
-            compiled = {re.compile(rf"(.*\.)?({key})\Z"): float(value) for key, value in patterns.items()}
-            self.components[component] = Settings(float(alpha), compiled, bool(data.get(f"{component}use_rslora")))
+            self.components[component] = Settings(
+                float(alpha),
+                _patterns(of_component["alpha_pattern"] or {}),
+                bool(of_component["use_rslora"]),
+                None if of_component["r"] is None else float(of_component["r"]),
+                _patterns(of_component["rank_pattern"] or {}),
+            )
 
     def alpha_of(self, layer: str, rank: int) -> float | None:
         """alpha of a layer as the file names it, under which alpha / rank is its scale; None where nothing is said."""
+        found = self._of(layer)
+        return found[0].alpha_of(found[1], rank) if found else None
+
+    def scale_of(self, layer: str) -> float:
+        """The scale of a LoKr whose tensors do not show a rank, which is PEFT's alone; 1 where nothing is said."""
+        found = self._of(layer)
+        return found[0].scale_of(found[1]) if found else 1.0
+
+    def _of(self, layer: str) -> tuple[Settings, str] | None:
         name = layer.removeprefix(WRAPPER)
         for component, settings in self.components.items():
             if name.startswith(component):
-                return settings.alpha_of(name.removeprefix(component), rank)
+                return settings, name.removeprefix(component)
         return None

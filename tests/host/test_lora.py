@@ -138,6 +138,36 @@ def test_hooks_and_low_memory_see_ordinary_patches(node, model, lora_file):
     assert not model.patches
 
 
+def test_dora_of_the_text_encoder(node, model, clip, lora_file, close):
+    """PEFT's magnitudes of a Gemma's layer: m (W + D) / |W + D| of its rows."""
+    import comfy.model_management as mm
+
+    layer = "model.layers.1.self_attn.q_proj"
+    up, down = matrices(64, 64)
+    m = 1 + torch.rand(64, generator=torch.Generator().manual_seed(1))
+    tensors = {f"text_encoder.{layer}.lora_A.weight": down, f"text_encoder.{layer}.lora_B.weight": up}
+    lora_file("text-dora.safetensors", tensors | {f"text_encoder.{layer}.lora_magnitude_vector": m})
+    weights = []
+    for patched in (clip, node(NODE, model=model, lora_name="text-dora.safetensors", clip=clip)[1]):
+        mm.load_models_gpu([patched.patcher], force_full_load=True)
+        state = patched.cond_stage_model.state_dict()
+        weights.append(next(t.clone() for name, t in state.items() if name.endswith(f"{layer}.weight")))
+        mm.unload_all_models()
+    after = weights[0] + up @ down
+    close(weights[1], m[:, None] * after / after.norm(dim=1, keepdim=True), 1e-4)
+
+
+def test_layers_that_change_nothing_are_named(node, model, lora_file, merged, caplog):
+    tensors = peft_file()
+    del tensors[f"transformer.{LAYERS[0]}.lora_B.weight"]
+    patched, _ = node(NODE, model=model, lora_name=lora_file("half.safetensors", tensors))
+    words = f"half.safetensors: 1 layers cannot be applied and are left out: transformer.{LAYERS[0]} (without lora_up"
+    assert words in caplog.text
+    ours, plain = merged(patched), merged(model)
+    changed = {name for name, tensor in ours.items() if not torch.equal(tensor, plain[name])}
+    assert changed == {f"{layer}.weight" for layer in LAYERS[1:]}
+
+
 def test_strength_0_and_what_is_said(node, model, clip, lora_file, caplog):
     lora_file("odd.safetensors", peft_file() | {"bundle_emb.x.gemma": torch.zeros(2)})
     same = node(NODE, model=model, clip=clip, lora_name="odd.safetensors", strength_model=0.0, strength_clip=0.0)
@@ -157,6 +187,7 @@ def test_strength_0_and_what_is_said(node, model, clip, lora_file, caplog):
             {f"{LAYERS[0]}.lora_A.weight": torch.zeros(2, 96), f"{LAYERS[0]}.lora_B.weight": torch.zeros(96, 2)},
             "another width",
         ),
+        ({f"{LAYERS[0]}.lora_A.weight": torch.zeros(2, 64)}, r"bad\.safetensors: none of its 1 layers can be applied"),
         ({}, "none of its 0 tensors"),
     ],
 )

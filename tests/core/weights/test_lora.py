@@ -9,7 +9,7 @@ import torch
 
 from sprint_core.models.gemma import Gemma
 from sprint_core.models.transformer import SanaTransformer
-from sprint_core.weights import keymaps, layouts, lora, tensorfile
+from sprint_core.weights import adapters, keymaps, layouts, lora, tensorfile
 from sprint_core.weights.checkpoint import CheckpointError
 from sprint_core.weights.lora_settings import CONFIG, METADATA_KEY, LoraSettings
 
@@ -319,3 +319,145 @@ def test_what_is_left_out_is_named():
     assert set(found.transformer) == set(LAYERS)
     want = {"bundle_emb.token.gemma", "transformer.unknown.lora_A.weight", f"transformer.{layer} (of another shape)"}
     assert set(found.skipped) == want
+
+
+# --- what is applied, and what is not ---------------------------------------------------------------
+
+LYCORIS = {
+    "LoHa": (peft.LoHaConfig, {}),
+    "LoHa with cores": (peft.LoHaConfig, {"use_effective_conv2d": True}),
+    "LoKr": (peft.LoKrConfig, {}),
+    "LoKr with cores": (peft.LoKrConfig, {"use_effective_conv2d": True, "decompose_both": True}),
+    "LoKr, whole": (peft.LoKrConfig, {"r": 64}),
+}
+
+
+@pytest.mark.parametrize("alpha", [None, 3.0], ids=["default", "alpha"])
+@pytest.mark.parametrize("name", LYCORIS)
+def test_loha_and_lokr_of_peft_change_the_weights_as_peft_does(tmp_path, name, alpha):
+    """Linear layers, 1x1 and depthwise 3x3 convolutions, of files that PEFT writes."""
+    kind, settings = LYCORIS[name]
+    layers = [*LAYERS, "transformer_blocks.0.ff.conv_depth"]
+    network = SanaTransformer(standin.TRANSFORMER, device="meta")
+    network.load_state_dict({name: tensor.clone() for name, tensor in WEIGHTS.items()}, assign=True)
+    config = kind(**{"r": 4, "target_modules": layers, "alpha": alpha or 8} | settings)
+    model = peft.get_peft_model(network, config)
+    generator = torch.Generator().manual_seed(2)
+    for parameter_name, parameter in model.named_parameters():
+        if "hada" in parameter_name or "lokr" in parameter_name:
+            parameter.data = torch.rand(parameter.shape, generator=generator) / 4
+    model.save_pretrained(tmp_path)
+    tensors = tensorfile.read(tmp_path / "adapter_model.safetensors").tensors
+    found = lora.read(tensors, LoraSettings({}, tmp_path / CONFIG), SHAPES)
+    assert set(found.transformer) == set(layers) and not found.skipped
+    merged = model.merge_and_unload().state_dict()
+    for layer, parts in found.transformer.items():
+        weight = WEIGHTS[f"{layer}.weight"]
+        after = weight + adapters.change(parts).reshape(weight.shape)
+        assert torch.allclose(after, merged[f"{layer}.weight"], rtol=1e-4, atol=1e-4), layer
+
+
+def adapter(layer: str = LAYERS[0], **parts: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {f"{layer}.{part.replace('__', '.')}": tensor for part, tensor in parts.items()}
+
+
+def number(value: float) -> torch.Tensor:
+    return torch.tensor(value)
+
+
+UP, DOWN = torch.ones(64, RANK), torch.ones(RANK, 64)
+DEPTHWISE = "transformer_blocks.0.ff.conv_depth"
+IDLE = {
+    "only A": (adapter(lora_A__weight=DOWN), "without lora_up.weight"),
+    "only B": (adapter(lora_B__weight=UP), "without lora_down.weight"),
+    "two ranks": (adapter(lora_A__weight=DOWN, lora_B__weight=torch.ones(64, 3)), "matrices of different rank"),
+    "rank 0": (adapter(lora_A__weight=torch.ones(0, 64), lora_B__weight=torch.ones(64, 0)), "rank 0"),
+    "only alpha": (adapter(alpha=number(1.0)), "only alpha"),
+    "alpha 0": (adapter(lora_A__weight=DOWN, lora_B__weight=UP, alpha=number(0.0)), "alpha 0"),
+    "alphas": (adapter(lora_A__weight=DOWN, lora_B__weight=UP, alpha=torch.ones(2)), "alpha is no number"),
+    "alpha NaN": (adapter(lora_A__weight=DOWN, lora_B__weight=UP, alpha=number(float("nan"))), "alpha is no number"),
+    "only magnitudes": (adapter(dora_scale=torch.ones(64)), "only dora_scale"),
+    "magnitudes": (adapter(lora_A__weight=DOWN, lora_B__weight=UP, dora_scale=torch.ones(63)), "of another shape"),
+    "LoKr": (adapter(lokr_w1=torch.ones(8, 8), lokr_w2=torch.ones(4, 8)), "of another shape"),
+    "half a LoKr": (adapter(lokr_w1=torch.ones(8, 8), lokr_w2_a=torch.ones(8, 2)), "without lokr_w2"),
+    "LoHa": (adapter(hada_w1_a=UP, hada_w1_b=DOWN, hada_w2_a=UP, hada_w2_b=torch.ones(3, 64)), "different rank"),
+    "half a LoHa": (adapter(hada_w1_a=UP, hada_w1_b=DOWN, hada_w2_a=UP), "without hada_w2_b"),
+    "OFT": (adapter(oft_blocks=torch.ones(4, 15, 15)), "of another shape"),
+    "BOFT": (adapter(oft_blocks=torch.ones(2, 8, 8, 8)), "without alpha"),
+    "GLoRA": (adapter(a1__weight=DOWN.T, a2__weight=DOWN, b1__weight=UP), "without b2.weight"),
+    "difference": (adapter(diff=torch.ones(64, 63)), "of another shape"),
+    "whole weight": (adapter(set_weight=torch.ones(64)), "of another shape"),
+    "bias": (adapter("transformer_blocks.0.attn1.to_out.0", diff_b=torch.ones(63)), "diff_b of another shape"),
+    "no bias": (adapter(diff_b=torch.ones(64)), "diff_b, but no bias"),
+    "kernel": (adapter(DEPTHWISE, lora_A__weight=torch.ones(2, 8), lora_B__weight=torch.ones(320, 2)), "another shape"),
+    "two kinds": (adapter(lora_A__weight=DOWN, lora_B__weight=UP, diff=torch.ones(64, 64)), "LoRA and diff at once"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", IDLE)
+def test_what_changes_nothing_is_left_out_and_named(case):
+    """Beside layers that are applied; alone it is an error that says the same."""
+    tensors, reason = IDLE[case]
+    layer = next(iter(tensors)).split(".weight")[0].rsplit(".", 1)[0]
+    beside = {LAYERS[1]: matrices(LAYERS[1])} if layer != LAYERS[1] else {LAYERS[2]: matrices(LAYERS[2])}
+    good = {f"{k}.lora_{x}.weight": m for k, pair in beside.items() for x, m in zip("BA", pair, strict=True)}
+    found = lora.read(tensors | good, PLAIN, SHAPES)
+    assert set(found.transformer) == set(beside)
+    assert len(found.skipped) == 1 and reason in found.skipped[0] and "transformer_blocks.0" in found.skipped[0]
+    with pytest.raises(
+        CheckpointError, match=r"x\.safetensors: (none of its 1 layers can be applied|a LoRA of another)"
+    ):
+        lora.read(tensors, PLAIN, SHAPES, source="x.safetensors")
+
+
+def test_a_bad_bias_does_not_hide_a_good_weight():
+    parts = adapter(lora_A__weight=DOWN, lora_B__weight=UP, diff_b=torch.ones(3))
+    found = lora.read(parts, PLAIN, SHAPES)
+    assert set(found.transformer[LAYERS[0]]) == {"lora_up.weight", "lora_down.weight"}
+    assert found.skipped == [f"{LAYERS[0]} (diff_b, but no bias)"]
+
+
+def test_kernels_flattened_by_comfyui_are_applied():
+    """TrainLoraNode writes the down matrix of a depthwise 3x3 kernel as [rank, 9]."""
+    up, down = torch.randn(320, RANK), torch.randn(RANK, 9)
+    flat = adapter(DEPTHWISE, lora_down__weight=down, lora_up__weight=up, alpha=number(1.0))
+    kernel = adapter(DEPTHWISE, lora_down__weight=down.reshape(RANK, 1, 3, 3), lora_up__weight=up[..., None, None])
+    for tensors, scale in ((flat, 1 / RANK), (kernel, 1.0)):
+        found = lora.read(tensors, PLAIN, SHAPES)
+        assert not found.skipped
+        delta = adapters.change(found.transformer[DEPTHWISE]).reshape(320, 1, 3, 3)
+        assert torch.allclose(delta, scale * (up @ down).reshape(320, 1, 3, 3), atol=1e-5)
+
+
+def test_one_layer_under_two_names():
+    up, down = matrices(LAYERS[0])
+    tensors = {f"transformer.{LAYERS[0]}.lora_A.weight": down, f"transformer.{LAYERS[0]}.lora_B.weight": up}
+    other = {name.replace("transformer.", "diffusion_model.", 1): 2 * tensor for name, tensor in tensors.items()}
+    again = {f"transformer.{LAYERS[0]}.lora_A.other.weight": 2 * down}
+    for extra in (other, again):
+        found = lora.read(tensors | extra, PLAIN, SHAPES)
+        assert torch.equal(found.transformer[LAYERS[0]]["lora_down.weight"], down)
+        assert len(found.skipped) == 1 and "a second one for the same layer" in found.skipped[0]
+
+
+@pytest.mark.parametrize("spelling", ["lora.down.weight lora.up.weight", "lora_linear_layer.down.weight "
+                                      "lora_linear_layer.up.weight", "lora_A lora_B", "lora_A.x lora_B.x"])  # fmt: skip
+def test_older_spellings(spelling):
+    found = lora.read(file(lambda layer: f"transformer.{layer}", spelling), PLAIN, SHAPES)
+    assert set(found.transformer) == set(LAYERS) and not found.skipped
+
+
+def test_a_lora_of_the_text_encoder_alone_asks_for_the_clip():
+    up, down = matrices("model.layers.1.self_attn.q_proj", TEXT)
+    name = "lora_te_model_layers_1_self_attn_q_proj"
+    tensors = {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}
+    with pytest.raises(CheckpointError, match="it changes the text encoder alone; connect the CLIP"):
+        lora.read(tensors, PLAIN, SHAPES)
+    assert lora.read(tensors, PLAIN, SHAPES, TEXT).count == 1
+
+
+def test_untrained():
+    zero = adapter(lora_A__weight=DOWN, lora_B__weight=0 * UP)
+    assert lora.read(zero, PLAIN, SHAPES).is_zero
+    some = adapter(LAYERS[1], lora_A__weight=DOWN, lora_B__weight=UP)
+    assert not lora.read(zero | some, PLAIN, SHAPES).is_zero
