@@ -1,0 +1,118 @@
+"""Scenes: which sprites stand where on which ground, and their images.
+
+A scene follows from a requirement (captions.py) and a seed; what the requirement leaves open is as usual:
+
+    size    large of a single thing, unless a place is named; everything else is small
+    place   the centre
+    style   3d
+    ground  white or sky blue
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .art import Art
+from .captions import GROUNDS, USUAL_GROUNDS, Requirement, draw, write
+
+CANVAS_PX = 256
+LARGE_PX, SMALL_PX = 200, 112
+MARGIN_PX = 10
+JITTER_PX = 4
+_BESIDE, _STACKED = ((1, 0), (1, 2)), ((0, 1), (2, 1))
+SPOTS = {  # rows and columns of several things alike
+    2: _BESIDE,
+    3: ((0, 1), (2, 0), (2, 2)),
+    4: ((0, 0), (0, 2), (2, 0), (2, 2)),
+}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A sprite of size_px whose top left corner is at x_px, y_px."""
+
+    concept: int
+    style: int
+    size_px: int
+    x_px: int
+    y_px: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    things: tuple[Thing, ...]
+    ground: str
+
+
+def compose(requirement: Requirement, rng: random.Random) -> Scene:
+    """A scene that shows what is required."""
+    ground = requirement.ground or rng.choice(USUAL_GROUNDS)
+    style = requirement.style or 0
+    concepts = requirement.concepts * requirement.count
+    if requirement.relation:
+        cells = _BESIDE if requirement.relation in ("left", "right") else _STACKED
+        cells = cells[::-1] if requirement.relation in ("right", "below") else cells
+    else:
+        cells = SPOTS.get(requirement.count) or [requirement.place or (1, 1)]
+    is_large = requirement.kind == "one" and requirement.place is None and requirement.size != "small"
+    size = LARGE_PX if is_large else SMALL_PX
+    things = [Thing(concept, style, size, *_corner(cell, size, rng)) for concept, cell in zip(concepts, cells, strict=True)]
+    return Scene(tuple(things), ground)
+
+
+def _corner(cell: tuple[int, int], size: int, rng: random.Random) -> tuple[int, int]:
+    """x and y of the top left corner of a thing in a cell (row, column) of three by three."""
+    room = CANVAS_PX - size - 2 * MARGIN_PX
+    row, column = cell
+    x, y = (MARGIN_PX + room * step // 2 + rng.randint(-JITTER_PX, JITTER_PX) for step in (column, row))
+    return x, y
+
+
+def backdrop(ground: str) -> Tensor:
+    """[3, CANVAS_PX, CANVAS_PX] in [0, 255]."""
+    top, bottom = (torch.tensor(colour, dtype=torch.float32)[:, None, None] for colour in GROUNDS[ground])
+    rows = torch.linspace(0, 1, CANVAS_PX)[None, :, None]
+    return torch.lerp(top, bottom, rows).expand(3, CANVAS_PX, CANVAS_PX)
+
+
+def backdrops(device: torch.device) -> Tensor:
+    """[grounds, 3, CANVAS_PX, CANVAS_PX] in [0, 255], in the order of GROUNDS."""
+    return torch.stack([backdrop(ground) for ground in GROUNDS]).to(device)
+
+
+def paint(scenes: Sequence[Scene], art: Art) -> Tensor:
+    """Images [b, 3, CANVAS_PX, CANVAS_PX] in [0, 255], uint8, where the art is: layer by layer, size by size."""
+    device = art.sprites.device
+    names = list(GROUNDS)
+    canvas = backdrops(device)[[names.index(scene.ground) for scene in scenes]]
+    layers = max(len(scene.things) for scene in scenes)
+    for layer in range(layers):
+        here = [(i, scene.things[layer]) for i, scene in enumerate(scenes) if layer < len(scene.things)]
+        for size in sorted({thing.size_px for _, thing in here}):
+            chosen = [(i, thing) for i, thing in here if thing.size_px == size]
+            numbers = torch.tensor(
+                [(i, thing.style, thing.concept, thing.x_px, thing.y_px) for i, thing in chosen], device=device
+            )
+            _paste(canvas, numbers, art, size)
+    return canvas.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _paste(canvas: Tensor, numbers: Tensor, art: Art, size: int) -> None:
+    """Sprites of one size over canvas [b, 3, h, w]; numbers [n, 5]: image, style, concept, x, y."""
+    image, style, concept, x, y = numbers.unbind(1)
+    sprites = art.resized(style, concept, size)
+    side = torch.arange(size, device=canvas.device)
+    rows, columns = (y[:, None] + side)[:, None, :, None], (x[:, None] + side)[:, None, None, :]
+    at = image[:, None, None, None], torch.arange(3, device=canvas.device)[None, :, None, None], rows, columns
+    canvas[at] = canvas[at] * (1 - sprites[:, 3:] / 255) + sprites[:, :3]
+
+
+def scene_and_caption(seed: int, split: str = "train") -> tuple[Scene, str]:
+    """A scene and a caption that is true of it; the same seed and split give the same ones."""
+    rng = random.Random(f"{split} {seed}")
+    requirement = draw(rng, split)
+    text = write(requirement, rng)
+    return compose(requirement, rng), text
