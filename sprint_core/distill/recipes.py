@@ -30,6 +30,14 @@ DEMO_AUTOENCODER = AutoencoderConfig(
     encoder_out_shortcut=False,  # so that a scale per channel folds into the convolutions exactly
     decoder_in_shortcut=False,
 )
+EMOJI_AUTOENCODER = dataclasses.replace(
+    DEMO_AUTOENCODER,
+    decoder_channels=(16, 16, 32, 64, 128, 256),
+    encoder_layers=(0, 1, 1, 1, 2, 2),
+    decoder_layers=(0, 1, 1, 1, 2, 2),
+)
+EMOJI_TEXT = GemmaConfig(vocab=3840, width=128, depth=3, heads=4, kv_heads=2, head_dim=32, ffn=256, query_scale=32)
+EMOJI_TRANSFORMER = TransformerConfig(width=192, depth=8, cross_heads=6, caption_width=128, pos_embed_base=8)
 DEMO_TEXT = GemmaConfig(vocab=128, width=128, depth=3, heads=4, kv_heads=2, head_dim=32, ffn=256, query_scale=32)
 DEMO_TRANSFORMER = TransformerConfig(width=160, depth=6, cross_heads=5, caption_width=128, pos_embed_base=8)
 
@@ -164,6 +172,13 @@ DEMO = {
     "teacher":     Schedule( 8000, 32, 1e-3, decay=0.5, precision="bf16"),
     "distill":     Schedule( 2400, 32, 3e-4, decay=0.4, betas=(0.9, 0.99), clip=0.5, ema=0.998, precision="bf16"),
 }
+EMOJI = {  # for one GPU: see docs/training.md
+    "autoencoder": Schedule( 8000, 128, 1e-3, 200, decay=0.6, precision="bf16"),
+    "decoder":     Schedule( 2500,  48, 5e-4, 100, decay=0.8, precision="bf16"),
+    "captioning":  Schedule( 3000, 512, 2e-3, 200, precision="bf16"),
+    "teacher":     Schedule( 6000,1024, 2e-3, 300, decay=0.6, precision="bf16"),
+    "distill":     Schedule( 2400, 512, 3e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.995, precision="bf16"),
+}
 DEMO_CONTROL = Schedule(2000, 32, 5e-4, decay=0.5, betas=(0.9, 0.99), clip=0.5, ema=0.995, precision="bf16")
 # fmt: on
 # At first sCM's gradient is small, as its learnt weight starts at 1 and a normalised tangent has a mean square of
@@ -171,6 +186,7 @@ DEMO_CONTROL = Schedule(2000, 32, 5e-4, decay=0.5, betas=(0.9, 0.99), clip=0.5, 
 # more does not converge: far from t = 0, where nothing is known yet, the student drifts to painting its noise.
 RECIPES = {
     "demo": Recipe(DEMO, Objective(tangent_warmup_steps=150, ladd_from=600, ladd_weight=0.1)),
+    "emoji": Recipe(EMOJI, Objective(tangent_warmup_steps=150, ladd_from=150, ladd_weight=0.1)),
     "sprint-0.6B": Recipe(PUBLISHED, Objective(), "sprint-0.6B"),
     "sprint-1.6B": Recipe(PUBLISHED, Objective(), "sprint-1.6B"),
     "demo-control": Recipe(

@@ -63,7 +63,7 @@ SIZES = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 STYLE_WORDS = {0: "3d", 1: "flat"}
 OPENINGS = ("a picture of", "an image of", "an emoji of", "an icon of", "a drawing of", "an illustration of")
-STRANGE = "zzz"  # stands for words that the world does not know; no caption's own word, so it becomes <unk>
+STRANGE = "xyzzy"  # stands for words that the world does not know; no caption's own word, so it becomes <unk>
 
 
 @dataclass(frozen=True)

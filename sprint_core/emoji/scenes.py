@@ -78,31 +78,39 @@ def backdrop(ground: str) -> Tensor:
     return torch.lerp(top, bottom, rows).expand(3, CANVAS_PX, CANVAS_PX)
 
 
-def backdrops(device: torch.device) -> Tensor:
+def backdrops(device: torch.device | str) -> Tensor:
     """[grounds, 3, CANVAS_PX, CANVAS_PX] in [0, 255], in the order of GROUNDS."""
     return torch.stack([backdrop(ground) for ground in GROUNDS]).to(device)
 
 
-def paint(scenes: Sequence[Scene], art: Art) -> Tensor:
-    """Images [b, 3, CANVAS_PX, CANVAS_PX] in [0, 255], uint8, where the art is: layer by layer, size by size."""
-    device = art.sprites.device
-    names = list(GROUNDS)
-    canvas = backdrops(device)[[names.index(scene.ground) for scene in scenes]]
-    layers = max(len(scene.things) for scene in scenes)
-    for layer in range(layers):
-        here = [(i, scene.things[layer]) for i, scene in enumerate(scenes) if layer < len(scene.things)]
-        for size in sorted({thing.size_px for _, thing in here}):
-            chosen = [(i, thing) for i, thing in here if thing.size_px == size]
-            numbers = torch.tensor(
-                [(i, thing.style, thing.concept, thing.x_px, thing.y_px) for i, thing in chosen], device=device
-            )
-            _paste(canvas, numbers, art, size)
+THINGS = max(len(cells) for cells in SPOTS.values())
+
+
+def pack(scenes: Sequence[Scene]) -> Tensor:
+    """Scenes as numbers [b, 1 + THINGS * 5], int16: ground, then style, concept, size, x and y of each thing, or -1."""
+    names = {name: number for number, name in enumerate(GROUNDS)}
+    rows = torch.full((len(scenes), 1 + THINGS * 5), -1, dtype=torch.int16)
+    for row, scene in zip(rows, scenes, strict=True):
+        things = [n for t in scene.things for n in (t.style, t.concept, t.size_px, t.x_px, t.y_px)]
+        row[: 1 + len(things)] = torch.tensor([names[scene.ground], *things])
+    return rows
+
+
+def paint(packed: Tensor, art: Art) -> Tensor:
+    """Images [b, 3, CANVAS_PX, CANVAS_PX] in [0, 255], uint8, where the art is: thing by thing, size by size."""
+    packed = packed.to(art.sprites.device, torch.long)
+    canvas = backdrops(packed.device)[packed[:, 0]]
+    for thing in packed[:, 1:].unflatten(1, (THINGS, 5)).unbind(1):
+        for size in (LARGE_PX, SMALL_PX):
+            image = (thing[:, 2] == size).nonzero()[:, 0]
+            if len(image):
+                _paste(canvas, image, thing[image], art, size)
     return canvas.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _paste(canvas: Tensor, numbers: Tensor, art: Art, size: int) -> None:
-    """Sprites of one size over canvas [b, 3, h, w]; numbers [n, 5]: image, style, concept, x, y."""
-    image, style, concept, x, y = numbers.unbind(1)
+def _paste(canvas: Tensor, image: Tensor, things: Tensor, art: Art, size: int) -> None:
+    """Sprites of one size over images [n] of canvas [b, 3, h, w]; things [n, 5]: style, concept, size, x, y."""
+    style, concept, _, x, y = things.unbind(1)
     sprites = art.resized(style, concept, size)
     side = torch.arange(size, device=canvas.device)
     rows, columns = (y[:, None] + side)[:, None, :, None], (x[:, None] + side)[:, None, None, :]

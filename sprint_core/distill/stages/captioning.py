@@ -4,6 +4,8 @@ SANA's Gemma comes trained on text. An encoder that starts from nothing, with no
 stays a bag of words for thousands of steps: it knows which colours and shapes are named, not which belong together.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from ...models.gemma import Gemma
 from ...shapes import captions, scenes
 from ...text.encoder import encode_ids, pad_embeddings
 from ...text.prompts import PromptTokenizer
+from ...text.tokenizers import PAD
 from ..dataset import scenes as scene_dataset
 from ..engine.randomness import SampleRandom
 from ..engine.stage import Stage
@@ -38,10 +41,10 @@ class CaptioningModel(nn.Module):
     what is faint escapes the teacher.
     """
 
-    def __init__(self, gemma: Gemma):
+    def __init__(self, gemma: Gemma, questions: Sequence[Sequence] = QUESTIONS):
         super().__init__()
         self.gemma = gemma
-        self.heads = nn.ModuleList(nn.Linear(gemma.config.width, len(question), bias=False) for question in QUESTIONS)
+        self.heads = nn.ModuleList(nn.Linear(gemma.config.width, len(question), bias=False) for question in questions)
         self.heads.requires_grad_(False)
 
     def forward(self, states: Tensor) -> list[Tensor]:
@@ -70,5 +73,32 @@ class CaptioningStage(Stage[CaptioningModel]):
         for logits, target in zip(self.model(states), targets.unbind(1), strict=True):
             everywhere = target[:, None].expand(mask.shape)
             total = total + (F.cross_entropy(logits.mT, everywhere, reduction="none") * shares).sum()
+            right.append(logits.argmax(-1, keepdim=True).gather(1, last)[:, 0, 0] == target)
+        return total, {"right": torch.stack(right).all(0).float().mean()}
+
+
+class TokenCaptioningStage(Stage[CaptioningModel]):
+    """The same from captions that are tokens already, with their labels, where the network is.
+
+    tokens [n, t], padded with PAD; labels [n, questions].
+    """
+
+    name = averaged = "captioning"
+
+    def __init__(self, model: CaptioningModel, tokens: Tensor, labels: Tensor, fingerprint: str):
+        super().__init__({self.name: model}, {"captions": fingerprint})
+        self.model, self.tokens, self.labels = model, tokens, labels
+
+    def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen = torch.as_tensor(random.integers(len(self.tokens)), device=self.tokens.device)
+        ids, targets = (rows[chosen].to(self.device, torch.long) for rows in (self.tokens, self.labels))
+        mask = ids != PAD
+        states = self.model.gemma(ids)
+        shares = mask / mask.sum(1, keepdim=True) / len(mask)  # captions count alike, and in each one its tokens
+        last = (mask.sum(1) - 1)[:, None, None]
+        total, right = states.new_zeros(()), []
+        for logits, target in zip(self.model(states), targets.unbind(1), strict=True):
+            everywhere = target[:, None].expand(mask.shape)
+            total = total + (F.cross_entropy(logits.float().mT, everywhere, reduction="none") * shares).sum()
             right.append(logits.argmax(-1, keepdim=True).gather(1, last)[:, 0, 0] == target)
         return total, {"right": torch.stack(right).all(0).float().mean()}

@@ -1,0 +1,118 @@
+"""The bundled model, from nothing, on scenes of emoji.
+
+autoencoder -> fold -> decoder -> captioning -> latents -> teacher -> distill -> export
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...emoji import art, scenes
+from ...emoji.art import Art
+from ...latent import SCALE
+from ...models.autoencoder import Autoencoder
+from ...models.gemma import Gemma
+from ...weights import checkpoint, layouts
+from .. import recipes
+from ..dataset import emoji_scenes
+from ..dataset.emoji_images import EmojiImages
+from ..dataset.emoji_scenes import CaptionedScenes
+from ..dataset.emoji_text import prompts
+from ..engine.processes import SINGLE_PROCESS, ProcessGroup
+from ..engine.randomness import initialise
+from ..recipes import Recipe
+from ..stages import autoencoder as autoencoder_stages
+from ..stages.captioning import CaptioningModel, TokenCaptioningStage
+from .demo import scaled_decoder
+from .run import Run, cpu_tensors
+
+SEED = 0
+POOL = 200_000  # captions
+WHOLE, SHAPES = 6000, 500  # images of the auto-encoder's pools
+PROBED = 1500  # scenes that tell the latents' mean and standard deviation
+BATCH = 250
+
+
+def fresh_gemma(seed: int) -> Gemma:
+    """The text encoder before training, with unit embeddings and norms of gain 1 + 0 (see demo.py)."""
+    model = Gemma(recipes.EMOJI_TEXT)
+    initialise(model, seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.zero_()
+        model.model.embed_tokens.weight.mul_(model.config.width**-0.5)
+    return model
+
+
+class EmojiRun(Run):
+    """A run on the art in `sprites` (emoji/art.py). autoencoder: the file of a trained DC-AE."""
+
+    def __init__(
+        self,
+        out: Path,
+        recipe: Recipe,
+        sprites: Path,
+        pool: int = POOL,
+        autoencoder: Path | None = None,
+        processes: ProcessGroup = SINGLE_PROCESS,
+        whole: int = WHOLE,
+    ):
+        super().__init__(out, recipe, processes, SEED)
+        self.art: Art = art.load(sprites).to(self.device)
+        self.pool, self.autoencoder, self.whole = pool, autoencoder, whole
+        self.prompts = prompts()
+
+    def train_autoencoder(self) -> Autoencoder:
+        """The DC-AE with unit latents: the one of the file, or after both of its stages."""
+        if self.autoencoder is not None:
+            return self.load_autoencoder(self.autoencoder)
+        model = Autoencoder(recipes.EMOJI_AUTOENCODER).to(self.device, memory_format=torch.channels_last)
+        initialise(model, SEED)
+        images = EmojiImages(self.art, self.whole, SHAPES)
+        steps = self.recipe.stages["autoencoder"].steps
+        folded = self.train(autoencoder_stages.WholeStage(model, images, steps))
+        self._save_autoencoder(folded, "whole.safetensors")
+        with torch.no_grad():
+            statistics = autoencoder_stages.latent_statistics(folded, images.batches(BATCH, PROBED))
+        autoencoder_stages.fold(folded, *statistics)
+        critic = autoencoder_stages.PatchCritic()
+        folded.decoder = self.train(autoencoder_stages.DecoderStage(folded, images, critic))
+        self._save_autoencoder(folded, "autoencoder.safetensors")
+        return folded.eval().requires_grad_(False)
+
+    def _save_autoencoder(self, model: Autoencoder, name: str) -> None:
+        part = checkpoint.Weights(layouts.AUTOENCODER, model.config, cpu_tensors(model, torch.float32), self.out, {})
+        self.out.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(self.out / name, [part], {})
+
+    def draw_scenes(self) -> CaptionedScenes:
+        return emoji_scenes.draw(self.pool)
+
+    def train_text_encoder(self, drawn: CaptionedScenes) -> Gemma:
+        """Pre-trained by questions about captions."""
+        model = CaptioningModel(fresh_gemma(SEED), emoji_scenes.QUESTIONS)
+        initialise(model.heads, SEED)
+        tokens, labels = drawn.tokens.to(self.device), drawn.labels.to(self.device)
+        fingerprint = hashlib.sha256(drawn.tokens.numpy().tobytes()).hexdigest()[:32]
+        return self.train(TokenCaptioningStage(model, tokens, labels, fingerprint)).gemma
+
+    @torch.inference_mode()
+    def encode_dataset(self, autoencoder: Autoencoder, drawn: CaptionedScenes) -> Tensor:
+        """Scaled latents [images, 32, 8, 8] in fp16, on the device: of the packed scenes, then of the shapes."""
+        parts = []
+        for start in range(0, len(drawn.packed), BATCH):
+            parts.append(self._encode(autoencoder, scenes.paint(drawn.packed[start : start + BATCH], self.art)))
+        for images in drawn.shapes.split(BATCH):
+            parts.append(self._encode(autoencoder, images.to(self.device)))
+        return torch.cat(parts)
+
+    def _encode(self, autoencoder: Autoencoder, images: Tensor) -> Tensor:
+        pixels = (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            return (autoencoder.encode(pixels) * SCALE).half()
+
+
+__all__ = ["EmojiRun", "scaled_decoder"]
