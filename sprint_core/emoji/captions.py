@@ -61,7 +61,7 @@ RELATIONS = {
 }
 SIZES = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
 NUMBERS = {2: "two", 3: "three", 4: "four"}
-STYLE_WORDS = {0: "3d", 1: "flat"}
+STYLE_WORDS = dict(enumerate(STYLES))
 OPENINGS = ("a picture of", "an image of", "an emoji of", "an icon of", "a drawing of", "an illustration of")
 STRANGE = "xyzzy"  # stands for words that the world does not know; no caption's own word, so it becomes <unk>
 
@@ -159,9 +159,13 @@ def write(requirement: Requirement, rng: random.Random) -> str:
     if requirement.kind != "one" and style_form == "before":
         style_form = "after"
     style = STYLE_WORDS.get(requirement.style) if requirement.style is not None else None
-    text = f" {rng.choice(RELATIONS[requirement.relation])} ".join(
-        _phrase(name, requirement, style if style_form == "before" else None, rng) for name in names
-    ) if requirement.relation else _phrase(names[0], requirement, style if style_form == "before" else None, rng)
+    text = (
+        f" {rng.choice(RELATIONS[requirement.relation])} ".join(
+            _phrase(name, requirement, style if style_form == "before" else None, rng) for name in names
+        )
+        if requirement.relation
+        else _phrase(names[0], requirement, style if style_form == "before" else None, rng)
+    )
     if requirement.place:
         text += f" {rng.choice(PLACES[requirement.place])}"
     if rng.random() < 0.15:
@@ -215,6 +219,3 @@ def prompts(n: int, seed: int = 0, split: str = "test") -> list[Prompt]:
         if STRANGE not in text:
             distinct.setdefault(text, Prompt(text, requirement))
     return list(distinct.values())
-
-
-assert len(STYLES) == len(STYLE_WORDS)

@@ -32,16 +32,17 @@ WITHOUT = re.compile(
     r"o’clock|-thirty|^oncoming |gibbous|quarter moon|waxing|waning|new moon|^speaker|bell with slash|muted"
     r"|hourglass not done|^globe showing A|sun behind (small|large)|umbrella (with|on)|mailbox|^envelope with|incoming"
     r"|^(in|out)box tray|^locked with|clinking glasses|camera with flash|tilted right|folder|heart decoration"
-    r"|heart exclamation|beating heart|growing heart|mending|airplane (departure|arrival)|trolleybus|^minibus"
-    r"|(yen|euro|pound) banknote|chart increasing with|low battery|mobile phone with|guide dog|front-facing|department"
-    r"|love hotel|Japanese post office|hotel$|tram car|light rail|^metro|railway car|suspension|mountain (railway|cable)"
+    r"|heart exclamation|beating heart|growing heart|mending|airplane (departure|arrival)|trolleybus"
+    r"|^minibus|(yen|euro|pound) banknote|chart increasing with|low battery|mobile phone with|guide dog"
+    r"|front-facing|love hotel|Japanese post office|hotel$|tram car|light rail|^metro|railway car|suspension"
+    r"|mountain (railway|cable)"
     r"|page with curl|(green|orange) book|dvd|linked|landslide|two-hump|tear-off|softball|unlocked|heart with ribbon"
     r"|tropical fish|cityscape at dusk|sunrise$|bridge at night|foggy|chains$|red envelope|black bird|hammer and pick"
     r"|snowman without|old key|sparkler|confetti|admission|wood$|motor boat|lady beetle face|brown mushroom"
     r"|coin suit|heart suit|diamond suit|spade suit|club suit|bullet train|department|derelict|tanabata|moon viewing"
     r"|Japanese dolls|pine decoration|rolled-up|bookmark tabs|notebook with|wheelchair|bus stop|level slider|prayer"
     r"|identification|placard|hamsa|funeral|cigarette|coffin"
-    r"|orca|leafless|root vegetable|trombone|^harp|treasure chest|shovel|phoenix|broken chain|^lime$"  # not in both styles
+    r"|orca|leafless|root vegetable|trombone|^harp|treasure chest|shovel|phoenix|broken chain|^lime$"
 )
 # What people type beside labels and tags.
 ALIASES: Mapping[str, Sequence[str]] = {
@@ -115,9 +116,60 @@ ALIASES: Mapping[str, Sequence[str]] = {
 }
 # Words that captions use for something else than a name.
 RESERVED = frozenset(
-    "sky teal cyan red orange yellow green blue purple pink white black gray grey brown medium small large big little "
-    "top bottom left right centre middle corner above below over under two three four one many yes no play style flat "
-    "background gradient picture image icon emoji drawing painting media super test".split()
+    [
+        "sky",
+        "teal",
+        "cyan",
+        "red",
+        "orange",
+        "yellow",
+        "green",
+        "blue",
+        "purple",
+        "pink",
+        "white",
+        "black",
+        "gray",
+        "grey",
+        "brown",
+        "medium",
+        "small",
+        "large",
+        "big",
+        "little",
+        "top",
+        "bottom",
+        "left",
+        "right",
+        "centre",
+        "middle",
+        "corner",
+        "above",
+        "below",
+        "over",
+        "under",
+        "two",
+        "three",
+        "four",
+        "one",
+        "many",
+        "yes",
+        "no",
+        "play",
+        "style",
+        "flat",
+        "background",
+        "gradient",
+        "picture",
+        "image",
+        "icon",
+        "emoji",
+        "drawing",
+        "painting",
+        "media",
+        "super",
+        "test",
+    ]
 )
 WORDS = re.compile(r"[a-z0-9]+")
 
@@ -189,7 +241,9 @@ def select(data: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for entry in chosen:
         names = [plain(entry["label"]), *(plain(alias) for alias in ALIASES.get(entry["label"], ()))]
         for tag in map(plain, entry.get("tags", ())):
-            taken = tag in own or tag in aliases or tags[tag] > 1 or tag in RESERVED or tag in words - set(names[0].split())
+            taken = (
+                tag in own or tag in aliases or tags[tag] > 1 or tag in RESERVED or tag in words - set(names[0].split())
+            )
             if not taken and tag not in names and _is_name(tag, entry["label"]):
                 names.append(tag)
         row = {"hexcode": entry["hexcode"].lower(), "label": entry["label"], "names": names, "group": entry["group"]}
@@ -207,4 +261,6 @@ def _is_wanted(entry: Mapping[str, Any]) -> bool:
 
 def _is_name(tag: str, label: str) -> bool:
     """Whether a tag reads like a name: a longer form of the label's own words, or a single noun-like word."""
-    return bool(tag) and len(tag) > 2 and (set(plain(label).split()) & set(tag.split()) != set() or len(tag.split()) == 1)
+    return (
+        bool(tag) and len(tag) > 2 and (set(plain(label).split()) & set(tag.split()) != set() or len(tag.split()) == 1)
+    )

@@ -59,7 +59,9 @@ def compose(requirement: Requirement, rng: random.Random) -> Scene:
         cells = SPOTS.get(requirement.count) or [requirement.place or (1, 1)]
     is_large = requirement.kind == "one" and requirement.place is None and requirement.size != "small"
     size = LARGE_PX if is_large else SMALL_PX
-    things = [Thing(concept, style, size, *_corner(cell, size, rng)) for concept, cell in zip(concepts, cells, strict=True)]
+    things = [
+        Thing(concept, style, size, *_corner(cell, size, rng)) for concept, cell in zip(concepts, cells, strict=True)
+    ]
     return Scene(tuple(things), ground)
 
 

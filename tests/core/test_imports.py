@@ -13,7 +13,7 @@ CORE, NODES = ROOT / "sprint_core", ROOT / "nodes"
 
 # Each package, or module at the root, may import those of the lines before its own. A new one finds its place here.
 LADDER = (
-    ("config", "trigflow", "latent", "devices", "cli", "shapes"),
+    ("config", "trigflow", "latent", "devices", "cli", "shapes", "emoji"),
     ("models", "sampler"),
     ("weights",),
     ("text", "images"),
@@ -25,7 +25,7 @@ DISTILL = (("recipes",), ("engine",), ("losses", "dataset"), ("stages",), ("runs
 # What ComfyUI installs, so that the core runs wherever it does.
 ALLOWED = {"torch", "safetensors", "einops", "transformers", "sentencepiece", "tokenizers", "numpy", "scipy", "PIL"}
 ALLOWED |= {"tqdm", "huggingface_hub"} | set(sys.stdlib_module_names)
-FOR_TRAINING = {"accelerate", "datasets", "pyarrow", "matplotlib"}  # the group `train` of pyproject.toml
+FOR_TRAINING = {"accelerate", "datasets", "pyarrow", "matplotlib", "resvg_py"}  # the group `train` of pyproject.toml
 LAZY = (
     "transformers",
     "sentencepiece",
@@ -35,6 +35,7 @@ LAZY = (
     "datasets",
     "pyarrow",
     "matplotlib",
+    "resvg_py",
 )
 
 

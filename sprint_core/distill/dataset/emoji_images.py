@@ -46,7 +46,12 @@ class EmojiImages:
         ground = self.grounds[integers(len(self.grounds))]
         room = scenes.CANVAS_PX - CROP_PX
         top = integers(room)
-        canvas = ground.gather(2, (top[:, None] + torch.arange(CROP_PX, device=device))[:, None, :, None].expand(count, 3, -1, scenes.CANVAS_PX))
+        canvas = ground.gather(
+            2,
+            (top[:, None] + torch.arange(CROP_PX, device=device))[:, None, :, None].expand(
+                count, 3, -1, scenes.CANVAS_PX
+            ),
+        )
         canvas = canvas[..., :CROP_PX] + GROUND_NOISE * random.normal(3, 1, 1).to(canvas)
         size = CROPPED_PX[step % len(CROPPED_PX)]
         self._paste(canvas, integers, size, torch.ones(count, device=device))

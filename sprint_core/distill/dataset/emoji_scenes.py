@@ -39,7 +39,12 @@ EMOJI_QUESTIONS = (
     [1, *captions.NUMBERS],
     [None, "left", "above"],
 )
-_THING = ([None, *shapes.SHAPES], [None, *shapes.COLOURS], [None, *shape_captions.SIZE_WORDS], [None, *shape_captions.PLACES])
+_THING = (
+    [None, *shapes.SHAPES],
+    [None, *shapes.COLOURS],
+    [None, *shape_captions.SIZE_WORDS],
+    [None, *shape_captions.PLACES],
+)
 SHAPE_QUESTIONS = (*_THING, *_THING, list(shape_captions.NUMBERS), [None, "left", "above"], [None, *shapes.BACKGROUNDS])
 QUESTIONS = (*EMOJI_QUESTIONS, *SHAPE_QUESTIONS)
 _SWAPPED = {"right": "left", "below": "above"}
@@ -87,7 +92,9 @@ def draw(count: int, processes: int = 0) -> CaptionedScenes:
     shape_count = count // SHAPE_SHARE // CAPTIONS_PER_SHAPE
     emoji_count = count - shape_count * CAPTIONS_PER_SHAPE
     jobs = [(_emoji_chunk, start, min(start + CHUNK, emoji_count)) for start in range(0, emoji_count, CHUNK)]
-    jobs += [(_shape_chunk, start, min(start + CHUNK // 10, shape_count)) for start in range(0, shape_count, CHUNK // 10)]
+    jobs += [
+        (_shape_chunk, start, min(start + CHUNK // 10, shape_count)) for start in range(0, shape_count, CHUNK // 10)
+    ]
     processes = processes or os.cpu_count() or 1
     if processes > 1 and len(jobs) > 4:
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -100,7 +107,9 @@ def draw(count: int, processes: int = 0) -> CaptionedScenes:
     images = np.concatenate([part[0] for part in plain]) if plain else np.zeros((0, 3, 256, 256), np.uint8)
     tokens = np.concatenate([part[1] for part in emoji + plain])
     answers = np.concatenate([part[2] for part in emoji + plain])
-    image = torch.cat([torch.arange(len(packed)), len(packed) + torch.arange(len(images)).repeat_interleave(CAPTIONS_PER_SHAPE)])
+    image = torch.cat(
+        [torch.arange(len(packed)), len(packed) + torch.arange(len(images)).repeat_interleave(CAPTIONS_PER_SHAPE)]
+    )
     return CaptionedScenes(packed, torch.from_numpy(images), torch.from_numpy(tokens), torch.from_numpy(answers), image)
 
 

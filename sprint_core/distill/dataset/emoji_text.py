@@ -37,5 +37,3 @@ def tokenizer() -> HFTokenizer:
 def prompts() -> PromptTokenizer:
     """Captions to tokens, without an instruction."""
     return PromptTokenizer(tokenizer(), TextPreset(instruction=None, max_tokens=MAX_TOKENS))
-
-
