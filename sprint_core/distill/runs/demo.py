@@ -113,11 +113,14 @@ class DemoRun(Run):
             )
         model = Autoencoder(recipes.DEMO_AUTOENCODER)
         initialise(model, SEED)
-        steps = self.recipe.stages["autoencoder"].steps
-        folded = self.train(autoencoder_stages.WholeStage(model, scenes.images, steps, self.pool))
-        probe = (images.to(self.device) for images in self._images(PROBED))
+        steps, images = (
+            self.recipe.stages["autoencoder"].steps,
+            autoencoder_stages.SeededImages(scenes.images, self.pool),
+        )
+        folded = self.train(autoencoder_stages.WholeStage(model, images, steps))
+        probe = (batch.to(self.device) for batch in self._images(PROBED))
         autoencoder_stages.fold(folded, *autoencoder_stages.latent_statistics(folded, probe))
-        stage = autoencoder_stages.DecoderStage(folded, scenes.images, self.pool)
+        stage = autoencoder_stages.DecoderStage(folded, images)
         stage.settings |= {"encoder": weights_fingerprint(folded.encoder)}
         folded.decoder = self.train(stage)
         return folded.eval().requires_grad_(False)

@@ -207,8 +207,8 @@ def _demo_stage(name: str) -> tuple[Stage, Sequence[nn.Module]]:
         return CaptioningStage(model, demo.prompts(), pool=1), ()
     vae = Autoencoder(recipes.DEMO_AUTOENCODER, device="meta")
     if name == "autoencoder":
-        return autoencoder.WholeStage(vae, images, steps=0, pool=1), ()
-    return autoencoder.DecoderStage(vae, images, pool=1), [vae.encoder]
+        return autoencoder.WholeStage(vae, autoencoder.SeededImages(images, 1), steps=0), ()
+    return autoencoder.DecoderStage(vae, autoencoder.SeededImages(images, 1)), [vae.encoder]
 
 
 # --- this machine ---------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Training a small DC-AE: first whole, then the decoder alone on the encoder's normalised latents."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -16,6 +16,7 @@ from ..engine.stage import Stage
 
 NOISE = 0.05  # on the latents, in their own standard deviations, so that the decoder forgives the sampler
 EDGE_WEIGHT = 0.5
+CROP_PX = 128
 SHOWN = 8  # images in the sample grids
 FEATURE_WEIGHT, CRITIC_WEIGHT = 1.0, 0.05
 CRITIC_FROM = 300  # steps; the critic learns first
@@ -36,6 +37,32 @@ class Images(Protocol):
     def shown(self, count: int) -> Tensor:
         """Always the same ones, for sample grids."""
         ...
+
+
+class SeededImages:
+    """Images that follow from seeds 0 to pool - 1 by `draw`: [b, 3, px, px] in [-1, 1]."""
+
+    crop_share = 0.5
+
+    def __init__(self, draw: Callable[[Sequence[int]], Tensor], pool: int):
+        self.draw, self.pool = draw, pool
+        self.fingerprint = str(pool)
+
+    def crops(self, random: SampleRandom, step: int) -> Tensor:
+        return crop(self.whole(random), random)
+
+    def whole(self, random: SampleRandom) -> Tensor:
+        return self.draw(random.integers(self.pool).tolist())
+
+    def shown(self, count: int) -> Tensor:
+        return self.draw(range(count))
+
+
+def crop(images: Tensor, random: SampleRandom) -> Tensor:
+    """One square of CROP_PX from each image."""
+    room = images.shape[-1] - CROP_PX + 1
+    corners = zip(random.integers(room).tolist(), random.integers(room).tolist(), strict=True)
+    return torch.stack([x[:, i : i + CROP_PX, j : j + CROP_PX] for x, (i, j) in zip(images, corners, strict=True)])
 
 
 def image_loss(image: Tensor, target: Tensor) -> Tensor:
@@ -72,7 +99,7 @@ class WholeStage(Stage[Autoencoder]):
         target = target.to(self.device)
         latent = self.model.encode(target)
         noise = NOISE * latent.detach().std(dim=(0, 2, 3), keepdim=True) * random.normal(*latent.shape[1:]).to(latent)
-        image = self.model.decode(latent + noise).float()
+        image = self.model.decode(latent + noise).to(target)
         return image_loss(image, target), {"psnr": psnr(image.detach(), target), "latent_std": latent.detach().std()}
 
     def samples(self, average: Autoencoder) -> Tensor:
@@ -126,7 +153,7 @@ class DecoderStage(Stage[Decoder]):
             latent = latent + NOISE / SCALE * random.normal(*latent.shape[1:]).to(latent)
         if phase == "critic":
             return self._critic_loss(latent, target)
-        image = self.model.decode(latent).float()
+        image = self.model.decode(latent).to(target)
         loss, metrics = image_loss(image, target), {"psnr": psnr(image.detach(), target)}
         if self.critic is not None:
             with torch.no_grad():
@@ -142,7 +169,7 @@ class DecoderStage(Stage[Decoder]):
         """Hinge loss of true and decoded patches."""
         assert self.critic is not None
         with torch.no_grad():
-            image = self.model.decode(latent).float()
+            image = self.model.decode(latent).to(target)
         real, fake = self.critic(target)[-1], self.critic(image)[-1]
         return F.relu(1 - real).mean() + F.relu(1 + fake).mean(), {"real": real.detach().mean()}
 

@@ -406,7 +406,9 @@ def test_autoencoder_stage_learns():
     picture = nn.functional.interpolate(picture, size=(256, 256), mode="bilinear")
     model = Autoencoder(DEMO_AUTOENCODER)
     initialise(model, 0)
-    stage = stages.WholeStage(model, lambda seeds: picture.expand(len(seeds), -1, -1, -1), steps=4, pool=10)
+    stage = stages.WholeStage(
+        model, stages.SeededImages(lambda seeds: picture.expand(len(seeds), -1, -1, -1), 10), steps=4
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for step in (0, 0, 0, 0, 3):

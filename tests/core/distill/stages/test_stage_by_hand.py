@@ -309,7 +309,7 @@ def reconstruction_loss(image: Tensor, target: Tensor) -> Tensor:
 @pytest.mark.parametrize("step", [4, 5], ids=["crops", "whole"])
 def test_the_autoencoders_loss(codec, step):
     """Noise of a twentieth of each channel's spread; the first half of the steps sees squares of 128 px."""
-    stage = autoencoder_stages.WholeStage(codec, images, steps=10, pool=POOL)
+    stage = autoencoder_stages.WholeStage(codec, autoencoder_stages.SeededImages(images, POOL), steps=10)
     got, _ = stage.loss("autoencoder", step, draws())
     random = draws()
     target = images(random.integers(POOL).tolist())
@@ -325,7 +325,7 @@ def test_the_autoencoders_loss(codec, step):
 
 def test_the_decoders_loss(codec):
     """Noise of a twentieth of the unit that scaled latents have; the encoder is frozen."""
-    stage = autoencoder_stages.DecoderStage(codec, images, pool=POOL)
+    stage = autoencoder_stages.DecoderStage(codec, autoencoder_stages.SeededImages(images, POOL))
     got, _ = stage.loss("decoder", 0, draws())
     random = draws()
     target = images(random.integers(POOL).tolist())
