@@ -182,8 +182,7 @@ class Trainer(Generic[Averaged]):
 
     def _load(self) -> None:
         try:
-            # Onto the CPU: Adam counts its steps where they are loaded to, and would wait for a GPU at every count.
-            state = torch.load(self.state_file, weights_only=True, map_location="cpu")
+            state = torch.load(self.state_file, weights_only=True, map_location=self.processes.device)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
             advice = f"delete {self.folder} to train this stage anew"
             raise ValueError(f"{self.state_file} is damaged ({str(error).splitlines()[0]}); {advice}") from None
