@@ -23,7 +23,7 @@ from sprint_core.pipeline import Control, Pipeline
 from sprint_core.shapes.judge import judge
 from sprint_core.weights import checkpoint, layouts, presets
 
-from .timing import Row, finite, milliseconds, rounded
+from .timing import Row, attempt, finite, milliseconds, rounded
 from .world import SMALL_AUTOENCODER, SMALL_TEXT, SMALL_TRANSFORMER, World
 
 GIB = 2**30
@@ -192,7 +192,7 @@ def right(world: World, row: Row) -> None:
     row["networks"] = {}
     for name, case in _cases(world.tiny).items():
         started = time.perf_counter()
-        row["networks"][name] = _errors(case, world.device)
+        row["networks"][name] = attempt(functools.partial(_errors, case, world.device))
         row["networks"][name]["sec"] = rounded(time.perf_counter() - started)
     size = (64, 64) if world.tiny else None
     exact = _images(torch.float32, torch.device("cpu"), size)

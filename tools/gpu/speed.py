@@ -13,7 +13,7 @@ from benchmarks.theirs import Theirs, version
 from sprint_core.models.compiled import compile_in_place, require_compiler
 from sprint_core.pipeline import Caption, Control
 
-from .timing import Casts, Row, finite, graphed, kernels, milliseconds, most_common, rounded, synchronisations
+from .timing import Casts, Row, attempt, finite, graphed, kernels, milliseconds, most_common, rounded, synchronisations
 from .world import Kept, World
 
 BATCHES = (1, 4, 8, 16)
@@ -76,7 +76,20 @@ def suspicious(world: World, row: Row) -> None:
             paint()
         found |= {"operations": casts.operations, "casts": sum(casts.lines.values())}
         found["casts_by_line"] = most_common(casts.lines)
-        found |= kernels(paint, device)
+        found["kernels"] = attempt(functools.partial(kernels, paint, device))
+    row["nan_check"] = _nan_checks(world)
+
+
+def _nan_checks(world: World) -> Row:
+    """Two ways to look for NaN in an image, on the device and on the CPU."""
+    ways = {"all": lambda x: bool(torch.isfinite(x).all()), "sum": lambda x: bool(torch.isfinite(x.sum()))}
+    places = {"device": world.device, "cpu": torch.device("cpu")}
+    images = {place: torch.rand(1, world.size_px, world.size_px, 3, device=where) for place, where in places.items()}
+    return {
+        f"{way}_on_{place}": milliseconds(lambda look=look, image=image: look(image), places[place], world.runs)
+        for way, look in ways.items()
+        for place, image in images.items()
+    }
 
 
 def parts(world: World, row: Row) -> None:
@@ -103,13 +116,10 @@ def parts(world: World, row: Row) -> None:
 
 
 def _eager_and_graph(world: World, call: Callable[[], Tensor]) -> Row:
-    measured = {"eager": milliseconds(call, world.device, world.runs)}
-    try:
-        measured["graph"] = graphed(call, world.device, world.runs)
-    except RuntimeError as error:  # whatever cannot be captured; the others go on
-        measured["graph"] = {"error": str(error)[:300]}
-        wait(world.device)
-    return measured
+    def measure(way: Callable[..., Row]) -> Row:
+        return attempt(lambda: way(call, world.device, world.runs))
+
+    return {"eager": measure(milliseconds), "graph": measure(graphed)}
 
 
 def _prefix_ids(ours: Kept) -> Tensor:
@@ -211,7 +221,4 @@ def _compile(world: World, row: Row, name: str, network: nn.Module, call: Callab
     measured["compile_sec"] = rounded(time.perf_counter() - started)
     measured["compiled"] = milliseconds(call, world.device, world.runs)
     measured["difference"] = rounded(difference([output.float().cpu()], [expected]))
-    try:
-        measured["graph"] = graphed(call, world.device, world.runs)
-    except RuntimeError as error:
-        measured["graph"] = {"error": str(error)[:300]}
+    measured["graph"] = attempt(lambda: graphed(call, world.device, world.runs))

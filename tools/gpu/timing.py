@@ -64,11 +64,22 @@ def graphed(call: Callable[[], Tensor], device: torch.device, runs: int = 7) -> 
         for _ in range(WARM_UPS):
             expected = call()
     torch.cuda.current_stream(device).wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = call()
+    graph, usual = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+    try:
+        with torch.cuda.graph(graph):
+            output = call()
+    finally:
+        torch.cuda.set_stream(usual)  # a capture that fails leaves its own
     measured = milliseconds(graph.replay, device, runs)
     return measured | {"difference": rounded(float((output.float() - expected.float()).abs().max()))}
+
+
+def attempt(work: Callable[[], Row]) -> Row:
+    """What it measured, or its traceback, so that what comes after it goes on."""
+    try:
+        return work()
+    except Exception:
+        return {"error": traceback.format_exc()[-1500:]}
 
 
 def rounded(value: float) -> float:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,8 +17,10 @@ from benchmarks.training import Noise
 from sprint_core.distill import __main__ as distill
 from sprint_core.distill import recipes
 from sprint_core.distill.dataset import scenes
-from sprint_core.distill.dataset.batch import Batch
+from sprint_core.distill.dataset.batch import Batch, Dataset
+from sprint_core.distill.dataset.resident import ResidentLatents
 from sprint_core.distill.dataset.scene_latents import SceneLatents
+from sprint_core.distill.dataset.tokenized import tokenize
 from sprint_core.distill.engine.processes import ProcessGroup
 from sprint_core.distill.engine.randomness import SampleRandom, initialise
 from sprint_core.distill.engine.stage import Stage
@@ -32,7 +35,7 @@ from sprint_core.distill.stages.teacher import TeacherStage, student_of
 from sprint_core.models.autoencoder import Autoencoder
 from sprint_core.models.transformer import SanaTransformer
 
-from .timing import Row, most_common, rounded, synchronisations
+from .timing import Row, attempt, most_common, rounded, synchronisations
 from .world import World
 
 POOL = 8  # scenes of the runs
@@ -47,27 +50,19 @@ def train(world: World, row: Row) -> None:
     """Agreement with the CPU, then the commands, then throughput."""
     row["agreement"] = {}
     for name in _BUILDERS:
-        row["agreement"][name] = _attempt(functools.partial(_agreement, name, world.device))
-    row["resumed"] = _attempt(functools.partial(_resumed, world.device))
+        row["agreement"][name] = attempt(functools.partial(_agreement, name, world.device))
+    row["resumed"] = attempt(functools.partial(_resumed, world.device))
     row["commands"] = {}
     with tempfile.TemporaryDirectory(prefix="gpu_check.") as folder:
         for name, command in _commands(world, Path(folder)).items():
-            row["commands"][name] = _attempt(functools.partial(_command, command))
+            row["commands"][name] = attempt(functools.partial(_command, command))
     row["throughput"] = {}
-    for batch in (4,) if world.tiny else (256, 1024):
-        for precision in ("fp32",) if world.tiny else ("bf16", "fp32"):
-            for name in ("teacher", "student"):
-                key = f"{name}_{precision}_{batch}"
-                measure = functools.partial(_throughput, name, world.device, precision, batch)
-                row["throughput"][key] = _attempt(measure)
-
-
-def _attempt(work: Callable[[], Row]) -> Row:
-    """What it measured, or its traceback, so that the others go on."""
-    try:
-        return work()
-    except Exception:
-        return {"error": traceback.format_exc()[-1500:]}
+    precisions, batches = (("fp32",), (4,)) if world.tiny else (("bf16", "fp32"), (256, 1024))
+    for batch, precision, name in itertools.product(batches, precisions, ("teacher", "student")):
+        measure = functools.partial(_throughput, name, world.device, precision, batch, _resident)
+        row["throughput"][f"{name}_{precision}_{batch}"] = attempt(measure)
+    measure = functools.partial(_throughput, "student", world.device, precisions[0], batches[0], _worded)
+    row["throughput"][f"student_{precisions[0]}_{batches[0]}_with_captions_as_texts"] = attempt(measure)
 
 
 # --- the commands ---------------------------------------------------------------------------------------
@@ -186,7 +181,7 @@ def _agreement(name: str, device: torch.device) -> Row:
 
 
 def _resumed(device: torch.device) -> Row:
-    """A stage goes on from its file, and where its optimizer counts steps: on a GPU every count would be waited for."""
+    """A stage goes on from its file, and where its optimizer keeps what."""
     schedule = recipes.Schedule(steps=4, batch=2, lr=1e-3)
     with tempfile.TemporaryDirectory(prefix="gpu_check.") as folder:
         make = _BUILDERS["teacher"]
@@ -202,28 +197,40 @@ def _resumed(device: torch.device) -> Row:
 # --- throughput -----------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _latents() -> SceneLatents:
-    """Noise for latents, with the captions of true scenes, which are worded anew for every batch."""
-    latents = torch.randn(SCENES, 32, 8, 8, generator=torch.Generator().manual_seed(0))
-    return SceneLatents(latents.half(), "noise")
+def _latents() -> torch.Tensor:
+    """Noise, as good as any."""
+    return torch.randn(SCENES, 32, 8, 8, generator=torch.Generator().manual_seed(0)).half()
 
 
-def _whole(name: str, device: torch.device) -> Stage:
+def _worded(device: torch.device) -> Dataset:
+    """In memory, with captions that are worded anew for every batch."""
+    return SceneLatents(_latents(), "noise")
+
+
+def _resident(device: torch.device) -> Dataset:
+    """On the device, with captions as tokens."""
+    texts = scenes.captions(range(SCENES), SampleRandom(0, 0, "captions", range(SCENES)))
+    return ResidentLatents(_latents(), tokenize(demo.prompts(), texts), "noise", device=device)
+
+
+def _whole(name: str, device: torch.device, dataset: Dataset) -> Stage:
     """The demo's own stage: captions are encoded by its Gemma."""
     teacher = Captioned(_transformer(False), demo.fresh_gemma(0), demo.prompts()).to(device)
     if name == "teacher":
-        return TeacherStage(teacher, _latents(), recipes.DEMO_FLOW_SHIFT)
-    return DistillStage(teacher, _latents(), RECIPE.objective, start=student_of)
+        return TeacherStage(teacher, dataset, recipes.DEMO_FLOW_SHIFT)
+    return DistillStage(teacher, dataset, RECIPE.objective, start=student_of)
 
 
-def _throughput(name: str, device: torch.device, precision: str, batch: int) -> Row:
+def _throughput(
+    name: str, device: torch.device, precision: str, batch: int, dataset: Callable[[torch.device], Dataset]
+) -> Row:
     """Samples a second of whole optimizer steps, and what the batch and its captions alone take."""
     schedule = dataclasses.replace(
         RECIPE.stages["teacher" if name == "teacher" else "distill"], batch=batch, precision=precision
     )
     with tempfile.TemporaryDirectory(prefix="gpu_check.") as folder:
-        trainer = Trainer(_whole(name, device), schedule, Path(folder), processes=ProcessGroup(device))
+        processes = ProcessGroup(device, draws_on_device=True)  # as always on a GPU
+        trainer = Trainer(_whole(name, device, dataset(device)), schedule, Path(folder), processes=processes)
         trainer.step = LATE
         steps, memory = (2 if name == "student" else 1), PeakMemory(device)  # student and critic take turns
         _advance(trainer, steps)
@@ -232,7 +239,7 @@ def _throughput(name: str, device: torch.device, precision: str, batch: int) -> 
         with synchronisations(device) as waits:
             _advance(trainer, steps)
     measured = {"samples_per_sec": rounded(batch / sec), "step_ms": rounded(1e3 * sec), "peak_mib": memory.used()}
-    measured |= _data_ms(trainer.stage, batch)
+    measured |= _data_ms(trainer, batch)
     return measured | {"waits_a_step": sum(waits.values()) / steps, "waits_by_line": most_common(waits)}
 
 
@@ -247,10 +254,12 @@ def _advance(trainer: Trainer, steps: int) -> float:
     return time.perf_counter() - started
 
 
-def _data_ms(stage, batch: int) -> Row:
-    random = SampleRandom(0, 0, "data", range(batch))
+def _data_ms(trainer: Trainer, batch: int) -> Row:
+    """Of drawing a batch, and of encoding its captions."""
+    stage: Any = trainer.stage
     started = time.perf_counter()
-    drawn = stage.dataset.batch(random)
+    drawn = stage.dataset.batch(trainer.processes.random(0, 0, "data", range(batch)))
+    wait(stage.device)
     words = time.perf_counter()
     model = stage.model if isinstance(stage, TeacherStage) else stage.teacher
     model.encode(drawn.captions)
