@@ -119,7 +119,7 @@ class KeepingVAE:
 class SanaControl(comfy.controlnet.ControlNet):
     """CONTROL_NET of a SANA, and each of its applications to a prompt; copies share network and hints."""
 
-    steers_sana = True  # what model.guard_run asks of a control
+    steers_sana = True  # what guard.guard_run asks of a control
 
     def __init__(
         self,

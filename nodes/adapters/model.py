@@ -7,7 +7,6 @@ classes below.
 
 import functools
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from ...sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from ...sprint_core.weights import checkpoint, layouts
 from ...sprint_core.weights.presets import GUIDANCE
 from . import bypass, quantised
+from .guard import guard_run
 from .options import DEFAULT, LoaderOptions
 from .preview import Painter, factors_of
 
@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 WRAPPER_KEY = "sana_sprint"
 TABLE_SIZE = 2520  # sigmas in the table that stock schedulers pick from: divided evenly by 1 to 10 steps
-CFG_NAMES = ("cfg", "cfg1", "cfg2")  # where CFGGuider and DualCFGGuider keep their scales
 MEMORY_FACTOR = 4.5  # activations, in ComfyUI's unit: 3.4 measured for the 1.6B on the CPU, and a third
 
 
@@ -118,6 +117,11 @@ def _around_block(options, depth, index, run, x, caption):
 # --- sampling -------------------------------------------------------------------------------------
 
 
+def _share(timestep: Tensor, multiplier: float) -> Tensor:
+    """Timesteps as shares of the way from image to noise. SDTurboScheduler's integers count a thousand steps from 0."""
+    return timestep / multiplier if timestep.is_floating_point() else (timestep + 1) / 1000
+
+
 class TrigFlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
     """ComfyUI's flow sampling with the sigma table linear in the TrigFlow angle.
 
@@ -129,8 +133,8 @@ class TrigFlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.mod
         super().set_parameters(shift, timesteps, multiplier)
 
     def sigma(self, timestep: float | Tensor) -> Tensor:
-        timestep = torch.as_tensor(timestep)
-        t = timestep.to("cpu", torch.float64) / self.multiplier * trigflow.T_MAX
+        timestep = timestep if isinstance(timestep, Tensor) else torch.tensor(float(timestep))
+        t = _share(timestep, self.multiplier).to("cpu", torch.float64) * trigflow.T_MAX
         return trigflow.s_from_t(t).clamp(max=1.0).to(timestep.device, torch.float32)
 
     def percent_to_sigma(self, percent: float) -> float:
@@ -139,6 +143,11 @@ class TrigFlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.mod
 
 class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
     """ComfyUI's flow sampling with the shift of the model's scheduler_config.json."""
+
+    def sigma(self, timestep: float | Tensor) -> Tensor | float:
+        if isinstance(timestep, Tensor):
+            timestep = _share(timestep, self.multiplier) * self.multiplier
+        return super().sigma(timestep)
 
 
 class SanaLatent(comfy.latent_formats.LatentFormat):
@@ -221,16 +230,6 @@ class SanaModel(comfy.model_base.BaseModel):
         return out
 
 
-def require_latent(latent: Tensor) -> None:
-    """Refuse latents that are no SANA's: not [b, 32, h, w], or empty. Raises ValueError."""
-    if latent.ndim != 4 or latent.shape[1] != LATENT_CHANNELS or 0 in latent.shape:
-        raise ValueError(
-            f"this latent has {latent.shape[1] if latent.ndim > 1 else 0} channels and shape {list(latent.shape)}; "
-            f"SANA's have {LATENT_CHANNELS} channels at 1/32 of the image's size; encode the image with SANA's own "
-            "VAE (DC-AE), or start from Empty SANA Latent"
-        )
-
-
 def _fit_mask(mask: Tensor, text: Tensor) -> Tensor:
     """Mask [b, m] for text [b, n, c]: tokens that ConditioningConcat appended count, lost ones do not."""
     mask, n = mask.reshape(-1, mask.shape[-1]), text.shape[1]
@@ -246,75 +245,6 @@ def native_size_px(patcher: comfy.model_patcher.ModelPatcher) -> int:
     if not is_sana(patcher):
         raise ValueError("this MODEL is not a SANA; connect Load SANA-Sprint or Load SANA Model")
     return patcher.model.model_config.settings["size_px"]
-
-
-# --- guarding a run -------------------------------------------------------------------------------
-
-
-def guard_run(
-    executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, *args, **kwargs
-) -> Tensor:
-    """Wraps one sampling run (OUTER_SAMPLE): refuses foreign latents, neutralises cfg, finds NaN. Raises ValueError."""
-    guider = executor.class_obj
-    model = guider.model_patcher.model
-    require_latent(latent_image)
-    _require_finite(latent_image, sigmas)
-    _require_own_controls(guider)
-    bypass.mend(guider.model_patcher)
-    scales = {name: getattr(guider, name) for name in CFG_NAMES if model.sprint and hasattr(guider, name)}
-    ignored = [cfg for cfg in scales.values() if not math.isclose(cfg, 1.0)]
-    if ignored:
-        _warn_of_cfg(model, ignored[0])
-    try:
-        for name in scales:
-            setattr(guider, name, 1.0)
-        samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
-    finally:
-        for name, cfg in scales.items():
-            setattr(guider, name, cfg)
-    if not torch.isfinite(samples).all():
-        dtype = model.get_dtype_inference()
-        advice = "" if dtype == torch.float32 else " load it in fp32 (the loader's dtype);"
-        raise ValueError(
-            f"the sampler returned NaN or infinity with the model in {dtype};{advice} check the weights, the "
-            "conditioning and any LoRA for NaN"
-        )
-    return samples
-
-
-def _require_finite(latent: Tensor, sigmas: Tensor) -> None:
-    """Refuse before the run what would come out as NaN. Raises ValueError."""
-    if not torch.isfinite(sigmas).all():
-        raise ValueError(f"these SIGMAS hold NaN or infinity ({sigmas.tolist()[:10]}); check the node that made them")
-    if sigmas[-1] >= 1.0:
-        raise ValueError("these SIGMAS end at 1, pure noise, so that nothing would be denoised; check Split Sigmas")
-    if not torch.isfinite(latent).all():
-        raise ValueError("the latent holds NaN or infinity; check the image that it was encoded from")
-
-
-def _require_own_controls(guider) -> None:
-    """Refuse ControlNets of other families, alone or in a chain. Raises ValueError."""
-    for conds in getattr(guider, "conds", {}).values():
-        for cond in conds:
-            control = cond.get("control")
-            while control is not None:
-                if not getattr(control, "steers_sana", False):
-                    raise ValueError(
-                        "a ControlNet of another family is applied to this prompt; apply one of Load SANA ControlNet "
-                        "instead"
-                    )
-                control = control.previous_controlnet
-
-
-def _warn_of_cfg(model: SanaModel, cfg: float) -> None:
-    """Once per loaded model."""
-    if not getattr(model, "warned_cfg", False):
-        log.warning(
-            "SANA-Sprint has its guidance built in: cfg %g is treated as 1 and the negative prompt is unused. "
-            "Set cfg to 1, and steer with FluxGuidance or the guidance input.",
-            cfg,
-        )
-    model.warned_cfg = True
 
 
 # --- loading --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ...sprint_core import sampler as core
 from ...sprint_core.weights import presets
+from . import guard
 from . import model as model_adapter
 
 
@@ -71,7 +72,7 @@ def sample(
         raise ValueError(f"guidance is {guidance:g}; it must be above 0 ({presets.GUIDANCE:g} is the model's default)")
     ratio = latent.get("downscale_ratio_spacial")
     start = comfy.sample.fix_empty_latent_channels(model, latent["samples"], ratio)
-    model_adapter.require_latent(start)
+    guard.require_latent(start)
     seeds = [seed + int(i) for i in latent.get("batch_index") or range(len(start))]
     noise = core.initial_noise(seeds, start.shape[1:])
     positive = node_helpers.conditioning_set_values(positive, {"guidance": guidance})

@@ -22,7 +22,7 @@ PACK = "comfyui-sana-sprint"
 EXTRAS = (
     "custom_sampler", "flux", "model_advanced", "differential_diffusion", "model_merging", "torch_compile", "mask",
     "latent", "hooks", "slg", "cond", "controlnet", "easycache", "lumina2",
-    "lora_debug", "train",
+    "lora_debug", "train", "align_your_steps", "gits",
 )  # fmt: skip
 SIZE = {"size": "custom", "width": 128, "height": 96}  # latent 3 x 4: not square, so that swapped axes show
 

@@ -1,0 +1,150 @@
+"""Guards each sampling run of a SANA: what would come out as garbage is refused before it starts.
+
+Everything that a graph may connect from another model family arrives here: latents, SIGMAS, samplings, ControlNets.
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import comfy.model_sampling
+import torch
+from torch import Tensor
+
+from ...sprint_core.latent import LATENT_CHANNELS
+from . import bypass, screen
+
+log = logging.getLogger(__name__)
+
+CFG_NAMES = ("cfg", "cfg1", "cfg2")  # where CFGGuider and DualCFGGuider keep their scales
+ROUNDING = 1e-4  # above 1: published angles write pi/2 as 1.5708, which makes sigma 1.0000037
+TAKE_OURS = "take TrigFlow Schedule, or Basic Scheduler for multi-step models"
+
+
+def guard_run(
+    executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, *args, **kwargs
+) -> Tensor:
+    """Wraps one sampling run (OUTER_SAMPLE): checks its inputs, neutralises cfg, finds NaN. Raises ValueError."""
+    guider = executor.class_obj
+    model = guider.model_patcher.model
+    require_latent(latent_image)
+    if not torch.isfinite(latent_image).all():
+        raise ValueError("the latent holds NaN or infinity; check the image that it was encoded from")
+    if noise.shape != latent_image.shape:
+        raise ValueError(
+            f"the noise is {list(noise.shape)}, the latent {list(latent_image.shape)}; their sizes must agree"
+        )
+    _require_flow(guider.model_patcher)
+    sigmas = _checked(sigmas, model.sprint)
+    _require_own_controls(guider)
+    bypass.mend(guider.model_patcher)
+    with _without_cfg(guider) if model.sprint else contextlib.nullcontext():
+        samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    if not torch.isfinite(samples).all():
+        dtype = model.get_dtype_inference()
+        advice = "" if dtype == torch.float32 else " load it in fp32 (the loader's dtype);"
+        raise ValueError(
+            f"the sampler returned NaN or infinity with the model in {dtype};{advice} check the weights, the "
+            "conditioning and any LoRA for NaN"
+        )
+    return samples
+
+
+def require_latent(latent: Tensor) -> None:
+    """Refuse latents that are no SANA's: not [b, 32, h, w], or empty. Raises ValueError."""
+    if latent.ndim == 5:
+        raise ValueError(
+            f"this latent is a video's, of shape {list(latent.shape)}; SANA's have {LATENT_CHANNELS} channels and no "
+            "frames; start from Empty SANA Latent"
+        )
+    if latent.ndim != 4 or latent.shape[1] != LATENT_CHANNELS or 0 in latent.shape:
+        raise ValueError(
+            f"this latent has {latent.shape[1] if latent.ndim > 1 else 0} channels and shape {list(latent.shape)}; "
+            f"SANA's have {LATENT_CHANNELS} channels at 1/32 of the image's size; encode the image with SANA's own "
+            "VAE (DC-AE), or start from Empty SANA Latent"
+        )
+
+
+# --- sigmas -----------------------------------------------------------------------------------------
+
+
+def _require_flow(patcher: Any) -> None:
+    """Refuse a MODEL whose sampling is another family's. Raises ValueError."""
+    sampling = patcher.get_model_object("model_sampling")
+    if not isinstance(sampling, comfy.model_sampling.CONST):
+        name = next(c.__name__ for c in type(sampling).__mro__ if c.__module__ == comfy.model_sampling.__name__)
+        raise ValueError(
+            f"this MODEL samples with {name}, which is not SANA's flow; remove the node that sets it. Steps come from "
+            "TrigFlow Schedule, or from Basic Scheduler for multi-step models"
+        )
+
+
+def _checked(sigmas: Tensor, sprint: bool) -> Tensor:
+    """SIGMAS that a flow model can follow, at most 1; multi-step models may go back to noise. Raises ValueError."""
+    if not sigmas.is_floating_point():
+        return sigmas  # no times: TrainLoraNode hands over the numbers of its images
+    shown = ", ".join(f"{s:.4g}" for s in sigmas[:10].tolist())
+    if not torch.isfinite(sigmas).all():
+        raise ValueError(f"these SIGMAS hold NaN or infinity ({shown}); check the node that made them")
+    if sigmas.max() > 1.0 + ROUNDING or sigmas.min() < 0.0:
+        raise ValueError(f"these SIGMAS ({shown}) are another model's: SANA's lie between 1 and 0; {TAKE_OURS}")
+    rising = sigmas.diff() > 0.0
+    if rising.any() and (sprint or not rising.all()):
+        raise ValueError(f"these SIGMAS rise ({shown}), and SANA's fall from noise to image; {TAKE_OURS}")
+    if sigmas[-1] >= 1.0:
+        raise ValueError("these SIGMAS end at 1, pure noise, which holds no image; check Split Sigmas and Flip Sigmas")
+    if len(sigmas) == 1 and sigmas[0] > 0.0:
+        raise ValueError(
+            f"these SIGMAS hold one value ({shown}), so that nothing would be denoised; check Split Sigmas"
+        )
+    return sigmas.clamp(max=1.0)
+
+
+# --- other objects ----------------------------------------------------------------------------------
+
+
+def _require_own_controls(guider: Any) -> None:
+    """Refuse ControlNets of other families, alone or in a chain. Raises ValueError."""
+    for conds in getattr(guider, "conds", {}).values():
+        for cond in conds:
+            control = cond.get("control")
+            while control is not None:
+                if not getattr(control, "steers_sana", False):
+                    raise ValueError(
+                        "a ControlNet of another family is applied to this prompt; apply one of Load SANA ControlNet "
+                        "instead"
+                    )
+                control = control.previous_controlnet
+
+
+# --- cfg --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _without_cfg(guider: Any) -> Iterator[None]:
+    """The guider's scales are 1 inside, with a warning where they were not."""
+    scales = {name: getattr(guider, name) for name in CFG_NAMES if hasattr(guider, name)}
+    ignored = [cfg for cfg in scales.values() if not math.isclose(cfg, 1.0)]
+    if ignored:
+        _warn_of_cfg(guider.model_patcher.model, ignored[0])
+    try:
+        for name in scales:
+            setattr(guider, name, 1.0)
+        yield
+    finally:
+        for name, cfg in scales.items():
+            setattr(guider, name, cfg)
+
+
+def _warn_of_cfg(model: Any, cfg: float) -> None:
+    """On the node at each run, and once per loaded model in the log."""
+    text = (
+        f"SANA-Sprint has its guidance built in: cfg {cfg:g} is treated as 1 and the negative prompt is unused. "
+        "Set cfg to 1, and steer with FluxGuidance or the guidance input."
+    )
+    if not getattr(model, "warned_cfg", False):
+        log.warning("%s", text)
+    model.warned_cfg = True
+    screen.say(screen.running_node(), text)
