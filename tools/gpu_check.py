@@ -43,7 +43,7 @@ LIMITS_SEC = {
     "parts": 40,
     "end": 30,
     "train": 50,
-    "diffusers": 30,
+    "diffusers": 40,
     "compiled": 75,
 }
 TOTAL_SEC = 150
