@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from .randomness import SampleRandom
 
+LOG_EVERY = 20  # steps
 Averaged = TypeVar("Averaged", bound=nn.Module)  # the network whose moving average is the stage's result
+
+
+def is_logged_next(step: int) -> bool:
+    """Whether metrics of this step are written: its own, or those of the step before where two phases take turns."""
+    return (step + 1) % LOG_EVERY in (LOG_EVERY - 1, 0)
 
 
 class Stage(abc.ABC, Generic[Averaged]):

@@ -22,11 +22,10 @@ from .came import CAME
 from .muon import Muon, split
 from .processes import SINGLE_PROCESS, ProcessGroup
 from .records import Record
-from .stage import Averaged, Stage
+from .stage import LOG_EVERY, Averaged, Stage
 
 SAVE_EVERY_SEC = 60
 SAVE_SHARE = 0.05  # of the time at most
-LOG_EVERY = 20
 SAMPLE_EVERY = 500
 MIB = 2**20
 

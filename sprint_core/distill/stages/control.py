@@ -1,6 +1,6 @@
 """What a ControlNet learns: sCM and LADD as for the student, of trunk and branch together."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...models import controlnet
 from ...models.layers import sdpa
@@ -20,6 +20,10 @@ class Controlled(Weighted):
         self.branch, self.log_variance = branch, LogVariance()
         for name, parameter in branch.named_parameters():
             parameter.requires_grad_(not name.startswith(controlnet.SHARED))
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.branch.controlnet_blocks[-1].weight  # type: ignore
 
 
 def block_count(depth: int) -> int:

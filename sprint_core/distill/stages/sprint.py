@@ -2,7 +2,7 @@
 
 import abc
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -15,7 +15,7 @@ from ...trigflow import SIGMA_DATA, add_noise, flow_predict_x0, predict_x0
 from ..dataset.batch import Captions, Dataset
 from ..engine.activation_checkpointing import around_block
 from ..engine.randomness import SampleRandom, initialise
-from ..engine.stage import Stage
+from ..engine.stage import Stage, is_logged_next
 from ..losses import ladd, scm
 from ..losses.jvp import plain_attention
 from ..losses.transform import Network, per_sample, trigflow_network
@@ -37,10 +37,15 @@ class LogVariance(nn.Module):
         return self.out(self.mlp(timestep_embedding(t, TIME_FEATURES)))[:, 0]
 
 
-class Weighted(nn.Module):
+class Weighted(nn.Module, abc.ABC):
     """A network that sCM trains, with the weight of its loss."""
 
     log_variance: LogVariance
+
+    @property
+    @abc.abstractmethod
+    def last_layer(self) -> nn.Parameter:
+        """The weight whose gradients tell how loud each loss is."""
 
 
 Trained = TypeVar("Trained", bound=Weighted)
@@ -97,15 +102,22 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         x0, conditioning = self._batch(random)
         if phase == "critic":
             return self._critic_loss(x0, conditioning, random)
-        total, metrics = x0.new_zeros(()), {}
+        metrics = {}
+        losses = {}
         if self.objective.scm_weight:
             consistency, metrics = self._scm_loss(x0, conditioning, step, random)
-            total = total + self.objective.scm_weight * consistency
+            losses["scm"] = self.objective.scm_weight * consistency
         if self._adversary(step):
             adversarial = self._generator_loss(x0, conditioning, random)
-            total = total + self.objective.ladd_weight * adversarial
+            losses["ladd"] = self.objective.ladd_weight * adversarial
             metrics["adversarial"] = adversarial.detach()
-        return total, metrics
+        if is_logged_next(step):
+            metrics |= {f"{name}_grad": self._loudness(loss) for name, loss in losses.items()}
+        return torch.stack(list(losses.values())).sum(), metrics
+
+    def clipped_apart(self, phase: str) -> Sequence[nn.Module]:
+        """sCM's weight apart from the network: its gradient is up to a hundred times as large."""
+        return tuple(self.student.children()) if phase == "student" else super().clipped_apart(phase)
 
     def samples(self, average: Trained) -> Tensor | None:
         """One step each from the preview's captions."""
@@ -151,14 +163,15 @@ class SprintStage(Stage[Trained], Generic[Trained]):
             dxdt = self._trajectory(x0, z, x_t, t, conditioning)
         r = min(1.0, step / max(1, self.objective.tangent_warmup_steps))
         forward_mode = functools.partial(self._velocity, self.student, conditioning, attention=plain_attention)
-        F, g, metrics = scm.tangent_target(self._student(conditioning), x_t, t, dxdt, r, trigflow_network(forward_mode))
-        loss = scm.loss(F, g, t, self.student.log_variance(t))
+        F, g, metrics = scm.tangent_target(
+            self._student(conditioning), x_t, t, dxdt, r, trigflow_network(forward_mode), self.objective.tangent
+        )
+        loss = scm.loss(F, g, t, self.student.log_variance, self.objective.form)
         return loss, metrics | {"scm": loss.detach(), "x_error": (SIGMA_DATA * F.detach() - dxdt).square().mean()}
 
     def _generator_loss(self, x0: Tensor, conditioning: Conditioning, random: SampleRandom) -> Tensor:
         fake = self._sample(x0, conditioning, random)
-        t = self.critic_proposal.draw(random).to(x0)
-        return ladd.generator_loss(self._judge(ladd.renoise(fake, t, random), t, conditioning))
+        return ladd.generator_loss(self._noised_logits(fake, conditioning, random))
 
     def _critic_loss(
         self, x0: Tensor, conditioning: Conditioning, random: SampleRandom
@@ -168,12 +181,19 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         mismatched = replace(conditioning, text=other.text)
         with torch.no_grad():
             sample = self._sample(x0, conditioning, random)
+        real = self._noised_logits(x0, conditioning, random)
+        fake = self._noised_logits(sample, conditioning, random)
+        metrics = {"real": real.detach().mean(), "fake": fake.detach().mean()}
+        return ladd.critic_loss(real, [fake, self._noised_logits(x0, mismatched, random)]), metrics
+
+    def _loudness(self, loss: Tensor) -> Tensor:
+        """The norm of its gradient in the last layer, which costs no backward pass through the student."""
+        return torch.autograd.grad(loss, self.student.last_layer, retain_graph=True)[0].norm()
+
+    def _noised_logits(self, x0: Tensor, conditioning: Conditioning, random: SampleRandom) -> Tensor:
+        """The critic's, of latents that are noised to angles of their own."""
         t = self.critic_proposal.draw(random).to(x0)
-        real, fake = ladd.renoise(x0, t, random), ladd.renoise(sample, t, random)
-        real_logits, fake_logits = self._judge(real, t, conditioning), self._judge(fake, t, conditioning)
-        mismatched_logits = self._judge(real, t, mismatched)
-        metrics = {"real": real_logits.detach().mean(), "fake": fake_logits.detach().mean()}
-        return ladd.critic_loss(real_logits, [fake_logits, mismatched_logits]), metrics
+        return self._judge(ladd.renoise(x0, t, random), t, conditioning)
 
     # --- their parts ----------------------------------------------------------------------------------
 

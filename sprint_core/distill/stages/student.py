@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...models.layers import sdpa
 from ...models.transformer import AroundBlock, Attention, SanaTransformer
@@ -27,6 +27,10 @@ class Student(Weighted):
     def __init__(self, transformer: SanaTransformer):
         super().__init__()
         self.transformer, self.log_variance = transformer, LogVariance()
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.transformer.proj_out.weight
 
 
 def continued(path: Path) -> Callable[[SanaTransformer], SanaTransformer]:

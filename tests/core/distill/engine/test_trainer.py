@@ -342,7 +342,7 @@ def test_overrides_keep_their_type():
         ("distill.guidance=nan", "guidance scales"),
         ("distill.noise_std=-1", "noise_std and critic_std"),
         ("distill.noise_mean=inf", "must be numbers"),
-        ("distill.steps=500", "lower distill.ladd_from"),
+        ("distill.steps=150", "lower distill.ladd_from"),
         ("teacher.activation_checkpointing=perhaps", "'perhaps' is no bool"),
         ("distill.precision=fp8", "there are fp32 and bf16"),
         ("distill.optimizer=came", "does not take 2 betas"),
@@ -367,6 +367,17 @@ def test_published_recipes_are_the_published_numbers():
         assert objective.guidance == (4.0, 4.5, 5.0) and objective.tangent_warmup_steps == 4000
         assert (objective.noise_mean, objective.noise_std) == (0.2, 1.6)
         assert (objective.critic_mean, objective.critic_std) == (-0.6, 1.0)
+
+
+def test_the_demos_objective_is_the_one_that_holds():
+    """The measured ratio of both weights, LADD from where the tangent is warm, and a student without momentum."""
+    for name in ("demo", "demo-control"):
+        recipe = RECIPES[name]
+        aim, schedule = recipe.objective, recipe.stages[recipe.last]
+        assert (aim.form, aim.tangent, aim.scm_weight, aim.ladd_weight) == ("cosine", "difference", 0.2, 0.5)
+        assert aim.ladd_from == aim.tangent_warmup_steps == 150 and schedule.betas == (0.0, 0.99)
+    published = RECIPES["sprint-1.6B"].objective
+    assert (published.form, published.tangent) == ("published", "jvp")
 
 
 def test_folding_normalises_latents_and_keeps_images():

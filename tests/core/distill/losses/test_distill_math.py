@@ -11,6 +11,7 @@ from sprint_core import trigflow
 from sprint_core.distill.engine.randomness import SampleRandom
 from sprint_core.distill.losses import jvp, ladd, scm
 from sprint_core.distill.losses.transform import per_sample, trigflow_network
+from sprint_core.distill.recipes import Objective
 from sprint_core.models.layers import sdpa
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from sprint_core.trigflow import SIGMA_DATA
@@ -93,13 +94,20 @@ def toy() -> tuple[torch.Tensor, torch.Tensor]:
     return per_sample(toy_std(t), torch.empty(3, 2, 4, 4)) * random64(3, 2, 4, 4), t
 
 
-def test_loss_has_no_gradient_at_the_true_consistency_function():
+@pytest.mark.parametrize("form", list(scm.FORMS))
+@pytest.mark.parametrize("tangent", list(scm.TANGENTS))
+def test_loss_has_no_gradient_at_the_true_consistency_function(form, tangent, monkeypatch):
+    """The difference, of first order, in the limit of small steps."""
+    monkeypatch.setattr(scm, "DIFFERENCE_SHARE", 1e-6)
     x_t, t = toy()
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
-    F, g, _ = scm.tangent_target(lambda x, u: scale * toy_solution(x, u), x_t, t, toy_velocity(x_t, t), r=1.0)
-    scm.loss(F, g, t, torch.zeros(3, dtype=torch.float64)).backward()
-    assert g.abs().max() < 1e-12
-    assert scale.grad.abs() < 1e-12
+    F, g, _ = scm.tangent_target(
+        lambda x, u: scale * toy_solution(x, u), x_t, t, toy_velocity(x_t, t), r=1.0, tangent=tangent
+    )
+    scm.loss(F, g, t, torch.zeros_like, form).backward()
+    error = 1e-12 if tangent == "jvp" else 1e-5
+    assert g.abs().max() < error
+    assert scale.grad.abs() < 100 * error
 
 
 def test_tangent_away_from_the_solution_is_the_closed_form():
@@ -112,6 +120,43 @@ def test_tangent_away_from_the_solution_is_the_closed_form():
     norm = by_hand.flatten(1).norm(dim=1)
     torch.testing.assert_close(g, by_hand / per_sample(norm + 0.1, g))
     torch.testing.assert_close(metrics["g_norm"], norm.mean())
+
+
+def difference_by_hand(F, x_t, t, dxdt, r, h):
+    """The formula word by word, with f* and F* as they are defined."""
+    c, s = per_sample(t.cos(), x_t), per_sample(t.sin(), x_t)
+    ahead = per_sample(h, x_t)
+    x = ahead.cos() * x_t - ahead.sin() * dxdt
+    angle = per_sample(t - h, x_t)
+    f = angle.cos() * x - angle.sin() * SIGMA_DATA * F(x / SIGMA_DATA, t - h)
+    star, now = (c * x_t - f) / (SIGMA_DATA * s), F(x_t / SIGMA_DATA, t)
+    g = -(1 - r) * c**2 * (SIGMA_DATA * now - dxdt) + r * SIGMA_DATA * s * c / ahead * (star - now)
+    return g / (per_sample(g.flatten(1).norm(dim=1), g) + 0.1)
+
+
+@pytest.mark.parametrize("r", [0.0, 0.4, 1.0])
+def test_difference_is_its_formula_and_goes_to_the_jvp(network, condition, r, monkeypatch):
+    """A step of a tenth of the angle; of smaller ones the error falls with the step (ReLUs make it uneven)."""
+    F = trig(network, condition)
+    x_t, t = 0.5 * random64(2, 32, 4, 4, seed=6), torch.tensor([0.7, 1.2], dtype=torch.float64)
+    dxdt = random64(2, 32, 4, 4, seed=7)
+    out, g, _ = scm.tangent_target(F, x_t, t, dxdt, r, tangent="difference")
+    torch.testing.assert_close(g, difference_by_hand(F, x_t, t, dxdt, r, 0.1 * t))
+    torch.testing.assert_close(out, F(x_t / SIGMA_DATA, t))
+    _, want, _ = scm.tangent_target(F, x_t, t, dxdt, r)
+    errors = []
+    for share in (1e-3, 1e-5):
+        monkeypatch.setattr(scm, "DIFFERENCE_SHARE", share)
+        errors.append((scm.tangent_target(F, x_t, t, dxdt, r, tangent="difference")[1] - want).norm() / want.norm())
+    assert errors[1] < 1e-4 and (r == 0 or errors[1] < 0.02 * errors[0])
+
+
+def test_the_rows_that_recipes_may_name():
+    for field, table in (("form", scm.FORMS), ("tangent", scm.TANGENTS)):
+        for name in table:
+            Objective(**{field: name})
+        with pytest.raises(ValueError, match=f"{field} is 'other'; there are {' and '.join(table)}"):
+            Objective(**{field: "other"})
 
 
 def test_guided_velocity_is_classifier_free_guidance():
@@ -130,7 +175,7 @@ def test_loss_weight_is_learnt_towards_the_error():
     """At the best log-variance w, exp(w) is the weighted error."""
     F, g, t = torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 2.0), torch.tensor([1.0])
     w = torch.zeros(1, requires_grad=True)
-    scm.loss(F, g, t, w).backward()
+    scm.loss(F, g, t, lambda t: w).backward()
     assert math.isclose(w.grad.item(), 1 - 4.0 / (SIGMA_DATA * math.tan(1.0)), rel_tol=1e-5)
 
 

@@ -97,6 +97,26 @@ def test_distillation_moves_only_its_own_phase(model, step, phase):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def test_the_weight_is_clipped_apart(model):
+    stage = DistillStage(model, DATA, Objective())
+    student = stage.modules["student"]
+    assert set(stage.clipped_apart("student")) == {student.transformer, student.log_variance}
+    assert stage.clipped_apart("critic") == (stage.modules["critic"],)
+
+
+def test_each_loss_says_how_loud_it_is(model):
+    """Where a line is logged: the gradient of the weighted loss in the last layer."""
+    stage = DistillStage(model, DATA, Objective(ladd_weight=0.25, form="cosine", tangent="difference"))
+    seen = {step: stage.loss("student", step, SampleRandom(0, 0, "", range(4)))[1] for step in (16, 18)}
+    assert "ladd_grad" not in seen[16] and {"scm_grad", "ladd_grad"} <= set(seen[18])
+    random = SampleRandom(0, 0, "", range(4))
+    x0, conditioning = stage._batch(random)
+    stage._scm_loss(x0, conditioning, 18, random)
+    adversarial = 0.25 * stage._generator_loss(x0, conditioning, random)
+    (gradient,) = torch.autograd.grad(adversarial, stage.student.transformer.proj_out.weight)
+    torch.testing.assert_close(seen[18]["ladd_grad"], gradient.norm())
+
+
 def test_objectives_can_be_used_alone(model):
     only_scm = DistillStage(model, DATA, Objective(ladd_weight=0.0))
     assert only_scm.phases(1) == ("student",)
