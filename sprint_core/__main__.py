@@ -135,8 +135,7 @@ def run(args: argparse.Namespace) -> dict:
     """Do what one command line says, and return the JSON document that it ends with. Raises ValueError, OSError."""
     if args.batch < 1:
         raise ValueError(f"--batch is {args.batch}; it must be at least 1")
-    if args.out is not None:
-        image_files.check_image_name(args.out, "--out")
+    image_files.check_image_name(args.out or DEFAULT_OUT, "--out")
     source = image_files.read(args.image, "--image") if args.image is not None else None
     request = _control_request(args)
     strength = args.strength if source else 1.0

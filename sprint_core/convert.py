@@ -18,9 +18,7 @@ them they are written as zeros. The last line is one JSON document.
 
 import argparse
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import cli
+from . import cli, disk
 from .images import preview
 from .text.loading import find_tokenizer
 from .text.tokenizers import tokenizer_state
@@ -159,7 +157,7 @@ def _named(tensors: Mapping[str, Tensor]) -> Output:
 
     def write(path: Path) -> None:
         if path.suffix == ".pth":
-            torch.save({"state_dict": tensors}, path)
+            tensorfile.write_pickle(path, {"state_dict": tensors})
         else:
             tensorfile.write(path, tensors, {})
 
@@ -171,8 +169,8 @@ def _json(name: Path, data: Mapping) -> Output:
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    with disk.replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 # --- writing ------------------------------------------------------------------------------------------
@@ -183,6 +181,7 @@ def convert(
 ) -> dict:
     """Read, rewrite, write whole or not at all. Raises CheckpointError, OSError before anything is written."""
     _check_names(source, target, layout, force)
+    disk.check_writable(target)
     parts = parts_of(source, only)
     if form:
         _quantise(parts, form)
@@ -230,23 +229,12 @@ def _check_space(target: Path, plan: Sequence[Output]) -> None:
 
 
 def _write(target: Path, plan: Sequence[Output]) -> None:
-    """Into a folder of its own beside the target, then moved: an interruption leaves the old files or none."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        fresh = Path(folder) / (target.name if plan[0].name == "" else "new")
+    """Whole or not at all: an interruption leaves what was there before."""
+    if plan[0].name == "":
+        return plan[0].write(target)
+    with disk.replacing_folder(target) as fresh:
         for out in plan:
-            path = fresh / out.name if out.name else fresh
-            path.parent.mkdir(parents=True, exist_ok=True)
-            out.write(path)
-        old = Path(folder) / "old"
-        if target.is_dir():
-            target.rename(old)
-        try:
-            os.replace(fresh, target)
-        except BaseException:
-            if old.exists():
-                old.rename(target)
-            raise
+            out.write(fresh / out.name)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .. import cli, trigflow
+from .. import cli, disk, trigflow
 from ..devices import DTYPES, usable_device
-from ..images.files import check_image_name
+from ..images.files import check_image_name, write
 from ..pipeline import Pipeline
 from ..weights import checkpoint, layouts, presets
 from . import control as evaluate_control
@@ -78,7 +78,8 @@ def _checked(args: argparse.Namespace) -> list[int]:
         raise ValueError("--geneval and --mjhq need --out, the folder for the images")
     if args.grid:
         check_image_name(args.grid, "--grid")
-        args.grid.parent.mkdir(parents=True, exist_ok=True)
+    if args.out:
+        disk.check_writable(args.out)
     return steps
 
 
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> dict:
     result = summary(scores, prompts, extractor, true)
     tqdm.write(table(result))
     if args.grid:
-        grid(scores, prompts).save(args.grid)
+        write(grid(scores, prompts), args.grid)
     return result
 
 
@@ -121,7 +122,7 @@ def _run_control(args: argparse.Namespace, pipeline: Pipeline, steps: Sequence[i
     result = evaluate_control.summary(painted, prompts)
     tqdm.write(evaluate_control.table(result))
     if args.grid:
-        evaluate_control.grid(painted, prompts).save(args.grid)
+        write(evaluate_control.grid(painted, prompts), args.grid)
     return result
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from .. import disk
 from ..weights import tensorfile
 from .scoring import Painter
 
@@ -15,25 +16,39 @@ GENEVAL_SAMPLES = 4  # of each prompt, from seeds 0 to 3, as its authors ask for
 
 def geneval_jobs(path: Path, out: Path) -> Iterator[tuple[str, int, Path]]:
     """(prompt, seed, file) for GenEval: 00000/samples/0000.png and so on, beside each prompt's metadata.jsonl."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = _text(path).split("\n")  # what splits lines elsewhere may stand in a prompt
     rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     for i, (number, line) in enumerate(rows):
         text = _prompt_of(line, f"{path}, line {number}")
         folder = out / f"{i:05d}"
-        (folder / "samples").mkdir(parents=True, exist_ok=True)
-        (folder / "metadata.jsonl").write_text(line, encoding="utf-8")
+        with disk.replacing(folder / "metadata.jsonl") as temporary:
+            temporary.write_bytes(line.strip().encode())
         for j in range(GENEVAL_SAMPLES):
             yield text, j, folder / "samples" / f"{j:04d}.png"
+
+
+def _text(path: Path) -> str:
+    try:
+        return disk.decoded(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
 
 
 def _prompt_of(line: str, where: str) -> str:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON ({error})") from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise ValueError(f"{where}: no prompt, as GenEval's evaluation_metadata.jsonl has on every line")
-    return row["prompt"]
+    return _checked(row["prompt"], where)
+
+
+def _checked(prompt: str, where: str) -> str:
+    """A prompt that can be tokenised. Raises ValueError."""
+    if not disk.is_text(prompt):
+        raise ValueError(f"{where}: its prompt holds half of a surrogate pair, which is no character; correct it")
+    return prompt
 
 
 def mjhq_jobs(path: Path, out: Path) -> Iterator[tuple[str, int, Path]]:
@@ -41,9 +56,7 @@ def mjhq_jobs(path: Path, out: Path) -> Iterator[tuple[str, int, Path]]:
     for i, (name, entry) in enumerate(tensorfile.read_json(path).items()):
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("prompt", "category")):
             raise ValueError(f"{path}: {name} has no prompt and category, as MJHQ-30K's meta_data.json has")
-        folder = out / entry["category"]
-        folder.mkdir(parents=True, exist_ok=True)
-        yield entry["prompt"], i, folder / f"{name}.png"
+        yield _checked(entry["prompt"], f"{path}: {name}"), i, out / entry["category"] / f"{name}.png"
 
 
 def paint_files(paint: Painter, jobs: Sequence[tuple[str, int, Path]], seed: int) -> int:
@@ -51,6 +64,6 @@ def paint_files(paint: Painter, jobs: Sequence[tuple[str, int, Path]], seed: int
     missing = [job for job in jobs if not job[2].is_file()]
     for text, offset, path in tqdm(missing, unit="images"):
         pixels = paint([text], [seed + offset])[0].mul(255).round().byte().numpy()
-        with tensorfile.replacing(path) as temporary:
-            Image.fromarray(pixels).save(temporary, format="PNG")
+        with disk.replacing(path) as temporary:
+            Image.fromarray(pixels).save(temporary, "PNG")
     return len(missing)

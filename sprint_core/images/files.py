@@ -9,9 +9,10 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .. import disk
 from .levels import eight_bits
 
-WRITTEN = (".png", ".jpg", ".jpeg", ".webp")
+WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def rgb(image: Image.Image, background: str = "white") -> Image.Image:
@@ -45,9 +46,10 @@ def pixels(image: Image.Image) -> Tensor:
 
 
 def check_image_name(path: Path, option: str) -> None:
-    """Of an image to be written, checked before the work whose result it is. Raises ValueError."""
+    """Of an image to be written, checked before the work whose result it is. Raises ValueError, OSError."""
     if path.suffix.lower() not in WRITTEN:
         raise ValueError(f"{option} {path}: name it .png, .jpg or .webp")
+    disk.check_writable(path)
 
 
 def image_paths(first: Path, count: int, new: bool) -> list[Path]:
@@ -64,5 +66,10 @@ def image_paths(first: Path, count: int, new: bool) -> list[Path]:
 def save(images: Tensor, paths: Sequence[Path]) -> None:
     """Write images [b, h, w, 3] in [0, 1] to b paths, whose folders are made. Raises ValueError, OSError."""
     for path, image in zip(paths, images.mul(255.0).round().to("cpu", torch.uint8).numpy(), strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
+        write(Image.fromarray(image), path)
+
+
+def write(image: Image.Image, path: Path) -> None:
+    """Write an image, whole or not at all; the path's ending says its kind. Raises ValueError, OSError."""
+    with disk.replacing(path) as temporary:
+        image.save(temporary, WRITTEN[path.suffix.lower()])

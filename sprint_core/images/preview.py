@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import disk
 from ..latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from ..models.autoencoder import Autoencoder
 from ..weights import checkpoint, layouts, tensorfile
@@ -140,6 +141,7 @@ def fit_file(vae: Path, folder: Path, force: bool) -> dict:
     if target.exists() and not force:
         raise CheckpointError(f"{target} exists; overwrite it with --force")
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    disk.check_writable(target)
     if not files:
         raise ValueError(f"{folder}: no folder with images ({', '.join(IMAGE_SUFFIXES)})")
     model = checkpoint.build(weights, dtype=torch.float32)
@@ -148,7 +150,7 @@ def fit_file(vae: Path, folder: Path, force: bool) -> dict:
         raise ValueError(
             f"{folder}: its images have {fitted.cells} cells of 32x32 pixels, and a fit needs {LEAST_CELLS}; add some"
         )
-    with tensorfile.replacing(target) as temporary:
+    with disk.replacing(target) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(fitted.factors())), encoding="utf-8")
     explained = round(fitted.explained(), 4)
     return {"file": str(target), "pictures": len(files), "cells": fitted.cells, "explained": explained}

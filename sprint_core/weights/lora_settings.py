@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import disk
+
 log = logging.getLogger(__name__)
 
 METADATA_KEY = "lora_adapter_metadata"  # of the header
@@ -63,7 +65,7 @@ class LoraSettings:
             if METADATA_KEY in metadata:
                 self._read(json.loads(metadata[METADATA_KEY]))
             elif config_json is not None and config_json.is_file():
-                self._read(json.loads(config_json.read_text(encoding="utf-8")))
+                self._read(disk.read_json(config_json))
         except (OSError, ValueError, TypeError, AttributeError, re.error, RecursionError) as error:
             self.components = {}
             log.warning(

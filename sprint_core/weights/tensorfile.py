@@ -11,7 +11,7 @@ import mmap
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .. import disk
 from . import pickles
 
 SAFETENSORS = (".safetensors", ".sft")
@@ -141,35 +142,30 @@ def _of_file(pagemap: int, first: int, count: int) -> bool:
 def read_json(path: Path) -> dict:
     """A JSON object. Raises CheckpointError."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = disk.read_json(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a JSON object")
     return data
 
 
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary file to write, which then takes the path: an interruption leaves the old file, or none, but never
-    half of one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, whole or not at all."""
-    with replacing(path) as temporary:
+    """Write a safetensors file, whole or not at all. Raises OSError."""
+    with disk.replacing(path) as temporary:
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         safetensors.torch.save_file(tensors, temporary, {"format": "pt", **metadata})
         _sort_metadata(temporary)
         temporary.chmod(0o644)  # the library makes files that only their owner can read
+
+
+def write_pickle(path: str | os.PathLike, data: object) -> None:
+    """Write what `torch.load` reads, whole or not at all. Raises OSError."""
+    with disk.replacing(path) as temporary:
+        try:
+            torch.save(data, temporary)
+        except RuntimeError as error:  # of its zip writer, on a full disk
+            raise OSError(str(error).partition("\n")[0]) from error
 
 
 def _sort_metadata(path: Path) -> None:

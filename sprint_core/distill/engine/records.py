@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ... import disk
+from ...images import files as image_files
 from ..recipes import Schedule
 
 
@@ -72,14 +74,13 @@ class Record(contextlib.AbstractContextManager):
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
         if len(kept) < len(lines):
-            path.write_text("".join(kept), encoding="utf-8")
+            with disk.replacing(path) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
 
     def samples(self, step: int, images: Tensor) -> None:
         """images: [b, h, w, 3] in [0, 1], as one grid."""
         sheet = tile(images)
-        folder = self.folder / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(sheet.numpy()).save(folder / f"{step:06d}.png")
+        image_files.write(Image.fromarray(sheet.numpy()), self.folder / "samples" / f"{step:06d}.png")
         if self.board:
             self.board.add_image("samples", sheet, step, dataformats="HWC")
 

@@ -7,7 +7,6 @@ after any interruption continues as if there had been none, bit for bit on the C
 
 import copy
 import functools
-import os
 import pickle
 import shutil
 import time
@@ -17,6 +16,8 @@ from typing import Any, Generic, cast
 import torch
 from torch import Tensor, nn
 
+from ... import disk
+from ...weights import tensorfile
 from ..recipes import Schedule
 from .came import CAME
 from .muon import Muon, split
@@ -162,8 +163,6 @@ class Trainer(Generic[Averaged]):
         if self.processes.rank:
             return 0.0
         started = time.monotonic()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.state_file.with_suffix(".tmp")
         state = {
             "run": self.run,
             "step": self.step,
@@ -172,11 +171,7 @@ class Trainer(Generic[Averaged]):
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "average": self.average.state_dict(),
         }
-        try:
-            torch.save(state, temporary)
-            os.replace(temporary, self.state_file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        tensorfile.write_pickle(self.state_file, state)
         return time.monotonic() - started
 
     def _load(self) -> None:
@@ -199,6 +194,7 @@ class Trainer(Generic[Averaged]):
 
     def _check_disk(self) -> None:
         """A state twice, as the old one stays until the new one is whole: weights, average and up to two moments."""
+        disk.check_writable(self.folder / "state.pt")
         self.folder.mkdir(parents=True, exist_ok=True)
         needed = 2 * 4 * sum(p.nbytes for module in self.stage.modules.values() for p in module.parameters())
         free = shutil.disk_usage(self.folder).free

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ... import disk
 from .ablation_measures import NORMS, Measure, order
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -167,4 +168,5 @@ def chart(results: Results, path: Path) -> None:
         axes.set_axisbelow(True)
     panels[-1].set_xlim(left=0)
     figure.suptitle("Images that show their prompt, in %, with 95 % intervals")
-    figure.savefig(path, dpi=100)
+    with disk.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")

@@ -12,7 +12,6 @@ import copy
 import functools
 import itertools
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ... import sampler, trigflow
+from ... import disk, sampler, trigflow
 from ...evaluate import frechet, scoring, sheet
 from ...models.autoencoder import Autoencoder
 from ...models.transformer import SanaTransformer
@@ -260,7 +259,8 @@ def run(out: Path, recipe: Recipe, pool: int, autoencoder: Path | None, processe
     judging = f"{prompts} held-out prompts; seeds {seeds}"
     document = tables.report(results, f"{distill.steps} steps of the student with {distill.batch} images, {judging}")
     files = [demo.out / "ablations" / f"ablations.{kind}" for kind in ("md", "png")]
-    files[0].write_text(document, encoding="utf-8")
+    with disk.replacing(files[0]) as temporary:
+        temporary.write_text(document, encoding="utf-8")
     tables.chart(results, files[1])
     tqdm.write(document)
     rows = {title: {row.label: results[row.run] for row in rows} for title, rows in tables.PAPER.items()}
@@ -300,7 +300,5 @@ def _read(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _write(path: Path, document: object) -> None:
     """JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(document), encoding="utf-8")
-    os.replace(temporary, path)
+    with disk.replacing(path) as temporary:
+        temporary.write_text(json.dumps(document), encoding="utf-8")
