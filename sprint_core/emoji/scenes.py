@@ -65,6 +65,31 @@ def compose(requirement: Requirement, rng: random.Random) -> Scene:
     return Scene(tuple(things), ground)
 
 
+FREE_PX = (216, 192, 168, 144, 120, 104)  # sizes of things in free scenes
+
+
+def compose_free(requirement: Requirement, rng: random.Random) -> Scene:
+    """A scene whose things stand anywhere in any size, as a drawing may want them: for ControlNets.
+
+    They do not overlap: two things share the canvas as two halves, and more are small in their usual cells.
+    """
+    ground, style = requirement.ground or rng.choice(USUAL_GROUNDS), requirement.style or 0
+    if requirement.count > 2:
+        return compose(requirement, rng)
+    concepts = requirement.concepts * requirement.count
+    if len(concepts) == 1:
+        size = rng.choice(FREE_PX)
+        corners = [tuple(rng.randint(0, CANVAS_PX - size) for _ in range(2))]
+    else:
+        size, half = rng.choice(FREE_PX[4:]), CANVAS_PX // 2
+        corners = [(start + rng.randint(0, half - size), rng.randint(0, CANVAS_PX - size)) for start in (0, half)]
+        if requirement.relation in ("above", "below") or (requirement.relation is None and rng.random() < 0.5):
+            corners = [corner[::-1] for corner in corners]
+        if requirement.relation in ("right", "below"):
+            corners.reverse()
+    return Scene(tuple(Thing(c, style, size, *corner) for c, corner in zip(concepts, corners, strict=True)), ground)
+
+
 def _corner(cell: tuple[int, int], size: int, rng: random.Random) -> tuple[int, int]:
     """x and y of the top left corner of a thing in a cell (row, column) of three by three."""
     room = CANVAS_PX - size - 2 * MARGIN_PX
@@ -103,9 +128,9 @@ def paint(packed: Tensor, art: Art) -> Tensor:
     packed = packed.to(art.sprites.device, torch.long)
     canvas = backdrops(packed.device)[packed[:, 0]]
     for thing in packed[:, 1:].unflatten(1, (THINGS, 5)).unbind(1):
-        for size in (LARGE_PX, SMALL_PX):
-            image = (thing[:, 2] == size).nonzero()[:, 0]
-            if len(image):
+        for size in thing[:, 2].unique().tolist():
+            if size > 0:
+                image = (thing[:, 2] == size).nonzero()[:, 0]
                 _paste(canvas, image, thing[image], art, size)
     return canvas.round_().clamp_(0, 255).to(torch.uint8)
 

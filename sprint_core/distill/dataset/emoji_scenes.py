@@ -4,6 +4,7 @@ Every SHAPE_SHARE-th scene is one of plain shapes, with several captions each. D
 for any number of them.
 """
 
+import dataclasses
 import multiprocessing
 import os
 import random
@@ -87,6 +88,14 @@ class CaptionedScenes:
     image: Tensor
 
 
+def draw_free(count: int, processes: int = 0) -> CaptionedScenes:
+    """`count` scenes whose things stand anywhere, with captions that say neither places nor sizes."""
+    starts = range(0, count, CHUNK)
+    parts = _run_all([(_free_chunk, start, min(start + CHUNK, count)) for start in starts], processes)
+    packed, tokens, answers = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True))
+    return CaptionedScenes(packed, torch.zeros(0, 3, 256, 256, dtype=torch.uint8), tokens, answers, torch.arange(count))
+
+
 def draw(count: int, processes: int = 0) -> CaptionedScenes:
     """About `count` captions and their scenes, scenes 0 to ... of the training split."""
     shape_count = count // SHAPE_SHARE // CAPTIONS_PER_SHAPE
@@ -95,12 +104,7 @@ def draw(count: int, processes: int = 0) -> CaptionedScenes:
     jobs += [
         (_shape_chunk, start, min(start + CHUNK // 10, shape_count)) for start in range(0, shape_count, CHUNK // 10)
     ]
-    processes = processes or os.cpu_count() or 1
-    if processes > 1 and len(jobs) > 4:
-        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            parts = list(pool.map(_run, jobs))
-    else:
-        parts = [_run(job) for job in jobs]
+    parts = _run_all(jobs, processes)
     emoji = [part for part, job in zip(parts, jobs, strict=True) if job[0] is _emoji_chunk]
     plain = [part for part, job in zip(parts, jobs, strict=True) if job[0] is _shape_chunk]
     packed = torch.from_numpy(np.concatenate([part[0] for part in emoji]))
@@ -122,6 +126,14 @@ def tokens(texts: Sequence[str]) -> np.ndarray:
     return rows
 
 
+def _run_all(jobs: list, processes: int) -> list:
+    processes = processes or os.cpu_count() or 1
+    if processes == 1 or len(jobs) < 4:
+        return [_run(job) for job in jobs]
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(_run, jobs))
+
+
 def _run(job):
     chunk, start, stop = job
     return chunk(start, stop)
@@ -136,6 +148,16 @@ def _emoji_chunk(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndar
         drawn.append(scenes.compose(requirement, rng))
         answers.append(labels(requirement))
     return scenes.pack(drawn).numpy(), tokens(texts), np.array(answers, np.int16)
+
+
+def _free_chunk(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    drawn, texts = [], []
+    for seed in range(start, stop):
+        rng = random.Random(f"free {seed}")
+        requirement = dataclasses.replace(captions.draw(rng), place=None, size=None)
+        texts.append(captions.write(requirement, rng))
+        drawn.append(scenes.compose_free(requirement, rng))
+    return scenes.pack(drawn).numpy(), tokens(texts), np.zeros((len(texts), 0), np.int16)
 
 
 def _shape_chunk(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,29 +3,40 @@
 autoencoder -> fold -> decoder -> captioning -> latents -> teacher -> distill -> export
 """
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...emoji import art, scenes
 from ...emoji.art import Art
 from ...latent import SCALE
 from ...models.autoencoder import Autoencoder
+from ...models.controlnet import SanaControlNet
 from ...models.gemma import Gemma
+from ...models.transformer import SanaTransformer
+from ...text.tokenizers import BOS, PAD
 from ...weights import checkpoint, layouts
 from .. import recipes
 from ..dataset import emoji_scenes
+from ..dataset import scenes as scene_dataset
 from ..dataset.emoji_images import EmojiImages
 from ..dataset.emoji_scenes import CaptionedScenes
 from ..dataset.emoji_text import prompts
+from ..dataset.resident import ResidentLatents
+from ..dataset.tokenized import TokenizedCaptions
 from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from ..engine.randomness import initialise
 from ..recipes import Recipe
 from ..stages import autoencoder as autoencoder_stages
+from ..stages.base import Captioned
 from ..stages.captioning import CaptioningModel, TokenCaptioningStage
-from .demo import scaled_decoder
+from ..stages.control import ControlStage
+from ..stages.student import DistillStage
+from ..stages.teacher import TeacherStage
 from .run import Run, cpu_tensors
 
 SEED = 0
@@ -33,6 +44,8 @@ POOL = 200_000  # captions
 WHOLE, SHAPES = 6000, 500  # images of the auto-encoder's pools
 PROBED = 1500  # scenes that tell the latents' mean and standard deviation
 BATCH = 250
+FLOW_SHIFT = 3.0
+WOBBLE_PX = 2.5
 
 
 def fresh_gemma(seed: int) -> Gemma:
@@ -114,5 +127,57 @@ class EmojiRun(Run):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             return (autoencoder.encode(pixels) * SCALE).half()
 
+    def dataset(self, latents: Tensor, drawn: CaptionedScenes, hints: Tensor | None = None) -> ResidentLatents:
+        """Latents with the captions of their images."""
+        ids = drawn.tokens.long()
+        null = torch.full((ids.shape[1],), PAD)
+        null[0] = BOS
+        captions = TokenizedCaptions(ids, ids != PAD, (null, null != PAD))
+        image = drawn.image.to(latents.device)
+        fingerprint = hashlib.sha256(drawn.tokens.numpy().tobytes()).hexdigest()[:32]
+        each = None if hints is None else hints[image]
+        return ResidentLatents(latents[image], captions, fingerprint, each, self.device)
 
-__all__ = ["EmojiRun", "scaled_decoder"]
+    def train_teacher(self, gemma: Gemma, dataset: ResidentLatents) -> Captioned:
+        transformer = SanaTransformer(dataclasses.replace(recipes.EMOJI_TRANSFORMER, guidance_embed=False))
+        initialise(transformer, SEED)
+        stage = TeacherStage(Captioned(transformer, gemma, self.prompts), dataset, FLOW_SHIFT)
+        return self.train(stage)
+
+    def train_student(self, teacher: Captioned, dataset: ResidentLatents) -> SanaTransformer:
+        return self.train(DistillStage(teacher, dataset, self.recipe.objective)).transformer
+
+    @torch.inference_mode()
+    def encode_controlled(self, autoencoder: Autoencoder, drawn: CaptionedScenes) -> tuple[Tensor, Tensor]:
+        """Scaled latents of the images, and of the control images: soft edges, scribbles, some of them wobbly."""
+        images, hints = [], []
+        for number, packed in enumerate(drawn.packed.split(BATCH)):
+            painted = scenes.paint(packed, self.art)
+            images.append(self._encode(autoencoder, painted))
+            hints.append(self._encode(autoencoder, control_images(painted, number)))
+        return torch.cat(images), torch.cat(hints)
+
+    def train_control(self, student: SanaTransformer, gemma: Gemma, dataset: ResidentLatents) -> SanaControlNet:
+        trunk = Captioned(student, gemma, self.prompts)
+        objective = recipes.RECIPES["demo-control"].objective
+        return self.train(ControlStage(trunk, dataset, objective)).branch
+
+
+def control_images(images: Tensor, seed: int) -> Tensor:
+    """[b, 3, h, w] uint8 -> control images of the same kind: soft edges and scribbles, half of them as by a hand."""
+    edges = scene_dataset.control_images(images.float() / 127.5 - 1)
+    generator = torch.Generator(images.device).manual_seed(seed)
+    drawn = wobbled(edges, generator)
+    half = torch.arange(len(images), device=images.device) // 2 % 2 == 1
+    edges = torch.where(half[:, None, None, None], drawn, edges)
+    return edges.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def wobbled(edges: Tensor, generator: torch.Generator) -> Tensor:
+    """Moved by a smooth random field of some px, as by an unsteady hand: [b, 3, h, w] in [-1, 1]."""
+    b, _, h, w = edges.shape
+    field = torch.randn(b, 2, 7, 7, generator=generator, device=edges.device) * (WOBBLE_PX * 2 / w)
+    field = F.interpolate(field, (h, w), mode="bicubic", align_corners=True).movedim(1, -1)
+    identity = torch.eye(2, 3, device=edges.device).expand(b, -1, -1)
+    grid = F.affine_grid(identity, [b, 1, h, w], align_corners=False)
+    return F.grid_sample(edges + 1, grid + field, align_corners=False) - 1
