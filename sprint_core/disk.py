@@ -44,12 +44,15 @@ def decoded(data: bytes, errors: str = "strict") -> str:
 
 
 def is_text(text: str) -> bool:
-    """Whether it can be written as UTF-8: no lone surrogates, of wrong bytes or of JSON's \\ud83d."""
+    """Whether it can be written as UTF-8 and has no zeros, as UTF-16 without its mark has.
+
+    Lone surrogates stand for wrong bytes, or come from JSON's \\ud83d without its other half.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return "\0" not in text
 
 
 def read_json(path: str | os.PathLike) -> Any:

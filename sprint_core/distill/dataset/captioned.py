@@ -2,18 +2,19 @@
 
     folder, parquet or .tar -> Items (name, caption, load) -> square: [3, px, px]
 
-Nothing is read before it is needed, so that there may be more images than fit in memory.
+Nothing is read before it is needed, so that there may be more images than fit in memory. pairing.py says where
+captions are.
 """
 
+import collections
 import glob
 import io
 import itertools
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,54 +23,44 @@ from PIL import Image
 from torch import Tensor
 
 from ...images.files import rgb
-from ...weights import tensorfile
+from . import shards
+from .pairing import CAPTIONS, IMAGES, NOT_READ, Item, Stored, caption_of, checked, lenient, paired, parsed, split
 
 log = logging.getLogger(__name__)
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")  # suffixes of files
 COLUMNS = ("image", *IMAGES)  # that may hold images
-CAPTIONS = ("caption", "text", "prompt", "txt", "json")  # keys and columns, in order of preference
-TABLES = ("captions.json", "metadata.jsonl", "captions.jsonl")
 WHERE_CAPTIONS_BELONG = (
-    "a caption belongs in NAME.txt or NAME.json beside NAME.jpg, or for all images in captions.json "
-    '({file name: caption}) or metadata.jsonl (a {"file_name": ..., "text": ...} on each line); in parquet files '
-    f"it is a column, in .tar shards a file, of the name {', '.join(CAPTIONS)}"
+    "a caption belongs in NAME.txt, NAME.caption or NAME.json beside NAME.jpg, in a folder as in a .tar shard, or for "
+    'all images in captions.json ({file name: caption}), metadata.jsonl (a {"file_name": ..., "text": ...} on each '
+    f"line) or metadata.csv; in parquet files it is a column of the name {', '.join(CAPTIONS)}"
 )
 LISTED = 5  # names in a warning
-
-
-# --- images and their captions --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Item:
-    """A captioned image that is not read yet; `load` raises anything if it is damaged."""
-
-    name: str
-    caption: str
-    load: Callable[[], Image.Image]
 
 
 def captioned(path: Path) -> Iterator[Item]:
     """The images of a folder, however deep, or of one file, always in the same order.
 
-    A folder's .tar shards (webdataset) are read if there are any, else its images, else its parquet files.
-    Images without a caption are left out and counted in the log. Raises ValueError at once if nothing is there, or
-    nothing has a caption; later for a damaged shard.
+    Of a folder's .tar shards (webdataset), then its loose images, then its parquet files. Images without a caption
+    are left out, counted and named in the log. Raises ValueError at once if nothing is there, or nothing has a caption;
+    later for a damaged shard.
     """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
     folder = path if path.is_dir() else path.parent
     files = _files(path)
-    if files["tar"]:
-        return _begun(_with_captions(path, _streamed("webdataset", files["tar"])))
-    if images := sorted(itertools.chain(*(files[suffix] for suffix in IMAGES)), key=Path.as_posix):
-        return _Counted(_begun(_with_captions(path, _in_folder(folder, images))), len(images))
-    if files["parquet"]:
-        items = _begun(_with_captions(path, _streamed("parquet", files["parquet"])))
-        return _Counted(items, sum(map(_row_count, files["parquet"])))
-    raise ValueError(f"{path}: no images ({', '.join(IMAGES)}), parquet files or .tar shards")
+    of_kind = {kind: [name for name in files if split(name)[1] == kind] for kind in ("tar", "parquet")}
+    images = [name for name in files if split(name)[1] in IMAGES + NOT_READ]
+    tables = [folder / name for name in of_kind["parquet"]]
+    if images or of_kind["tar"]:
+        tables = [table for table in tables if _has_images(table)]  # tools leave tables of what they fetched, too
+    if not (images or of_kind["tar"] or tables):
+        raise ValueError(f"{path}: no images ({', '.join(IMAGES)}), parquet files or .tar shards")
+    loose = paired(_beside(path) if path.is_file() else files, str(folder)) if images else ()
+    loose = (item for item in loose if item.name in files)
+    items = itertools.chain(_of_shards(folder, of_kind["tar"]), loose, _of_tables(folder, tables))
+    begun = _begun(_with_captions(path, items))
+    return begun if of_kind["tar"] else _Counted(begun, len(images) + sum(map(_row_count, tables)))
 
 
 def square(image: Image.Image, px: int) -> Tensor:
@@ -82,31 +73,51 @@ def square(image: Image.Image, px: int) -> Tensor:
     return torch.from_numpy(pixels).movedim(-1, 0).float().div_(127.5).sub_(1.0).contiguous()
 
 
-def _files(path: Path) -> dict[str, list[Path]]:
-    """Files by the suffixes that matter, each list sorted; hidden ones are other programs' own."""
-    files: dict[str, list[Path]] = {suffix: [] for suffix in (*IMAGES, "tar", "parquet")}
-    for file in [path] if path.is_file() else sorted(path.rglob("*"), key=Path.as_posix):
-        suffix = file.suffix[1:].lower()
-        if suffix in files and not any(part.startswith(".") for part in file.relative_to(path).parts):
-            files[suffix].append(file)
-    return files
+def _files(path: Path) -> dict[str, Stored]:
+    """Files by name, sorted; hidden ones are other programs' own."""
+    if path.is_file():
+        return {path.name: path}
+    files = ((file.relative_to(path), file) for file in sorted(path.rglob("*"), key=Path.as_posix))
+    return {
+        name.as_posix(): file
+        for name, file in files
+        if not any(part.startswith(".") for part in name.parts) and not file.is_dir()
+    }
+
+
+def _beside(path: Path) -> dict[str, Stored]:
+    """The files of an image's own folder, for its caption."""
+    return {file.name: file for file in sorted(path.parent.iterdir(), key=Path.as_posix) if not file.is_dir()}
 
 
 def _with_captions(path: Path, items: Iterable[Item]) -> Iterator[Item]:
     """Those items that have one; the others are logged at the end. Raises ValueError if none has."""
-    count, without = 0, []
+    count, without, unusable = 0, [], []
     for item in items:
         count += 1
+        name = os.fsencode(item.name).decode("utf-8", "backslashreplace")
         if item.caption:
             yield item
+        elif item.without:
+            unusable.append(f"{name} ({item.without})")
         else:
-            without.append(item.name)
+            without.append(name)
     if not count:
         raise ValueError(f"{path}: no images in it")
+    if unusable and len(unusable) + len(without) == count:
+        raise ValueError(f"{path}: none of {count} images can be used: {listed([*unusable, *without])}")
     if len(without) == count:
         raise ValueError(f"{path}: {count} images, but not one has a caption: {WHERE_CAPTIONS_BELONG}")
-    if without:
-        log.warning("%s: %d of %d images have no caption: %s", path, len(without), count, listed(without))
+    name_left_out(f"{path}: {len(without)} of {count} images have no caption", without)
+    name_left_out(f"{path}: {len(unusable)} of {count} images are left out", unusable)
+
+
+def name_left_out(sentence: str, names: Sequence[str]) -> None:
+    """A warning with the first few names, and a line with the rest, so that each is named once."""
+    if names:
+        log.warning("%s: %s", sentence, listed(names))
+    if len(names) > LISTED:
+        log.info("... and %s", ", ".join(names[LISTED:]))
 
 
 def listed(names: Sequence[str]) -> str:
@@ -114,66 +125,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
 
 
-def _caption(value: Any) -> str:
-    """The caption in what is stored for one: a text, the first of several, or one under a known key."""
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, Mapping):
-        return next(filter(None, (_caption(value.get(key)) for key in CAPTIONS)), "")
-    return _caption(value[0]) if isinstance(value, list) and value else ""
-
-
-# --- images in folders ------------------------------------------------------------------------------
-
-
-def _in_folder(folder: Path, images: Sequence[Path]) -> Iterator[Item]:
-    table = _table(folder)
-    for image in images:
-        name = image.relative_to(folder).as_posix()
-        yield Item(name, _own_caption(image) or table.get(name, ""), partial(Image.open, image))
-
-
-def _own_caption(image: Path) -> str:
-    """The caption in the image's own text or JSON file, or ""."""
-    text, document = image.with_suffix(".txt"), image.with_suffix(".json")
-    caption = _caption(_read(text)) if text.is_file() else ""
-    return caption or (_caption(_parsed(_read(document))) if document.is_file() else "")
-
-
-def _table(folder: Path) -> dict[str, str]:
-    """Captions by file name, from the folder's tables. Raises ValueError for a damaged one."""
-    captions: dict[str, str] = {}
-    for table in (folder / name for name in TABLES):
-        if table.is_file():
-            rows = tensorfile.read_json(table).items() if table.suffix == ".json" else _lines(table)
-            # A table may spell a name its own way: ./a.jpg, or sub\a.jpg.
-            captions |= {PurePosixPath(name.replace("\\", "/")).as_posix(): _caption(row) for name, row in rows}
-    return captions
-
-
-def _lines(table: Path) -> Iterator[tuple[str, dict]]:
-    """File names and rows of JSON lines. Raises ValueError."""
-    for number, line in enumerate(_read(table).splitlines(), 1):
-        if line.strip():
-            row = _parsed(line)
-            if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-                raise ValueError(f'{table}, line {number}: expected {{"file_name": ..., "text": ...}}')
-            yield row["file_name"], row
-
-
-def _read(file: Path) -> str:
-    return file.read_text(encoding="utf-8-sig", errors="replace")
-
-
-def _parsed(text: str) -> Any:
-    """JSON, or None if it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-# --- parquet files and webdataset shards ------------------------------------------------------------
+# --- webdataset shards and parquet files ------------------------------------------------------------
 
 
 class _Counted:
@@ -197,55 +149,76 @@ def _begun(items: Iterator[Item]) -> Iterator[Item]:
     return itertools.chain([next(items)], items)
 
 
-def _streamed(kind: str, files: Sequence[Path]) -> Iterator[Item]:
+def _of_shards(folder: Path, names: Sequence[str]) -> Iterator[Item]:
+    """Items of all images in shards, named by their keys where these tell them apart. Raises ValueError."""
+    for shard in names:
+        members, wrong = shards.members(folder / shard)
+        images = [name for name in members if split(name)[1] in IMAGES + NOT_READ]
+        keys = collections.Counter(split(name)[0] for name in images)
+        for item in paired(members, str(folder / shard)):
+            key = split(item.name)[0]
+            yield Item(f"{shard}/{item.name if keys[key] > 1 else key}", item.caption, item.load, item.without)
+        if wrong:
+            raise ValueError(f"{folder / shard}: {wrong}")
+
+
+def _of_tables(folder: Path, tables: Sequence[Path]) -> Iterator[Item]:
     """Items of all rows with an image, file by file. Raises ValueError."""
-    for file in files:
+    for file in tables:
         try:
-            for name, row in _rows(kind, file):
-                if isinstance(row.get("json"), str):
-                    row["json"] = _parsed(row["json"])
+            for number, row in enumerate(_rows(file)):
                 image = next((row[column] for column in COLUMNS if row.get(column)), None)
                 if image is not None:
-                    yield Item(f"{file.name}/{name}", _caption(row), partial(_open, image))
-        except Exception as error:  # Arrow and tarfile have their own for damaged files
+                    caption, without = _caption(row)
+                    name = f"{file.relative_to(folder).as_posix()}/row {number}"
+                    yield Item(name, caption, partial(_open, image), without)
+        except Exception as error:  # Arrow has its own for damaged files
             raise ValueError(f"{file}: {error}") from error
 
 
-def _rows(kind: str, file: Path) -> Iterator[tuple[str, dict]]:
-    """Names and rows of a file, images in them as {"bytes", "path"}. Raises ValueError."""
+def _caption(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The caption of a row, or why it has none. Texts are bytes in it."""
+    texts = {name: lenient(value) if isinstance(value, bytes) else value for name, value in row.items()}
+    if isinstance(texts.get("json"), str):
+        texts["json"] = parsed(texts["json"])
+    return checked(caption_of({name: texts.get(name) for name in CAPTIONS}), "its caption")
+
+
+def _rows(file: Path) -> Iterator[dict]:
+    """Rows of a parquet file, images in them as {"bytes", "path"}, texts as bytes. Raises ValueError."""
     datasets = _datasets()
     # Its name is escaped because the library takes it for a pattern.
     data = {"train": [glob.escape(str(file.resolve()))]}
-    features = _shard_features(datasets) if kind == "webdataset" else None
-    rows = datasets.load_dataset(kind, data_files=data, split="train", streaming=True, features=features)
+    rows = datasets.load_dataset("parquet", data_files=data, split="train", streaming=True)
     names = rows.column_names
     for what, columns in {"image": COLUMNS, "caption": CAPTIONS}.items():
         if not set(columns) & set(names):
             raise ValueError(f"no column of the {what}s ({', '.join(columns)}) among {', '.join(names)}")
     for name in set(COLUMNS) & set(names):
         rows = rows.cast_column(name, datasets.Image(decode=False))
-    rows = rows.select_columns([name for name in names if name in ("__key__", *COLUMNS, *CAPTIONS)])
-    for number, row in enumerate(rows):
-        yield row.get("__key__") or f"row {number}", row
+    for name in set(CAPTIONS) & set(names):
+        if getattr(rows.features[name], "dtype", None) in ("string", "large_string"):
+            # One wrong byte in a string would end the reading of them all.
+            rows = rows.cast_column(name, datasets.Value("binary"))
+    yield from rows.select_columns([name for name in names if name in (*COLUMNS, *CAPTIONS)])
 
 
-def _shard_features(datasets: Any) -> Any:
-    """Columns of a webdataset shard.
-
-    Stated, because the library infers them from a shard's first five samples, which must then all have the
-    same files: neither a missing caption nor a .png among .jpg.
-    """
-    columns = {name: datasets.Image(decode=False) for name in IMAGES}
-    columns |= {name: datasets.Value("string") for name in ("__key__", "txt", "text")}
-    return datasets.Features({**columns, "json": datasets.Json()})
+def _has_images(file: Path) -> bool:
+    """Whether a parquet file has a column of them. Raises ValueError."""
+    return bool(set(COLUMNS) & set(_metadata(file).schema.to_arrow_schema().names))
 
 
 def _row_count(file: Path) -> int:
     """Of a parquet file. Raises ValueError."""
+    return _metadata(file).num_rows
+
+
+def _metadata(file: Path) -> Any:
+    _datasets()
     from pyarrow import parquet  # what datasets reads with
 
     try:
-        return parquet.read_metadata(file).num_rows
+        return parquet.read_metadata(file)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
@@ -257,7 +230,7 @@ def _datasets() -> Any:
         from datasets import Json  # noqa: F401  # from 4.7 on
     except ImportError:
         raise ValueError(
-            "parquet files and .tar shards are read with Hugging Face datasets, 4.7 or newer: pip install datasets"
+            "parquet files are read with Hugging Face datasets, 4.7 or newer: pip install datasets"
         ) from None
     return datasets
 

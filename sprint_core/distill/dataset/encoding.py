@@ -23,8 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...weights import tensorfile
-from .captioned import Item, listed, square
+from .captioned import listed, name_left_out, square
 from .latent_cache import LatentCache, Shard
+from .pairing import Item
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,7 @@ class _Encoding:
                         self._require_space(path.stat().st_size, -(-expected // SHARD))
         if not shards:
             raise ValueError(f"none of {count} images can be used: {listed(skipped)}")
-        if skipped:
-            log.warning("%d of %d images are damaged and left out: %s", len(skipped), count, listed(skipped))
+        name_left_out(f"{len(skipped)} of {count} images are damaged and left out", skipped)
         return LatentCache(shards, null, self.fingerprint)
 
     def _refuse_others(self) -> None:

@@ -13,9 +13,9 @@ from ...text.encoder import TextEncoder
 from ...text.loading import find_tokenizer, prompt_format
 from ...weights import checkpoint, layouts
 from ..dataset.batch import weights_fingerprint
-from ..dataset.captioned import Item
 from ..dataset.encoding import Encoders, encode_images
 from ..dataset.latent_cache import LatentCache
+from ..dataset.pairing import Item
 
 
 @dataclass(frozen=True)
