@@ -21,6 +21,17 @@ def dtype_input(*names: str) -> io.Combo.Input:
     return io.Combo.Input("dtype", options=["auto", *names], default="auto", tooltip=DTYPE_TIP)
 
 
+def average_input() -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "average",
+        default=False,
+        advanced=True,
+        optional=True,
+        tooltip="Of a training's checkpoint, read the moving average of the weights (state_dict_ema), not the weights "
+        "themselves (state_dict), which the authors' pipelines read. The log says which were read.",
+    )
+
+
 class LoadSprint(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -84,20 +95,19 @@ class LoadModel(io.ComfyNode):
                     tooltip="How the model was taught time. Only a single file of SANA 1.5 (0..1000) and of the Sprint "
                     "1.6B teacher (0..1) cannot be told apart: auto assumes 0..1000 there and says so in the log.",
                 ),
+                average_input(),
             ],
             outputs=[io.Model.Output(tooltip="The transformer, for any sampler.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model, dtype, time_scale):
-        return folders.stamp(model, *MODEL_FOLDERS), dtype, time_scale
+    def fingerprint_inputs(cls, model, dtype, time_scale, average=False):
+        return folders.stamp(model, *MODEL_FOLDERS), dtype, time_scale, average
 
     @classmethod
     def execute(cls, **kwargs) -> io.NodeOutput:
-        path = folders.find(kwargs["model"], *MODEL_FOLDERS)
-        return io.NodeOutput(
-            model.load_model(path, options.parse(dtype=kwargs["dtype"], time_scale=kwargs["time_scale"]))
-        )
+        path = folders.find(kwargs.pop("model"), *MODEL_FOLDERS)
+        return io.NodeOutput(model.load_model(path, options.parse(**kwargs)))
 
 
 class LoadTextEncoder(io.ComfyNode):
@@ -212,18 +222,19 @@ class LoadControlNet(io.ComfyNode):
                     tooltip="authors: from the output of the trunk's first block, as it was trained; their .pth has "
                     "what that takes. diffusers: from its own embedding, one block later. auto: authors where it can.",
                 ),
+                average_input(),
             ],
             outputs=[io.ControlNet.Output(tooltip="For SANA-Sprint ControlNet Apply or Apply ControlNet.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, control_net, dtype, time_scale, wiring):
-        return folders.stamp(control_net, *CONTROL_FOLDERS), dtype, time_scale, wiring
+    def fingerprint_inputs(cls, control_net, dtype, time_scale, wiring, average=False):
+        return folders.stamp(control_net, *CONTROL_FOLDERS), dtype, time_scale, wiring, average
 
     @classmethod
-    def execute(cls, control_net, dtype, time_scale, wiring) -> io.NodeOutput:
+    def execute(cls, control_net, dtype, time_scale, wiring, average=False) -> io.NodeOutput:
         path = folders.find(control_net, *CONTROL_FOLDERS)
-        return io.NodeOutput(control.load_control(path, options.parse(dtype, time_scale, wiring)))
+        return io.NodeOutput(control.load_control(path, options.parse(dtype, time_scale, wiring, average=average)))
 
 
 class LoadLoRA(io.ComfyNode):

@@ -31,6 +31,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("prompt")
     add("--model", help="pipeline folder, file, or preset (default: the bundled tiny one): " + ", ".join(SPRINTS))
+    add("--average", action="store_true", help="of a training save, the moving average of its weights (state_dict_ema)")
     add("--vae", help="DC-AE, when --model holds none")
     add("--text-encoder", help="Gemma-2, when --model holds none")
     add("--steps", type=int, default=2)
@@ -77,7 +78,14 @@ def _load_pipeline(args: argparse.Namespace) -> Pipeline:
     device = usable_device(args.device)
     path = presets.BUNDLED if args.model is None else presets.find_model(args.model)
     dtype = DTYPES[args.dtype] if args.dtype else None
-    return Pipeline.load(path, autoencoder=args.vae, text_encoder=args.text_encoder, dtype=dtype, device=device)
+    return Pipeline.load(
+        path,
+        autoencoder=args.vae,
+        text_encoder=args.text_encoder,
+        dtype=dtype,
+        device=device,
+        average=args.average,
+    )
 
 
 @dataclass(frozen=True)

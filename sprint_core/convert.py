@@ -53,9 +53,9 @@ class Output:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def parts_of(path: Path, only: str | None) -> list[Weights]:
-    """Every part of a file or folder, or the one asked for. Raises CheckpointError."""
-    source = checkpoint.Source(path)
+def parts_of(path: Path, only: str | None, average: bool = False) -> list[Weights]:
+    """Every part of a file or folder, or the one asked for; average: of a training save. Raises CheckpointError."""
+    source = checkpoint.Source(path, average)
     if only:
         names = [only]
     elif not (names := [name for name, layout in layouts.PARTS.items() if (path / layout.folder).is_dir()]):
@@ -177,12 +177,19 @@ def _write_bytes(path: Path, content: bytes) -> None:
 
 
 def convert(
-    source: Path, target: Path, layout: str, only: str | None, form: str | None, force: bool, command_line: str
+    source: Path,
+    target: Path,
+    layout: str,
+    only: str | None,
+    form: str | None,
+    force: bool,
+    command_line: str,
+    average: bool = False,
 ) -> dict:
     """Read, rewrite, write whole or not at all. Raises CheckpointError, OSError before anything is written."""
     _check_names(source, target, layout, force)
     disk.check_writable(target)
-    parts = parts_of(source, only)
+    parts = parts_of(source, only, average)
     if form:
         _quantise(parts, form)
     plan = outputs(parts, layout, {"source": source.name, "command": command_line})
@@ -249,6 +256,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--quantize", choices=list(quantise.FORMATS), help="the linear layers of transformer and text encoder in 8 bits"
     )
+    add("--average", action="store_true", help="of a training save, the moving average of its weights (state_dict_ema)")
     add("--force", action="store_true", help="overwrite OUT")
     add(
         "--fit-preview", type=Path, nargs=2, metavar=("VAE", "IMAGES"), help="colours for live previews, beside the VAE"
@@ -265,9 +273,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         vae, images = args.fit_preview
         return cli.run(lambda: preview.fit_file(vae, images, args.force))
     words = ["python", "-m", "sprint_core.convert", "--to", args.to]
-    command_line = " ".join(words + (["--quantize", args.quantize] if args.quantize else []))
+    words += ["--quantize", args.quantize] if args.quantize else []
+    words += ["--average"] if args.average else []
     return cli.run(
-        lambda: convert(args.source, args.target, args.to, args.part, args.quantize, args.force, command_line)
+        lambda: convert(
+            args.source, args.target, args.to, args.part, args.quantize, args.force, " ".join(words), args.average
+        )
     )
 
 

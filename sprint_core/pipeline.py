@@ -82,13 +82,15 @@ class Pipeline:
         text_encoder: str | Path | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
+        average: bool = False,
     ) -> "Pipeline":
         """From a diffusers pipeline folder or a file with all parts, or a transformer and the other parts' paths.
 
         autoencoder, text_encoder: files or folders that replace that part of `path`. dtype: of every part; None keeps
-        each file's, but never fp16. Raises CheckpointError.
+        each file's, but never fp16. average: the moving average of the transformer's weights, in a training save.
+        Raises CheckpointError.
         """
-        source = checkpoint.Source(path)
+        source = checkpoint.Source(path, average)
         transformer = checkpoint.load(source, layouts.TRANSFORMER)
         vae = _part(layouts.AUTOENCODER, source, autoencoder, "autoencoder (--vae)")
         gemma = _part(layouts.TEXT_ENCODER, source, text_encoder, "text_encoder (--text-encoder)")

@@ -221,7 +221,8 @@ def _require_trunk(config: ControlNetConfig, model) -> None:
 
 def load_control(path: Path, options: LoaderOptions) -> SanaControl:
     """CONTROL_NET of a file or folder, by its `dtype`, `time_scale` and `wiring`. Raises CheckpointError."""
-    weights = checkpoint.load(path, layouts.CONTROLNET, options.time_scale, options.wiring)
+    source = checkpoint.Source(path, options.average)
+    weights = checkpoint.load(source, layouts.CONTROLNET, options.time_scale, options.wiring)
     checkpoint.check_names(weights)
     log.info("%s, wired like %s", checkpoint.summary(weights), weights.config.wiring)
     device, supported = mm.get_torch_device(), [torch.bfloat16, torch.float32]

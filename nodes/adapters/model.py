@@ -258,7 +258,7 @@ def load_model(
     The signature is ComfyUI's: it calls this again, with disable_dynamic, for a plain copy.
     Raises CheckpointError.
     """
-    source = checkpoint.opened(source)
+    source = checkpoint.opened(source, options.average)
     weights = checkpoint.load(source, layouts.TRANSFORMER, options.time_scale)
     quant = quantised.prepare(weights)
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())

@@ -23,13 +23,19 @@ class LoaderOptions:
     time_scale: float | None = None
     wiring: str | None = None
     compile: bool = False
+    average: bool = False
 
 
 DEFAULT = LoaderOptions()
 
 
 def parse(
-    dtype: str = AUTO, time_scale: str = AUTO, wiring: str = AUTO, device: str = AUTO, compile: bool = False
+    dtype: str = AUTO,
+    time_scale: str = AUTO,
+    wiring: str = AUTO,
+    device: str = AUTO,
+    compile: bool = False,
+    average: bool = False,
 ) -> LoaderOptions:
     """Options of a node's inputs. Raises ValueError for a word that is not offered: links carry any."""
     _require("dtype", dtype, (AUTO, *DTYPES))
@@ -42,6 +48,7 @@ def parse(
         time_scale=TIME_SCALES[time_scale],
         wiring=None if wiring == AUTO else wiring,
         compile=compile,
+        average=average,
     )
 
 

@@ -36,16 +36,20 @@ WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_c
 
 
 class Source:
-    """A file or folder, of which several parts may be asked for: each file in it is opened once."""
+    """A file or folder, of which several parts may be asked for: each file in it is opened once.
 
-    def __init__(self, path: str | os.PathLike):
+    average: of a training save, the moving average of the weights (`state_dict_ema`).
+    """
+
+    def __init__(self, path: str | os.PathLike, average: bool = False):
         self.path = Path(path)
+        self.average = average
         self._files: dict[Path, TensorFile] = {}
 
     def read(self, path: Path) -> TensorFile:
         """Raises CheckpointError."""
         if path not in self._files:
-            file = tensorfile.read(path)
+            file = tensorfile.read(path, self.average)
             file.tensors = {WRAPPERS.sub("", name): tensor for name, tensor in file.tensors.items()}
             self._files[path] = file
         return self._files[path]
@@ -56,8 +60,8 @@ class Source:
         return place is not None and layout.name in parts_in(self.read(place).tensors)
 
 
-def opened(source: Source | str | os.PathLike) -> Source:
-    return source if isinstance(source, Source) else Source(source)
+def opened(source: Source | str | os.PathLike, average: bool = False) -> Source:
+    return source if isinstance(source, Source) else Source(source, average)
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -20,8 +20,10 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 WEIGHTS, AVERAGE = "state_dict", "state_dict_ema"  # of the authors' trainer; their pipelines read the first
-# Where other trainers keep their weights, at any depth; the first that holds tensors counts.
+# Where trainers keep averages of their weights, and where all weights, at any depth: the first with tensors counts.
+AVERAGES = (AVERAGE, "model_ema", "ema_state_dict", "ema_model", "ema", "generator_ema", "averaged_model")
 NESTED = (WEIGHTS, AVERAGE, "model_state_dict", "module", "model", "ema", "weights", "generator")
+DEPTH = 4
 NUMPY = ("numpy.core", "numpy._core")  # its modules in version 1 and in version 2
 HARMLESS = (
     *(f"{core}.multiarray.{name}" for core in NUMPY for name in ("_reconstruct", "scalar")),
@@ -47,8 +49,11 @@ class Inert:
         pass
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pth, .pt, .bin or .ckpt file, memory-mapped where it allows. Raises ValueError, OSError."""
+def read(path: Path, average: bool = False) -> dict[str, Tensor]:
+    """The tensors of a .pth, .pt, .bin or .ckpt file, memory-mapped where it allows. Raises ValueError, OSError.
+
+    average: of a training save, the moving average of the weights. The log says which of the two was read.
+    """
     stand_ins: list[Any] = [(type("Inert", (Inert,), {}), name) for name in HARMLESS]
     try:
         with _only(stand_ins):
@@ -61,9 +66,16 @@ def read(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # on damaged input the unpickler raises anything, IndexError included
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"truncated or damaged ({first_line}); download it again") from None
-    tensors = _weights(data)
+    names: list[str] = []
+    tensors = _average(data, names) if average else _weights(data, names)
+    if not tensors and average:
+        raise ValueError(f"holds no moving average of its weights ({AVERAGE} or the like); read its weights instead")
     if not tensors:
         raise ValueError("holds no tensors")
+    if names:
+        others = [name for name in (WEIGHTS, *AVERAGES) if name in data and name not in names]
+        also = f"; the file also has {', '.join(others)}" if others else ""
+        log.info("%s: weights of %s%s", path.name, " > ".join(names), also)
     return tensors
 
 
@@ -83,13 +95,24 @@ def _only(stand_ins: list[Any]) -> Iterator[None]:
         torch.serialization.add_safe_globals(others)
 
 
-def _weights(data: Any, depth: int = 4) -> dict[str, Tensor]:
-    """The tensors of a mapping, or of the first mapping below it that has some."""
+def _weights(data: Any, names: list[str], depth: int = DEPTH) -> dict[str, Tensor]:
+    """The tensors of a mapping, or of the first mapping below it that has some; names: takes its place."""
     if not isinstance(data, Mapping):
         return {}
     for key in NESTED if depth else ():
-        if tensors := _weights(data.get(key), depth - 1):
-            if key == WEIGHTS and AVERAGE in data:
-                log.info("weights of %r; the file also has %r, a moving average", WEIGHTS, AVERAGE)
+        if tensors := _weights(data.get(key), names, depth - 1):
+            names.insert(0, key)
             return tensors
     return {name: value for name, value in data.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+def _average(data: Any, names: list[str], depth: int = DEPTH) -> dict[str, Tensor]:
+    """The same of the moving average."""
+    if not isinstance(data, Mapping) or not depth:
+        return {}
+    for keys, find in ((AVERAGES, _weights), (NESTED, _average)):
+        for key in keys:
+            if tensors := find(data.get(key), names, depth - 1):
+                names.insert(0, key)
+                return tensors
+    return {}

@@ -40,19 +40,24 @@ class TensorFile:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def read(path: str | os.PathLike) -> TensorFile:
-    """Tensors of a file, or of a folder with one weight file or an index of shards. Raises CheckpointError."""
+def read(path: str | os.PathLike, average: bool = False) -> TensorFile:
+    """Tensors of a file, or of a folder with one weight file or an index of shards. Raises CheckpointError.
+
+    average: of a training save, the moving average of the weights.
+    """
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, average)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty; download it again")
     if path.suffix.lower() in SAFETENSORS:
+        if average:
+            raise CheckpointError(f"{path}: a safetensors file has one set of weights, no moving average beside it")
         return _read_safetensors(path)
     if path.suffix.lower() in PICKLES:
-        return TensorFile(path, _read_pickle(path))
+        return TensorFile(path, _read_pickle(path, average))
     raise CheckpointError(f"{path}: unknown file type; expected one of {', '.join(WEIGHT_SUFFIXES)}")
 
 
@@ -64,24 +69,24 @@ def _read_safetensors(path: Path) -> TensorFile:
         raise CheckpointError(f"{path}: truncated or not a safetensors file ({error}); download it again") from None
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def _read_pickle(path: Path, average: bool) -> dict[str, Tensor]:
     try:
-        return pickles.read(path)
+        return pickles.read(path, average)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _read_folder(folder: Path) -> TensorFile:
+def _read_folder(folder: Path, average: bool) -> TensorFile:
     index = _index(folder)
     if index is None:
-        return read(_single_file(folder))
+        return read(_single_file(folder), average)
     weight_map = read_json(index).get("weight_map")
     names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing or not names:
         listed = ", ".join(name[:100] for name in missing[:10]) or "none"
         raise CheckpointError(f"{folder}: {index.name} lists files that are not there: {listed}")
-    shards = [read(folder / name) for name in names]
+    shards = [read(folder / name, average) for name in names]
     return TensorFile(folder, {k: v for shard in shards for k, v in shard.tensors.items()}, shards[0].metadata)
 
 

@@ -90,6 +90,27 @@ def test_folders_of_extra_model_paths_are_listed(node, host, pipeline_folder, tm
     assert "elsewhere" not in listed(node, "SanaSprintModelLoader", "model")
 
 
+@pytest.mark.parametrize("average", [False, True], ids=["weights", "average"])
+def test_the_average_of_a_training_save(load, host, pipeline_folder, sample, average, caplog):
+    """The file has the stand-in's weights once; the other set would paint something else."""
+    import logging
+
+    weights = checkpoint.load(pipeline_folder, layouts.TRANSFORMER)
+    others = {name: tensor * 1.01 for name, tensor in weights.tensors.items()}
+    pair = (others, weights.tensors) if average else (weights.tensors, others)
+    data = {key: {**tensors, checkpoint.TENSOR_KEY: checkpoint.describe_tensor(weights)}
+            for key, tensors in zip(("state_dict", "state_dict_ema"), pair, strict=True)}  # fmt: skip
+    folder = host.base / "models" / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    torch.save(data, folder / "training.pth")
+    caplog.set_level(logging.INFO)
+    model = load("training.pth", average=average)
+    assert torch.equal(sample(model=model), sample())
+    assert f"training.pth: weights of state_dict{'_ema' if average else ''}; the file also has" in caplog.text
+    build, arguments = model.cached_patcher_init  # with which ComfyUI loads it anew
+    assert torch.equal(sample(model=build(*arguments)), sample())
+
+
 def test_a_changed_file_is_read_again(node, host, stored):
     kind = node.ids["SanaSprintModelLoader"]
     name = stored("transformer", "changing.safetensors")

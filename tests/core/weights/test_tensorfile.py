@@ -73,6 +73,34 @@ def test_pickles(tmp_path, data, legacy):
     assert_holds(read(tmp_path / "x.pth"), TENSORS)
 
 
+AVERAGE = {"a": torch.zeros(1), "b.weight": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    "data, names",
+    [
+        ({"state_dict": TENSORS, "state_dict_ema": AVERAGE}, "state_dict_ema"),
+        ({"model": TENSORS, "ema": {"module": AVERAGE, "decay": 0.99}}, "ema > module"),
+        ({"module": {"state_dict": TENSORS, "model_ema": AVERAGE}}, "module > model_ema"),
+    ],
+)
+def test_the_average_on_request(tmp_path, data, names, caplog):
+    caplog.set_level(logging.INFO)
+    torch.save(data, tmp_path / "x.pth")
+    assert_holds(read(tmp_path / "x.pth"), TENSORS)
+    caplog.clear()
+    assert_holds(read(tmp_path / "x.pth", average=True), AVERAGE)
+    assert f"x.pth: weights of {names}" in caplog.text
+
+
+def test_there_is_no_average(tmp_path):
+    torch.save({"state_dict": TENSORS}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth: holds no moving average of its weights"):
+        read(tmp_path / "x.pth", average=True)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: a safetensors file has one set of weights"):
+        read(save_safetensors(tmp_path / "x.safetensors"), average=True)
+
+
 def truncated(path: Path, part: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
@@ -145,7 +173,7 @@ def test_what_trainers_save_beside_the_weights(tmp_path, legacy, caplog):
         assert_holds(read(tmp_path / "x.pth"), TENSORS)
         assert set(real) <= set(torch.serialization.get_safe_globals())
     assert_holds(read(tmp_path / "x.pth"), TENSORS)
-    assert "'state_dict_ema', a moving average" in caplog.text
+    assert "x.pth: weights of state_dict; the file also has state_dict_ema" in caplog.text
     old = (tmp_path / "x.pth").read_bytes()
     if legacy:  # not compressed and without a checksum, so that a name can be replaced
         assert b"numpy._core" in old
