@@ -67,11 +67,18 @@ class SentencePieceTokenizer:
             if part in self._special:
                 spans.append((start, start + len(part)))
             else:
-                encoding = self._model.encode(part, out_type="immutable_proto")  # pyright: ignore[reportArgumentType]
-                pieces = encoding.pieces  # (sentencepiece's stub does not list this type)
-                spans += [(start + piece.begin, start + piece.end) for piece in pieces]
+                spans += [(start + begin, start + end) for begin, end in self._offsets(part)]
             start += len(part)
         return self.encode(text), spans
+
+    def _offsets(self, part: str) -> list[Span]:
+        """The characters of each token; of a character's several bytes, each has all of it."""
+        try:  # as of 0.2.3, then before; sentencepiece's stub lists neither
+            offsets = self._model.encode(part, out_type="offset_mapping")["offsets"]  # pyright: ignore
+        except RuntimeError:
+            pieces = self._model.encode(part, out_type="immutable_proto").pieces  # pyright: ignore
+            offsets = [(piece.begin, piece.end) for piece in pieces]
+        return [(begin, max(end, begin + 1)) for begin, end in offsets]
 
     def piece(self, id: int) -> str:
         return self._model.id_to_piece(id)
