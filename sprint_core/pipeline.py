@@ -7,6 +7,7 @@
 Command line: python -m sprint_core "a cat" --steps 2
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from .text.loading import find_tokenizer, prompt_format
 from .weights import checkpoint, layouts, part, presets
 from .weights.part import Config, Layout, Network
 from .weights.tensorfile import CheckpointError
+
+log = logging.getLogger(__name__)
 
 MAX_GUIDANCE = 100.0
 
@@ -155,7 +158,9 @@ class Pipeline:
         return self.decode(x0)
 
     def encode_text(self, prompts: Sequence[str]) -> Caption:
-        """The Caption of these prompts, in the transformer's dtype."""
+        """The Caption of these prompts, in the transformer's dtype. The log names the part of one that is not read."""
+        for notice in filter(None, map(self.text_encoder.unread_notice, dict.fromkeys(prompts))):
+            log.warning("%s", notice)
         rows = self.text_encoder.encode(prompts)
         caption, mask = pad_embeddings(rows)
         caption = caption.to(self._dtype_of(self.transformer))

@@ -28,7 +28,7 @@ from ...sprint_core.text.loading import find_tokenizer, prompt_format
 from ...sprint_core.text.prompts import PromptTokenizer, Tokens
 from ...sprint_core.text.tokenizers import BOS, PAD, Tokenizer, tokenizer_state
 from ...sprint_core.weights import checkpoint, layouts, part
-from . import quantised
+from . import quantised, screen
 from .options import DEFAULT, LoaderOptions
 
 log = logging.getLogger(__name__)
@@ -53,11 +53,15 @@ class SanaTokenizer:
     ) -> dict:
         """Pairs (id, weight) of instruction and prompt; `(a:1.2)` weighs the prompt's tokens.
 
+        The log and the running node name the part of a prompt that is not read.
         sana_preset: the TextPreset of SANA-Sprint Text Encode, instead of the loader's.
         """
         prompts = PromptTokenizer(self.tokenizer, sana_preset or self.preset)
         string, weights = split_weights(string)
         tokens, spans = prompts.tokens_and_spans(string)
+        notice = prompts.unread_notice(string)
+        if notice:
+            screen.warn(screen.running_node(), notice)
         pairs = [(i, _weight_of(span, weights)) for i, span in zip(tokens.ids, spans, strict=True)]
         if return_word_ids:
             pairs = [(*pair, n) for n, pair in enumerate(pairs)]

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from .formats import TextPreset
 from .tokenizers import Span, Tokenizer
 
+SHOWN = 100  # characters of what is not read, in a notice
+
 
 class Tokens(NamedTuple):
     """What Gemma reads, `ids`, and the positions in it that the transformer reads, `keep` (ascending)."""
@@ -27,9 +29,14 @@ def select_tokens(ids: Sequence[int], instruction_tokens: int, max_tokens: int) 
 
     instruction_tokens: C, with BOS; 0 without an instruction, where the length is max_tokens.
     """
-    limit = instruction_tokens + max_tokens - 2 if instruction_tokens else max_tokens
+    limit = token_limit(instruction_tokens, max_tokens)
     ids = list(ids[:limit])
     return Tokens(ids, [0, *range(limit - max_tokens + 1, len(ids))])
+
+
+def token_limit(instruction_tokens: int, max_tokens: int) -> int:
+    """How many tokens of instruction + prompt are read at most, BOS included; see `select_tokens`."""
+    return instruction_tokens + max_tokens - 2 if instruction_tokens else max_tokens
 
 
 class PromptTokenizer:
@@ -44,6 +51,19 @@ class PromptTokenizer:
         """What Gemma reads for a prompt, and which of it the transformer reads."""
         ids = self.tokenizer.encode(self.preset.full_text(prompt))
         return select_tokens(ids, len(self.instruction_ids), self.preset.max_tokens)
+
+    def unread_notice(self, prompt: str) -> str:
+        """A sentence that names the end of a prompt that is not read; '' where all of it is."""
+        text = self.preset.full_text(prompt)
+        limit = token_limit(len(self.instruction_ids), self.preset.max_tokens)
+        _, spans = self.tokenizer.encode_spans(text)
+        if len(spans) <= limit:
+            return ""
+        unread = " ".join(text[spans[limit][0] :].split())
+        shown = unread if len(unread) <= SHOWN else f"{unread[:SHOWN]} ..."
+        return (
+            f'the prompt is longer than the {self.preset.max_tokens} tokens that this model reads; not read: "{shown}"'
+        )
 
     def tokens_and_spans(self, prompt: str) -> tuple[Tokens, list[Span | None]]:
         """The tokens, and for each of `ids` the characters [begin, end) of the unchanged prompt that it came from.

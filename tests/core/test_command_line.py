@@ -52,6 +52,20 @@ def test_command_line(folder, tmp_path, capsys):
     assert [Path(path).read_bytes() for path in result["images"]] == files  # same seed, same bytes
 
 
+def test_command_line_names_what_is_not_read(tmp_path, capsys, caplog):
+    """The bundled model reads 24 tokens; the notice comes once for a batch."""
+    prompt = "a red circle to the left of a large blue square, " * 3 + "and a green triangle"
+    options = ("--out", tmp_path / "a.png", "--size", "64x64", "--steps", 1, "--batch", 2)
+    with caplog.at_level(logging.WARNING):
+        command(capsys, prompt, *options)
+    (notice,) = [r.getMessage() for r in caplog.records if "not read" in r.getMessage()]
+    assert "24 tokens" in notice and notice.endswith(' green triangle"')
+    with caplog.at_level(logging.WARNING):
+        caplog.clear()
+        command(capsys, "a red circle", *options)
+    assert not caplog.records
+
+
 def test_command_line_without_out_overwrites_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     size = ("a circle", "--steps", "1", "--size", "64x64")

@@ -1,5 +1,7 @@
 """The CLIP object: prompts, weights, layers, and a prefix cache that never outlives what it was computed with."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from sprint_core.pipeline import Pipeline
 from sprint_core.text.encoder import encode_ids
 from sprint_core.text.prompts import Tokens
 from sprint_core.text.tokenizers import PAD
+from sprint_core.weights import presets
 
 LIMIT = 1e-5
 
@@ -71,6 +74,48 @@ def test_instruction_can_be_left_out_or_replaced(encode, core):
 def test_long_prompts_are_cut_to_what_the_model_was_trained_for(encode):
     assert encode("x" * 1000).shape[1] == 300
     assert encode("").shape[1] == 2  # BOS and the instruction's last token
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What ComfyUI's server would show on the nodes: [(node, text)]."""
+    import server
+
+    lines = []
+    stand_in = SimpleNamespace(send_progress_text=lambda text, node_id: lines.append((node_id, text)))
+    monkeypatch.setattr(server.PromptServer, "instance", stand_in, raising=False)
+    return lines
+
+
+@pytest.mark.parametrize("id", ["CLIPTextEncode", "SanaSprintTextEncode"])
+def test_the_part_of_a_prompt_that_is_not_read_is_named(node, clip, caplog, shown, id):
+    """In the log and on the node that encodes it; two prompts that differ only there are the same to the model."""
+    from comfy_execution.utils import CurrentNodeContext
+
+    read = (
+        "a (red:1.2) circle" + "." * 280
+    )  # 298 tokens beside BOS and the instruction's last one: "(", ":1.2)" are none
+    with caplog.at_level("WARNING"), CurrentNodeContext("prompt", "7"):
+        one, two = (
+            tokens_of(node(id, clip=clip, text=read + "." * 6 + end)) for end in (" on a table", " in the rain")
+        )
+        assert torch.equal(one, two)
+        assert not torch.equal(one, tokens_of(node(id, clip=clip, text="b" + read[1:])))
+    notices = [
+        f'the prompt is longer than the 300 tokens that this model reads; not read: "{end}"'
+        for end in ("on a table", "in the rain")
+    ]
+    assert shown == [("7", notice) for notice in notices]
+    assert [r.getMessage() for r in caplog.records] == notices
+
+
+def test_the_bundled_model_reads_24_tokens(node, caplog):
+    clip = node("SanaSprintLoader", model=presets.BUNDLED_NAME)[1]
+    prompt = "a red circle to the left of a large blue square, " * 3 + "and a green triangle"
+    with caplog.at_level("WARNING"):
+        node("CLIPTextEncode", clip=clip, text=prompt)
+    (notice,) = [r.getMessage() for r in caplog.records if "not read" in r.getMessage()]
+    assert "24 tokens" in notice and notice.endswith(' green triangle"')
 
 
 def test_our_text_node_refuses_another_encoder(node, clip):

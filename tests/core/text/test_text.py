@@ -199,6 +199,39 @@ def test_first_word_fuses_with_the_instructions_space(folder):
     assert prompts.tokens("").ids == prompts.instruction_ids
 
 
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text[:12])
+def test_both_formats_know_where_tokens_come_from(folder, text):
+    """Each byte of a character that has no token of its own comes from the whole character."""
+    (ids, spans), other = (
+        load_tokenizer(folder / kind).encode_spans(text) for kind in ("tokenizer.model", "tokenizer.json")
+    )
+    assert (ids, spans) == other and ids == load_tokenizer(folder).encode(text)
+    assert all(end > begin for begin, end in spans[1:])
+    assert {i for begin, end in spans for i in range(begin, end)} == set(range(len(text)))
+
+
+@pytest.mark.parametrize("instruction", [None, "User Prompt: "])
+@pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])
+def test_a_notice_names_what_is_not_read(folder, kind, instruction):
+    """What is read and what the notice names make the prompt; what is read is spelt by the tokens."""
+    tokenizer = load_tokenizer(folder / kind)
+    prompts = PromptTokenizer(tokenizer, TextPreset(instruction, max_tokens=20))
+    prompt = LONG[:150].strip()
+    read = "".join(tokenizer.piece(i) for i in prompts.tokens(prompt).ids[1:]).replace("▁", " ")
+    read = read.removeprefix(instruction or "")
+    notice = prompts.unread_notice(prompt)
+    assert notice.endswith(f'not read: "{prompt.removeprefix(read).strip()}"') and prompt.startswith(read) and read
+    assert "20 tokens" in notice
+    assert prompts.unread_notice(read.strip()) == ""
+
+
+def test_a_notice_is_one_short_line(folder):
+    prompts = PromptTokenizer(load_tokenizer(folder), TextPreset(None, max_tokens=4))
+    notice = prompts.unread_notice("one two three\n" + LONG)
+    assert notice.endswith(' ..."') and "\n" not in notice and len(notice) < 220
+    assert PromptTokenizer(load_tokenizer(folder), text_preset()).unread_notice(SHORT) == ""
+
+
 # --- embeddings -----------------------------------------------------------------------------------
 
 
