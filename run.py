@@ -69,7 +69,9 @@ def paint(options: argparse.Namespace) -> tuple[Path, dict]:
         result = server.images(history)[0]
         out = (options.out or unused(ROOT / "output" / result["filename"])).resolve()
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(server.view(result))
+        part = out.with_name(f".{out.name[:50]}.part")
+        part.write_bytes(server.view(result))
+        os.replace(part, out)  # whole, whatever ends us
         for line in server.notes():
             say(f"  {line}")
         report = {"image": str(out), "seconds": round(seconds, 2), "steps": steps, "seed": seed}

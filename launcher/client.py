@@ -49,7 +49,7 @@ class Client:
 
     def prompt_of(self, workflow: Path) -> dict:
         """The API prompt of a workflow file."""
-        return api_prompt(json.loads(Path(workflow).read_text(encoding="utf-8")), self.object_info())
+        return api_prompt(json.loads(Path(workflow).read_text(encoding="utf-8-sig")), self.object_info())
 
     def queue(self, prompt: dict) -> str:
         """Queue an API prompt and return its id; ComfyError if the server refuses any part of it."""

@@ -15,7 +15,14 @@ def run(work: Callable[[], dict]) -> int:
     try:
         result = work()
     except (ValueError, OSError) as error:
-        log.error("error: %s", error)
+        log.error("error: %s", sentence(error))
         return 1
     tqdm.write(json.dumps(result))
     return 0
+
+
+def sentence(error: Exception) -> str:
+    """What an error says, after the file's name where it is the system's."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

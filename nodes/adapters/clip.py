@@ -6,6 +6,7 @@ weight) plus one entry of ours that says which of them the transformer reads.
 """
 
 import dataclasses
+import itertools
 import logging
 from pathlib import Path
 
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 NAME = "gemma2_2b"  # ComfyUI's name for this encoder: in its files, and in its LoRA keys
 SELECTION = "sana_selection"  # entry of a token dictionary: positions that the transformer reads
 FORMATS = {"authors": "nvlabs", "diffusers": "diffusers"}
+DEEPEST_BRACKETS = 100
 BYTES_PER_TOKEN = 4 * 2**20  # activations of one layer, generously
 
 
@@ -80,8 +82,12 @@ class SanaTokenizer:
 
 
 def split_weights(string: str) -> tuple[str, list[float]]:
-    """A prompt without ComfyUI's weight marks, and the weight of each of its characters."""
-    parsed = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(string), 1.0)
+    """A prompt without ComfyUI's weight marks, and the weight of each of its characters. Raises ValueError."""
+    marked = comfy.sd1_clip.escape_important(string)
+    depth = max(itertools.accumulate((char == "(") - (char == ")") for char in marked), default=0)
+    if depth > DEEPEST_BRACKETS:  # ComfyUI calls itself once for each
+        raise ValueError(f"{depth} brackets in one another in the prompt, {DEEPEST_BRACKETS} are the most: remove some")
+    parsed = comfy.sd1_clip.token_weights(marked, 1.0)
     parts = [(comfy.sd1_clip.unescape_important(part), weight) for part, weight in parsed]
     return "".join(part for part, _ in parts), [weight for part, weight in parts for _ in part]
 

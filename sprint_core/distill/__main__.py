@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from .. import cli
 from ..weights import checkpoint, layouts, presets
 from . import recipes
 from .engine.processes import ProcessGroup, launched_processes
@@ -175,6 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         recipe = _recipe(args)
         processes = launched_processes(args.device)
+        if processes.rank:
+            logging.getLogger().setLevel(logging.ERROR)  # process 0 says it for all
         if args.dry_run:
             result = _dry_run(args, recipe, processes)
         elif args.ablations:
@@ -186,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             files = run(args, recipe, processes, command)
             result = {"files": [str(path) for path in files]}
     except (ValueError, OSError) as error:
-        log.error("error: %s", error)
+        log.error("error: %s", cli.sentence(error))
         return 1
     if processes.rank == 0:
         tqdm.write(json.dumps(result | {"seconds": round(time.perf_counter() - started, 1)}))

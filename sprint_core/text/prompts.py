@@ -68,10 +68,12 @@ class PromptTokenizer:
     def tokens_and_spans(self, prompt: str) -> tuple[Tokens, list[Span | None]]:
         """The tokens, and for each of `ids` the characters [begin, end) of the unchanged prompt that it came from.
 
-        None for BOS and the instruction. (Lower-casing is assumed to keep every character's place.)
+        None for BOS and the instruction.
         """
         ids, spans = self.tokenizer.encode_spans(self.preset.full_text(prompt))
         tokens = select_tokens(ids, len(self.instruction_ids), self.preset.max_tokens)
         start = len(self.preset.instruction or "") - (len(prompt) - len(prompt.lstrip()))
-        moved = [(max(begin - start, 0), end - start) for begin, end in spans]
-        return tokens, [span if span[1] > span[0] else None for span in moved[: len(tokens.ids)]]
+        # Of each character that is tokenised: İ in lower case is two.
+        places = [i for i, char in enumerate(prompt) for _ in (char.lower() if self.preset.lower else char)]
+        moved = [places[max(begin - start, 0) : max(end - start, 0)] for begin, end in spans[: len(tokens.ids)]]
+        return tokens, [(span[0], span[-1] + 1) if span else None for span in moved]

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .. import disk
+
 PAD, BOS = 0, 2  # Gemma's ids
 Span = tuple[int, int]
 
@@ -134,6 +136,8 @@ def load_tokenizer(source: str | Path | bytes | Tensor) -> Tokenizer:
                 f"no Gemma tokenizer in {path}: put tokenizer.model or tokenizer.json of gemma-2-2b-it there"
             )
         source = file.read_bytes()
+    if source.startswith(tuple(disk.MARKS)):
+        source = disk.decoded(source).encode()
     return HFTokenizer(source) if source.lstrip()[:1] == b"{" else SentencePieceTokenizer(source)
 
 

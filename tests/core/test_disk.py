@@ -15,6 +15,7 @@ from processes import ROOT
 
 from sprint_core import __main__ as command_line
 from sprint_core import convert, disk
+from sprint_core.evaluate import __main__ as evaluate
 from sprint_core.images import files
 from sprint_core.weights import presets, tensorfile
 
@@ -193,3 +194,9 @@ def test_places_that_cannot_be_written_are_refused_before_the_work(tmp_path, cap
         assert reason in caplog.records[-1].getMessage()
     assert convert.main(["--fit-preview", str(folder / "vae.safetensors"), "gone"]) == 1
     assert f"error: {folder / 'vae.preview.json'}: nothing can be written to" in caplog.records[-1].getMessage()
+
+
+def test_what_the_system_says_comes_after_the_files_name(tmp_path, caplog):
+    """A folder where a file should be: no number of an error, no quotes."""
+    assert evaluate.main(["--geneval", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert caplog.records[-1].getMessage() == f"error: {tmp_path}: Is a directory"

@@ -195,6 +195,33 @@ def test_bad_geneval_lines(tmp_path, text, message):
         list(official.geneval_jobs(path, tmp_path / "out"))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_prompts_in_any_encoding_and_with_any_character(tmp_path, encoding):
+    """Lines end at line feeds alone, with or without a carriage return before."""
+    prompts = ["one\u2028two\x85three\u2029four", "ein Käfer 🐞"]
+    lines = "\r\n".join(json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts)
+    (tmp_path / "m.jsonl").write_bytes(lines.encode(encoding))
+    jobs = list(official.geneval_jobs(tmp_path / "m.jsonl", tmp_path / "out"))
+    assert [text for text, _, _ in jobs[::4]] == prompts
+    row = json.loads((tmp_path / "out" / "00001" / "metadata.jsonl").read_bytes())
+    assert row == {"prompt": prompts[1]}
+    entries = {"ab1": {"category": "people", "prompt": prompts[0]}}
+    (tmp_path / "m.json").write_bytes(json.dumps(entries, ensure_ascii=False).encode(encoding))
+    assert next(official.mjhq_jobs(tmp_path / "m.json", tmp_path / "out"))[0] == prompts[0]
+
+
+def test_prompts_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "m.jsonl").write_bytes('{"prompt": "ein Käfer"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"m\.jsonl: not UTF-8 .*save it as UTF-8"):
+        list(official.geneval_jobs(tmp_path / "m.jsonl", tmp_path / "out"))
+    (tmp_path / "m.jsonl").write_text('{"prompt": "a"}\n{"prompt": "half \\ud83d"}')
+    with pytest.raises(ValueError, match=r"line 2: its prompt holds half of a surrogate pair"):
+        list(official.geneval_jobs(tmp_path / "m.jsonl", tmp_path / "out"))
+    (tmp_path / "m.json").write_text('{"ab1": {"category": "a", "prompt": "half \\ud83d"}}')
+    with pytest.raises(ValueError, match=r"m\.json: ab1: its prompt holds half"):
+        list(official.mjhq_jobs(tmp_path / "m.json", tmp_path / "out"))
+
+
 @pytest.mark.parametrize(("text", "message"), [("[1]", "JSON object"), ('{"a": {"prompt": "x"}}', "a has no prompt")])
 def test_bad_mjhq_files(tmp_path, text, message):
     path = tmp_path / "m.json"

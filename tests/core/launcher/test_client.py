@@ -100,3 +100,10 @@ def test_notes_are_the_packs_lines(tmp_path):
     log.write_text("[INFO] Starting server\n[INFO] SANA-Sprint tiny, fp32\nSANA-Sprint: made a model\nx SANA-Sprint")
     server = Server("python", tmp_path, tmp_path, log)
     assert server.notes() == ["SANA-Sprint tiny, fp32", "SANA-Sprint: made a model"]
+
+
+def test_a_workflow_with_a_byte_order_mark(tmp_path):
+    """As Windows' editors save it."""
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"nodes": [], "links": []}')
+    with Answering([{}]) as server:
+        assert Client(server.url).prompt_of(tmp_path / "a.json") == {}

@@ -2,12 +2,14 @@
 
 import inspect
 import io
+import json
 import shutil
 import sys
 from dataclasses import replace
 
 import pytest
 import sentencepiece
+import standin
 import tokenizers
 import torch
 from diffusers import SanaSprintPipeline
@@ -373,3 +375,11 @@ def test_layers_leave_memory_after_use(folder, tmp_path):
     assert resident_bytes(mapped.model.layers[0].mlp.up_proj.weight) < path.stat().st_size / 10
     wanted = [TextEncoder(gemma, tokenizer, text_preset()).encode([prompt])[0] for prompt in prompts]
     torch.testing.assert_close(found, wanted)
+
+
+def test_tokenizer_json_with_a_byte_order_mark(tmp_path):
+    """As Windows' editors save it: with or without it, the same ids and the same bytes in a checkpoint."""
+    plain = HFTokenizer(json.dumps(standin.byte_tokenizer()).encode())
+    (tmp_path / "tokenizer.json").write_bytes(b"\xef\xbb\xbf" + plain.data)
+    marked = load_tokenizer(tmp_path)
+    assert marked.encode("ein Käfer") == plain.encode("ein Käfer") and marked.data == plain.data
