@@ -2,6 +2,8 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..sprint_core import messages
+from .adapters import screen
 from .control import ControlNetApply, SoftEdges
 from .latent import EmptyLatent
 from .loaders import LoadControlNet, LoadLoRA, LoadModel, LoadSprint, LoadTextEncoder, LoadVAE
@@ -27,6 +29,9 @@ NODES = [
 
 class SanaSprintExtension(ComfyExtension):
     """What ComfyUI asks for this pack's nodes."""
+
+    async def on_load(self) -> None:
+        messages.PLACES.prefixes = screen.places
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..sprint_core.images import edges
 from ..sprint_core.models.controlnet import MAX_STRENGTH
-from .adapters import annotators, screen
+from .adapters import annotators, folders, screen
 from .adapters import control as adapter
 
 CATEGORY = "SANA-Sprint/conditioning"
@@ -68,6 +68,7 @@ class ControlNetApply(io.ComfyNode):
         )
 
     @classmethod
+    @screen.one_sentence
     def execute(
         cls, positive, control_net, image, vae, strength, start_percent, end_percent, negative=None
     ) -> io.NodeOutput:
@@ -119,9 +120,10 @@ class SoftEdges(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, method, **kwargs):
         path = None if method == SOFT else annotators.hed_file()
-        return None if path is None else (str(path), path.stat().st_mtime_ns)
+        return None if path is None else folders.stamp_of([path])
 
     @classmethod
+    @screen.one_sentence
     def execute(cls, image, method, scribble, resolution) -> io.NodeOutput:
         if image.ndim != 4 or image.shape[-1] != 3 or 0 in image.shape:
             raise ValueError(

@@ -51,6 +51,7 @@ class EmptyLatent(io.ComfyNode):
         )
 
     @classmethod
+    @screen.one_sentence
     def execute(cls, size, width, height, batch_size, model=None) -> io.NodeOutput:
         requested = (width, height) if size == CUSTOM else SIZES[size]
         if model is not None and size != CUSTOM:

@@ -63,6 +63,7 @@ class LoadSprint(io.ComfyNode):
         return folders.stamp(model, "checkpoints"), dtype
 
     @classmethod
+    @screen.one_sentence
     def execute(cls, **kwargs) -> io.NodeOutput:
         source = Source(folders.find(kwargs["model"], "checkpoints"))  # a file with all parts is opened once
         chosen = options.parse(dtype=kwargs["dtype"])
@@ -105,6 +106,7 @@ class LoadModel(io.ComfyNode):
         return folders.stamp(model, *MODEL_FOLDERS), dtype, time_scale, average
 
     @classmethod
+    @screen.one_sentence
     def execute(cls, **kwargs) -> io.NodeOutput:
         path = folders.find(kwargs.pop("model"), *MODEL_FOLDERS)
         return io.NodeOutput(model.load_model(path, options.parse(**kwargs)))
@@ -145,6 +147,7 @@ class LoadTextEncoder(io.ComfyNode):
         return folders.stamp(text_encoder, *TEXT_FOLDERS), dtype, device
 
     @classmethod
+    @screen.one_sentence
     def execute(cls, text_encoder, dtype, device="auto") -> io.NodeOutput:
         path = folders.find(text_encoder, *TEXT_FOLDERS)
         return io.NodeOutput(clip.load_clip(path, options.parse(dtype=dtype, device=device)))
@@ -185,6 +188,7 @@ class LoadVAE(io.ComfyNode):
         return folders.stamp(vae, *VAE_FOLDERS), dtype, compile
 
     @classmethod
+    @screen.one_sentence
     def execute(cls, **kwargs) -> io.NodeOutput:
         path = folders.find(kwargs["vae"], *VAE_FOLDERS)
         chosen = options.parse(dtype=kwargs["dtype"], compile=kwargs.get("compile", False))
@@ -232,6 +236,7 @@ class LoadControlNet(io.ComfyNode):
         return folders.stamp(control_net, *CONTROL_FOLDERS), dtype, time_scale, wiring, average
 
     @classmethod
+    @screen.one_sentence
     def execute(cls, control_net, dtype, time_scale, wiring, average=False) -> io.NodeOutput:
         path = folders.find(control_net, *CONTROL_FOLDERS)
         return io.NodeOutput(control.load_control(path, options.parse(dtype, time_scale, wiring, average=average)))
@@ -271,6 +276,7 @@ class LoadLoRA(io.ComfyNode):
         return lora_name, lora.stamp(lora_name)
 
     @classmethod
+    @screen.one_sentence
     def execute(cls, model, lora_name, strength_model, strength_clip, clip=None) -> io.NodeOutput:
         if strength_model == 0.0 and (clip is None or strength_clip == 0.0):
             return io.NodeOutput(model, clip)

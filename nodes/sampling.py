@@ -72,6 +72,7 @@ class Schedule(io.ComfyNode):
         )
 
     @classmethod
+    @screen.one_sentence
     def execute(cls, steps, schedule, denoise, angles) -> io.NodeOutput:
         return io.NodeOutput(sigmas_of(cls.hidden.unique_id, steps, schedule, denoise, angles))
 
@@ -91,6 +92,7 @@ class TrigFlowSampler(io.ComfyNode):
         )
 
     @classmethod
+    @screen.one_sentence
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(adapter.sampler())
 
@@ -134,6 +136,7 @@ class Sampler(io.ComfyNode):
         )
 
     @classmethod
+    @screen.one_sentence
     def execute(cls, model, positive, latent_image, seed, guidance, steps, schedule, denoise, angles) -> io.NodeOutput:
         sigmas = sigmas_of(cls.hidden.unique_id, steps, schedule, denoise, angles)
         return io.NodeOutput(adapter.sample(model, positive, latent_image, sigmas, seed, guidance))

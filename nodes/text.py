@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from .adapters import clip as adapter
+from .adapters import screen
 
 INSTRUCTIONS = ("model default", "off", "custom")
 
@@ -50,6 +51,7 @@ class TextEncode(io.ComfyNode):
         )
 
     @classmethod
+    @screen.one_sentence
     def execute(cls, clip, text, instruction, prompt_format, custom_instruction="") -> io.NodeOutput:
         preset = adapter.preset_of(clip, instruction, prompt_format, custom_instruction)
         tokens = clip.tokenize(text, sana_preset=preset)

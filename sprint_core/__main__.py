@@ -1,7 +1,6 @@
 """The command line: python -m sprint_core "a cat" --steps 2. The last line of output is one JSON document."""
 
 import argparse
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from . import cli, trigflow
+from . import cli, messages, trigflow
 from .devices import DTYPES, usable_device
 from .images import edges, sizes
 from .images import files as image_files
@@ -19,7 +18,7 @@ from .models import controlnet, hed
 from .pipeline import Control, Pipeline
 from .weights import checkpoint, layouts, presets
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 SPRINTS = [name for name, preset in presets.PRESETS.items() if preset.transformer.guidance_embed]
 EDGES = ("soft", "scribble", "none")  # how the command line makes a control image

@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-log = logging.getLogger(__name__)
+from . import messages
+
+log = messages.logger(__name__)
 
 
 def run(work: Callable[[], dict]) -> int:
     """Run a command and return its exit status: 0 after its result, printed as JSON; 1 on ValueError and OSError."""
+    messages.carry_any_text()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         result = work()

@@ -7,7 +7,6 @@
 Command line: python -m sprint_core "a cat" --steps 2
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from . import sampler, trigflow
+from . import messages, sampler, trigflow
 from .devices import to_device
 from .images import sizes
 from .latent import DOWNSCALE, LATENT_CHANNELS, SCALE
@@ -31,7 +30,7 @@ from .weights import checkpoint, layouts, part, presets
 from .weights.part import Config, Layout, Network
 from .weights.tensorfile import CheckpointError
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 MAX_GUIDANCE = 100.0
 

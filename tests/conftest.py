@@ -1,5 +1,6 @@
 """What all groups of tests share: the import path, the ComfyUI under test, one server for server/ and browser/."""
 
+import json
 import os
 import signal
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,6 +67,17 @@ def server(comfyui_path, tmp_path_factory):
     standin.fill(base / "models")
     with Server(sys.executable, comfyui_path, base, base / "comfyui.log", ("--cpu",)) as running:
         yield running
+        private = names_of_this_machine(running)
+    assert not private, private
+
+
+def names_of_this_machine(server: Server) -> list[str]:
+    """Saved images, and lines of the log since the server runs, that name a folder of this machine."""
+    base = str(server.base)
+    log = server.log_text().partition("To see the GUI go to")[2]
+    images = [file for kind in ("output", "temp") for file in (server.base / kind).rglob("*.png")]
+    texts = [line for line in log.splitlines() if base in line]
+    return texts + [file.name for file in images if base in json.dumps(Image.open(file).info, default=str)]
 
 
 @pytest.fixture(scope="session")

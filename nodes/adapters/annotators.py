@@ -1,7 +1,6 @@
 """HED for the Soft Edges node, where its weights lie in models/annotators."""
 
 import functools
-import logging
 from pathlib import Path
 
 import comfy.model_management as mm
@@ -11,9 +10,10 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ...sprint_core import messages
 from ...sprint_core.images import edges
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 FOLDER = "annotators"
 NAMES = ("ControlNetHED.pth", "ControlNetHED.safetensors")

@@ -7,7 +7,6 @@ weight) plus one entry of ours that says which of them the transformer reads.
 
 import dataclasses
 import itertools
-import logging
 from pathlib import Path
 
 import comfy.model_management as mm
@@ -22,6 +21,7 @@ import folder_paths
 import torch
 from torch import Tensor, nn
 
+from ...sprint_core import messages
 from ...sprint_core.models.gemma import Gemma
 from ...sprint_core.text.encoder import PromptEmbeddingCache, encode_ids
 from ...sprint_core.text.formats import TextPreset, text_preset
@@ -32,7 +32,7 @@ from ...sprint_core.weights import checkpoint, layouts, part
 from . import quantised, screen
 from .options import DEFAULT, LoaderOptions
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 NAME = "gemma2_2b"  # ComfyUI's name for this encoder: in its files, and in its LoRA keys
 SELECTION = "sana_selection"  # entry of a token dictionary: positions that the transformer reads
@@ -162,6 +162,7 @@ class SanaTextModel(nn.Module):
     def memory_estimation_function(self, token_weight_pairs: dict, device: torch.device | None = None) -> int:
         return BYTES_PER_TOKEN * sum(len(pairs) for pairs in token_weight_pairs.get(NAME, ()))
 
+    @screen.one_sentence
     def encode_token_weights(self, token_weight_pairs: dict) -> tuple[Tensor, None]:
         """Conditioning [1, n, width] in fp32 of one prompt, without padding; nothing pooled."""
         pairs = token_weight_pairs[NAME][0]
@@ -258,6 +259,7 @@ def _clear_cache_if_unpatched(patcher, unpatched: bool) -> None:
         _clear_cache(patcher)
 
 
+@screen.one_sentence
 def load_clip_patcher(
     path: Path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:

@@ -5,7 +5,6 @@ latent, and kept; the network takes the flow time itself; and what cannot work i
 """
 
 import functools
-import logging
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +17,16 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ...sprint_core import messages
 from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from ...sprint_core.models.controlnet import ControlNetConfig, SanaControlNet, check_strength_and_range
 from ...sprint_core.weights import checkpoint, layouts
 from ...sprint_core.weights.presets import GUIDANCE
+from . import screen
 from .model import SanaLatent, SanaModel, attend
 from .options import LoaderOptions
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 KEPT_HINTS = 4
 CONDITIONS = ["guidance", "attention_mask"]  # what the network reads of a CONDITIONING beside its text
@@ -145,6 +146,7 @@ class SanaControl(comfy.controlnet.ControlNet):
         self.copy_to(other)
         return other
 
+    @screen.one_sentence
     def set_cond_hint(
         self,
         cond_hint: Tensor,

@@ -4,7 +4,10 @@ A folder with a config.json, such as a sharded encoder or a whole diffusers pipe
 the files inside it are not listed.
 """
 
+import contextlib
+import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import folder_paths
@@ -72,10 +75,21 @@ def find(name: str, *keys: str) -> Path:
 
 
 def stamp(name: str, *keys: str) -> str:
-    """Changes when the file or folder behind a name does, or what belongs to it, so that it is read again."""
+    """Changes when the file or folder behind a name does, or what belongs to it, so that it is read again.
+
+    A hash: ComfyUI stores it in every image, and paths are the user's own business.
+    """
     path = BUNDLED.get(name) or models(*keys).get(name)
     if path is None:
         return name
     neighbours = (preview.fit_path(path), layouts.tiny_autoencoder.partner(path))
-    files = sorted(path.rglob("*")) if path.is_dir() else [path, *filter(None, neighbours)]
-    return repr([(str(file), file.stat().st_mtime_ns) for file in files if file.exists()])
+    return stamp_of(sorted(path.rglob("*")) if path.is_dir() else [path, *filter(None, neighbours)])
+
+
+def stamp_of(files: Iterable[Path]) -> str:
+    """Changes when one of these files does, appears or vanishes. Raises nothing: ComfyUI would log what it is."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        with contextlib.suppress(OSError):
+            digest.update(os.fsencode(file) + b"\0" + str(file.stat().st_mtime_ns).encode() + b"\0")
+    return digest.hexdigest()

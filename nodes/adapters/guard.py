@@ -4,7 +4,6 @@ Everything that a graph may connect from another model family arrives here: late
 """
 
 import contextlib
-import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -13,16 +12,18 @@ import comfy.model_sampling
 import torch
 from torch import Tensor
 
+from ...sprint_core import messages
 from ...sprint_core.latent import LATENT_CHANNELS
 from . import bypass, screen
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 CFG_NAMES = ("cfg", "cfg1", "cfg2")  # where CFGGuider and DualCFGGuider keep their scales
 ROUNDING = 1e-4  # above 1: published angles write pi/2 as 1.5708, which makes sigma 1.0000037
 TAKE_OURS = "take TrigFlow Schedule, or Basic Scheduler for multi-step models"
 
 
+@screen.one_sentence
 def guard_run(
     executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, *args, **kwargs
 ) -> Tensor:
@@ -147,4 +148,4 @@ def _warn_of_cfg(model: Any, cfg: float) -> None:
     if not getattr(model, "warned_cfg", False):
         log.warning("%s", text)
     model.warned_cfg = True
-    screen.say(screen.running_node(), text)
+    screen.hold(text)

@@ -1,7 +1,6 @@
 """A LoRA of any trainer's naming through ComfyUI's own loader, so that strengths, stacking and hooks stay its."""
 
 import functools
-import logging
 from pathlib import Path
 
 import comfy.model_patcher
@@ -9,13 +8,15 @@ import comfy.sd
 import folder_paths
 import torch
 
+from ...sprint_core import messages
 from ...sprint_core.weights import lora, tensorfile
 from ...sprint_core.weights.lora_settings import CONFIG, LoraSettings
 from ...sprint_core.weights.tensorfile import CheckpointError
 from . import clip as clip_adapter
+from . import folders
 from . import model as model_adapter
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 FOLDER = "loras"
 NETWORK = "diffusion_model."
@@ -27,11 +28,10 @@ def names() -> list[str]:
     return folder_paths.get_filename_list(FOLDER)
 
 
-def stamp(name: str) -> list[int]:
+def stamp(name: str) -> str:
     """Changes when the file does, or PEFT's settings beside it, so that it is read again."""
     path = folder_paths.get_full_path(FOLDER, name)
-    files = () if path is None else (Path(path), Path(path).with_name(CONFIG))
-    return [file.stat().st_mtime_ns for file in files if file.is_file()]
+    return folders.stamp_of(() if path is None else (Path(path), Path(path).with_name(CONFIG)))
 
 
 def path_of(name: str) -> str:

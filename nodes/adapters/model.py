@@ -6,7 +6,6 @@ classes below.
 """
 
 import functools
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,17 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...sprint_core import trigflow
+from ...sprint_core import messages, trigflow
 from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from ...sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from ...sprint_core.weights import checkpoint, layouts
 from ...sprint_core.weights.presets import GUIDANCE
-from . import bypass, quantised
+from . import bypass, quantised, screen
 from .guard import guard_run
 from .options import DEFAULT, LoaderOptions
 from .preview import Painter, factors_of
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 WRAPPER_KEY = "sana_sprint"
 TABLE_SIZE = 2520  # sigmas in the table that stock schedulers pick from: divided evenly by 1 to 10 steps
@@ -279,7 +278,7 @@ def load_model(
     wrapper = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
     patcher.add_wrapper_with_key(wrapper, WRAPPER_KEY, guard_run)
     patcher.add_callback_with_key(comfy.patcher_extension.CallbacksMP.ON_INJECT_MODEL, bypass.KEY, bypass.mend)
-    patcher.cached_patcher_init = (load_model, (source.path, options))
+    patcher.cached_patcher_init = (screen.one_sentence(load_model), (source.path, options))
     return patcher
 
 

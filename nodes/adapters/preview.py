@@ -7,7 +7,6 @@ sampler shows them, and nothing is patched.
 """
 
 import functools
-import logging
 import os
 from collections.abc import Callable
 
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...sprint_core import messages
 from ...sprint_core.images import preview
 from ...sprint_core.images.preview import Factors, RGBFit
 from ...sprint_core.latent import SCALE
@@ -28,7 +28,7 @@ from ...sprint_core.weights.checkpoint import Weights
 from ...sprint_core.weights.tensorfile import CheckpointError
 from .folders import APPROXIMATE, TINY_DECODER
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 LARGEST = 32  # cells a side that are decoded for a preview: 1024 px, which ComfyUI shrinks
 IDENTITY = torch.eye(3).tolist()

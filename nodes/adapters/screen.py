@@ -1,10 +1,26 @@
-"""Messages to the user: on the node itself, and in the log."""
+"""Messages to the user: on the node itself, in the log, and in the error that a run ends with.
 
-import logging
+ComfyUI prints an error with its class, and each line of its way through the code. What people can mend needs none of
+that: at the edge of this pack it becomes a ValueError of one sentence.
+"""
 
+import functools
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import folder_paths
 from comfy_execution.utils import get_executing_context
 
-log = logging.getLogger(__name__)
+from ...sprint_core import messages
+
+log = messages.logger(__name__)
+
+PACK = "comfyui-sana-sprint"
+LONGEST = 400  # characters on a node
+_held: set[str] = set()  # nodes that show a fault or a warning, until they run again
 
 
 def say(node_id: str | None, text: str) -> None:
@@ -13,16 +29,87 @@ def say(node_id: str | None, text: str) -> None:
 
     server = getattr(PromptServer, "instance", None)
     if server is not None and node_id is not None and hasattr(server, "send_progress_text"):
-        server.send_progress_text(text, node_id)
-
-
-def running_node() -> str | None:
-    """The node that runs in this thread, for code that no node calls directly; None outside a graph."""
-    context = get_executing_context()
-    return None if context is None else context.node_id
+        server.send_progress_text(messages.clipped(messages.readable(text), LONGEST), node_id)
 
 
 def warn(node_id: str | None, text: str) -> None:
     """`say`, and a warning in the log."""
     log.warning("%s", text)
     say(node_id, text)
+
+
+def running_node() -> str | None:
+    """The node that ComfyUI runs now, of any pack; None outside a run."""
+    context = get_executing_context()
+    return None if context is None else context.node_id
+
+
+def hold(text: str) -> None:
+    """Show a line on the running node until it runs again."""
+    if (node_id := running_node()) is not None:
+        _held.add(node_id)
+        say(node_id, text)
+
+
+def release() -> None:
+    """Take away what `hold` has shown."""
+    if (node_id := running_node()) in _held:
+        _held.discard(node_id)
+        say(node_id, "")
+
+
+def places() -> dict[str, str]:
+    """What messages write for folders of this machine: names in ComfyUI's model folders, as the loaders list them."""
+    roots = {root for folders, _ in folder_paths.folder_names_and_paths.values() for root in folders}
+    known = dict.fromkeys((*roots, folder_paths.models_dir, folder_paths.base_path), "")
+    here = Path(__file__)
+    ours = dict.fromkeys((str(here.parents[2]), str(here.resolve().parents[2])), f"{PACK}/")
+    shortened = {os.path.expanduser("~"): "~/"} | known | ours
+    return {os.path.join(folder, ""): short for folder, short in shortened.items() if len(folder) > 1}
+
+
+def one_sentence(method: Callable) -> Callable:
+    """Of what ComfyUI calls: an error that people can mend leaves it as ValueError of one sentence, shown on the node.
+
+    Such are the ValueErrors that this pack raises, and files that cannot be opened. All others, which are faults of
+    some program, pass with their lines of code, if the log can take them.
+    """
+
+    @functools.wraps(method)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        release()
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:
+            trace = "".join(traceback.format_exception(error))
+            mendable = _mendable(error)
+            if not mendable and _encodable(trace):
+                raise
+            sentence = _sentence(error)
+        # Outside the handler: an error that came before would be printed as well.
+        for line in trace.splitlines():
+            log.debug("%s", line)
+        hold(sentence)
+        raise ValueError(sentence) if mendable else RuntimeError(sentence)
+
+    # So that no path of this machine is in the lines that ComfyUI prints and keeps.
+    wrapper.__code__ = wrapper.__code__.replace(co_filename=f"{PACK}/nodes/adapters/{Path(__file__).name}")
+    return wrapper
+
+
+def _mendable(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.filename is not None
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, ValueError) and frame.f_globals["__name__"].startswith(__name__.split(".nodes.")[0])
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return messages.readable(f"{os.fsdecode(error.filename)}: {error.strerror}; check the file and who may read it")
+    return messages.readable(str(error) or type(error).__name__)
+
+
+def _encodable(text: str) -> bool:
+    """Whether the streams that ComfyUI's log goes to take it: where they do not, its worker thread ends."""
+    return messages.encodable(text) == text

@@ -13,13 +13,15 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ...sprint_core import messages
 from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from ...sprint_core.models import compiled
 from ...sprint_core.weights import checkpoint, layouts
+from . import screen
 from .options import DEFAULT, LoaderOptions
 from .preview import Colours, factors_of
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 # Bytes of activations per pixel and byte of dtype: 640 and 790 measured on the CPU, and a third.
 ENCODE_FACTOR, DECODE_FACTOR = 850, 1050
@@ -91,18 +93,22 @@ class SanaVAE(comfy.sd.VAE):
             self.first_stage_model.to(self.vae_dtype)  # layers that ComfyUI fills late keep the file's dtype
         self.model_size()
 
+    @screen.one_sentence
     def decode(self, samples_in: Tensor, *args, **kwargs) -> Tensor:
         self._require_own(samples_in)
         return self._checked(samples_in, super().decode(samples_in, *args, **kwargs))
 
+    @screen.one_sentence
     def decode_tiled(self, samples: Tensor, *args, **kwargs) -> Tensor:
         self._require_own(samples)
         return self._checked(samples, super().decode_tiled(samples, *args, **kwargs))
 
+    @screen.one_sentence
     def encode(self, pixel_samples: Tensor, *args, **kwargs) -> Tensor:
         self._require_a_cell(pixel_samples)
         return super().encode(pixel_samples, *args, **kwargs)
 
+    @screen.one_sentence
     def encode_tiled(self, pixel_samples: Tensor, *args, **kwargs) -> Tensor:
         self._require_a_cell(pixel_samples)
         return super().encode_tiled(pixel_samples, *args, **kwargs)
@@ -204,6 +210,7 @@ def _weights(source: checkpoint.Source) -> checkpoint.Weights:
     return weights
 
 
+@screen.one_sentence
 def load_vae_patcher(
     path: Path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:

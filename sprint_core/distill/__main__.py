@@ -23,14 +23,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .. import cli
+from .. import cli, messages
 from ..weights import checkpoint, layouts, presets
 from . import recipes
 from .engine.processes import ProcessGroup, launched_processes
 from .runs import ablations, control, demo, estimate
 from .runs.published import PublishedRun, Sources
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 SCENES = "scenes"
 NEEDED = {"teacher": "--teacher", "autoencoder": "--vae", "text_encoder": "--text-encoder"}
@@ -168,6 +168,7 @@ def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proces
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    messages.carry_any_text()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # gains stay fp32 under autocast
     args = _arguments(argv)

@@ -33,12 +33,19 @@ class TextPreset:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.instruction is not None:
+            object.__setattr__(self, "instruction", _whole_characters(self.instruction))
 
     def full_text(self, prompt: str) -> str:
         """The text to tokenise: the instruction, and the prompt stripped and perhaps lower-cased."""
-        prompt = prompt.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+        prompt = _whole_characters(prompt)
         prompt = (prompt.lower() if self.lower else prompt).strip()
         return (self.instruction or "") + prompt
+
+
+def _whole_characters(text: str) -> str:
+    """The text with ? for halves of surrogate pairs, which no tokenizer takes and no file can hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def text_preset(format: str = "nvlabs") -> TextPreset:

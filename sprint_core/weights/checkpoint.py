@@ -7,7 +7,6 @@ is strict: a tensor too few or too many is an error that lists it.
 
 import dataclasses
 import json
-import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import messages
 from ..models import controlnet
 from ..models.layers import Unset
 from . import part, presets, tensorfile
@@ -26,7 +26,7 @@ from .layouts.tiny_autoencoder import OTHER_HALF, halves_in, partner
 from .part import METADATA_KEY, QUANT_SUFFIXES, Config, Layout, MissingPart, Network, Weights, json_bytes, shapes_of
 from .tensorfile import CheckpointError, TensorFile
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 TENSOR_KEY = "sana_sprint_config"  # our metadata's JSON as bytes, for files that a host writes
 QUANT_KEY = "_quantization_metadata"  # ComfyUI's description of quantised layers, JSON in a safetensors header

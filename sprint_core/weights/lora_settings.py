@@ -6,7 +6,6 @@ or by alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732).
 """
 
 import json
-import logging
 import math
 import re
 from collections.abc import Mapping
@@ -14,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import disk
+from .. import disk, messages
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 METADATA_KEY = "lora_adapter_metadata"  # of the header
 CONFIG = "adapter_config.json"

@@ -6,7 +6,6 @@ every other name is refused, and the message says which.
 """
 
 import contextlib
-import logging
 import pickle
 import re
 import zipfile
@@ -17,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from .. import messages
+
+log = messages.logger(__name__)
 
 WEIGHTS, AVERAGE = "state_dict", "state_dict_ema"  # of the authors' trainer; their pipelines read the first
 # Where trainers keep averages of their weights, and where all weights, at any depth: the first with tensors counts.

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .. import disk
+from .. import disk, messages
 from . import pickles
 
 SAFETENSORS = (".safetensors", ".sft")
@@ -30,7 +30,10 @@ VARIANTS = ("", ".bf16", ".fp16", ".fp32")  # of diffusers file names, in order 
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be used; the message names it, what is wrong and what to do."""
+    """A file that cannot be used; the message, always readable, names it, what is wrong and what to do."""
+
+    def __init__(self, message: object):
+        super().__init__(messages.readable(message))
 
 
 @dataclass
@@ -50,6 +53,7 @@ def read(path: str | os.PathLike, average: bool = False) -> TensorFile:
         return _read_folder(path, average)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    _require_utf8(path)
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty; download it again")
     if path.suffix.lower() in SAFETENSORS:
@@ -59,6 +63,14 @@ def read(path: str | os.PathLike, average: bool = False) -> TensorFile:
     if path.suffix.lower() in PICKLES:
         return TensorFile(path, _read_pickle(path, average))
     raise CheckpointError(f"{path}: unknown file type; expected one of {', '.join(WEIGHT_SUFFIXES)}")
+
+
+def _require_utf8(path: Path) -> None:
+    """Refuse what neither PyTorch nor safetensors can open, whatever is in it. Raises CheckpointError."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{path}: its name, or a folder's above it, is not UTF-8; rename it") from None
 
 
 def _read_safetensors(path: Path) -> TensorFile:
@@ -156,7 +168,8 @@ def read_json(path: Path) -> dict:
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, whole or not at all. Raises OSError."""
+    """Write a safetensors file, whole or not at all. Raises OSError, CheckpointError for a name that is not UTF-8."""
+    _require_utf8(Path(path))
     with disk.replacing(path) as temporary:
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         safetensors.torch.save_file(tensors, temporary, {"format": "pt", **metadata})

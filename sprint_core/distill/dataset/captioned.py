@@ -10,7 +10,6 @@ import collections
 import glob
 import io
 import itertools
-import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -22,11 +21,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ... import messages
 from ...images.files import rgb
 from . import shards
 from .pairing import CAPTIONS, IMAGES, NOT_READ, Item, Stored, caption_of, checked, lenient, paired, parsed, split
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 COLUMNS = ("image", *IMAGES)  # that may hold images
 WHERE_CAPTIONS_BELONG = (

@@ -7,7 +7,6 @@ ones, and those of other items, are encoded again.
 import hashlib
 import itertools
 import json
-import logging
 import operator
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,12 +21,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from ... import messages
 from ...weights import tensorfile
 from .captioned import listed, name_left_out, square
 from .latent_cache import LatentCache, Shard
 from .pairing import Item
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 SHARD = 256  # items
 BATCH = 8  # images that are encoded at once

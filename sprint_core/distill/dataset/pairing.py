@@ -7,7 +7,6 @@ above. Endings may be in upper case. Text is decoded by its byte order mark, els
 import csv
 import io
 import json
-import logging
 import posixpath
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +16,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from ... import disk
+from ... import disk, messages
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 IMAGES = ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif", "avif")  # endings of names
 NOT_READ = ("heic", "heif", "jxl", "jp2", "psd", "svg", "exr", "hdr", "dng", "cr2", "cr3", "nef", "arw")

@@ -7,7 +7,6 @@ steps do not reach.
 
 import dataclasses
 import functools
-import logging
 import time
 import weakref
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ... import messages
 from ...evaluate.frechet import FeatureNetwork
 from ...latent import DOWNSCALE, LATENT_CHANNELS
 from ...models.autoencoder import Autoencoder
@@ -37,7 +37,7 @@ from ..stages.student import DistillStage
 from ..stages.teacher import TeacherStage
 from . import demo
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 GIB = 2**30
 FIRST_MATMUL_SIZE = 128

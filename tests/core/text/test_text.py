@@ -124,6 +124,7 @@ def test_presets():
     assert text_preset("nvlabs").full_text(" A Cat ") == load_instruction("nvlabs") + "A Cat"
     assert text_preset("diffusers").full_text(" A Cat ") == load_instruction("diffusers") + "a cat"
     assert TextPreset(None).full_text(" A Cat ") == "A Cat"
+    assert TextPreset("x\udcff: ").full_text("\ud83d cat") == "x?: ? cat"
     assert text_preset("nvlabs").max_tokens == 300
 
 
