@@ -52,17 +52,22 @@ def compose(requirement: Requirement, rng: random.Random) -> Scene:
     ground = requirement.ground or rng.choice(USUAL_GROUNDS)
     style = requirement.style or 0
     concepts = requirement.concepts * requirement.count
-    if requirement.relation:
-        cells = _BESIDE if requirement.relation in ("left", "right") else _STACKED
-        cells = cells[::-1] if requirement.relation in ("right", "below") else cells
-    else:
-        cells = SPOTS.get(requirement.count) or [requirement.place or (1, 1)]
-    is_large = requirement.kind == "one" and requirement.place is None and requirement.size != "small"
-    size = LARGE_PX if is_large else SMALL_PX
+    size, cells = layout(requirement)
     things = [
         Thing(concept, style, size, *_corner(cell, size, rng)) for concept, cell in zip(concepts, cells, strict=True)
     ]
     return Scene(tuple(things), ground)
+
+
+def layout(requirement: Requirement) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """The size in pixels and the cell (row, column) of each thing, in the order of the requirement's concepts."""
+    if requirement.relation:
+        cells = _BESIDE if requirement.relation in ("left", "right") else _STACKED
+        cells = cells[::-1] if requirement.relation in ("right", "below") else cells
+    else:
+        cells = SPOTS.get(requirement.count) or (requirement.place or (1, 1),)
+    is_large = requirement.kind == "one" and requirement.place is None and requirement.size != "small"
+    return LARGE_PX if is_large else SMALL_PX, cells
 
 
 FREE_PX = (216, 192, 168, 144, 120, 104)  # sizes of things in free scenes
@@ -90,11 +95,15 @@ def compose_free(requirement: Requirement, rng: random.Random) -> Scene:
     return Scene(tuple(Thing(c, style, size, *corner) for c, corner in zip(concepts, corners, strict=True)), ground)
 
 
+def usual_corner(step: int, size: int) -> int:
+    """x or y of the top left corner of a thing in a cell's column or row, before it is jittered."""
+    return MARGIN_PX + (CANVAS_PX - size - 2 * MARGIN_PX) * step // 2
+
+
 def _corner(cell: tuple[int, int], size: int, rng: random.Random) -> tuple[int, int]:
     """x and y of the top left corner of a thing in a cell (row, column) of three by three."""
-    room = CANVAS_PX - size - 2 * MARGIN_PX
     row, column = cell
-    x, y = (MARGIN_PX + room * step // 2 + rng.randint(-JITTER_PX, JITTER_PX) for step in (column, row))
+    x, y = (usual_corner(step, size) + rng.randint(-JITTER_PX, JITTER_PX) for step in (column, row))
     return x, y
 
 

@@ -1,0 +1,70 @@
+"""Thumbnails of every concept in every style, by which the judge knows things: small enough to lie beside the model.
+
+They are made from the sprites (art.py) once; a user needs no sprites.
+"""
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .art import SPRITE_PX, STYLES, Art
+from .concepts import concepts
+
+FILE = Path(__file__).parents[1] / "demo" / "templates.safetensors"
+CELLS = 16  # a side of a thumbnail
+_NAME, _HAS, _WORLD = "thumbnails", "has", "world"
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Templates:
+    """thumbnails [s, c, 4, CELLS, CELLS]: RGBA in [0, 1], premultiplied; has [s, c]: which of them there are."""
+
+    thumbnails: Tensor
+    has: Tensor
+
+    def to(self, device: torch.device | str) -> "Templates":
+        return Templates(self.thumbnails.to(device), self.has.to(device))
+
+    def art(self) -> Art:
+        """Sprites as coarse as the thumbnails, from which scenes can be painted where the true ones are not at hand."""
+        coarse = self.thumbnails.flatten(0, 1)
+        fine = F.interpolate(coarse, (SPRITE_PX, SPRITE_PX), mode="bilinear").mul(255).round().byte()
+        return Art(fine.unflatten(0, self.has.shape), self.has)
+
+
+def world() -> str:
+    """Tells concepts and styles of one world from another's."""
+    told = json.dumps([[concept.label for concept in concepts()], STYLES])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def make(art: Art) -> Tensor:
+    """Thumbnails [s, c, 4, CELLS, CELLS] of sprites: uint8 RGBA, premultiplied."""
+    chunks = art.sprites.flatten(0, 1).split(_CHUNK)
+    small = [F.interpolate(c.float(), (CELLS, CELLS), mode="bilinear", antialias=True).round().byte() for c in chunks]
+    return torch.cat(small).unflatten(0, art.has.shape)
+
+
+def contents(art: Art) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of the file for these sprites, as weights/tensorfile.write takes them."""
+    return {_NAME: make(art), _HAS: art.has}, {_WORLD: world()}
+
+
+@functools.cache
+def load(path: Path = FILE) -> Templates:
+    """Read them. Raises OSError, ValueError for a damaged file or one of another world."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get(_WORLD) != world():
+                raise ValueError(f"{path} holds thumbnails of other concepts; make it anew")
+            return Templates(file.get_tensor(_NAME).float() / 255.0, file.get_tensor(_HAS))
+    except SafetensorError as error:
+        raise ValueError(f"{path}: truncated or not a safetensors file ({error}); make it anew") from None
