@@ -84,12 +84,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(os.path.realpath(path))  # what a link leads to is replaced, not the link
     temporary = _temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _forget_abandoned(path)
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise Unwritten(path, error) from error
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _forget_abandoned(path)
+            yield temporary
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -105,20 +104,28 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     temporary = _temporary(path)
     try:
-        temporary.mkdir(parents=True)
-        _forget_abandoned(path)
-        yield temporary
-        try:
-            os.replace(temporary, path)  # nothing is there, or an empty folder
-        except OSError:
-            if not path.is_dir():
-                raise
-            if not _exchange(temporary, path):
-                _put_in_place(temporary, path)
-    except OSError as error:
-        raise Unwritten(path, error) from error
+        with naming(path):
+            temporary.mkdir(parents=True)
+            _forget_abandoned(path)
+            yield temporary
+            try:
+                os.replace(temporary, path)  # nothing is there, or an empty folder
+            except OSError:
+                if not path.is_dir():
+                    raise
+                if not _exchange(temporary, path):
+                    _put_in_place(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What goes wrong in writing a path is said of that. Raises OSError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise Unwritten(path, error) from error
 
 
 class Unwritten(OSError):

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import disk
 from .levels import eight_bits
 
+READ = ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif", "avif")  # endings of names
 WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 

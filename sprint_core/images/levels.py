@@ -20,7 +20,7 @@ ADVICE = "save it with 8 or 16 bits a channel"
 def eight_bits(image: Image.Image) -> Image.Image:
     """The same image with 8 bits a channel, transparency by a colour included. Raises ValueError, OSError."""
     tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
-    of_png = image.format == "PNG" and any("16" in str(tile[3]) for tile in image.tile)
+    of_png = image.format == "PNG" and any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     image.load()
     if SIGNED in np.ravel(tags.get(SAMPLE_FORMAT, 1)):
         raise ValueError(f"it holds signed numbers, of which none is known to be white; {ADVICE}")

@@ -31,7 +31,6 @@ SUFFIX = ".preview.json"
 SETTING = "preview"  # of an auto-encoder in a native file
 RIDGE = 1.0  # in cells; keeps the first, few observations from overshooting
 SIDE_PX = 512  # the longer side that images are scaled down to
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LEAST_CELLS = 10 * LATENT_CHANNELS
 
 
@@ -140,10 +139,11 @@ def fit_file(vae: Path, folder: Path, force: bool) -> dict:
     target = fit_path(weights.path)
     if target.exists() and not force:
         raise CheckpointError(f"{target} exists; overwrite it with --force")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    files = sorted(file for file in folder.rglob("*") if file.suffix[1:].lower() in image_files.READ and file.is_file())
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     disk.check_writable(target)
     if not files:
-        raise ValueError(f"{folder}: no folder with images ({', '.join(IMAGE_SUFFIXES)})")
+        raise ValueError(f"{folder}: no folder with images ({', '.join(image_files.READ)})")
     model = checkpoint.build(weights, dtype=torch.float32)
     fitted = fit(model, map(_read_image, tqdm(files, unit="images", leave=False)))
     if fitted.cells < LEAST_CELLS:

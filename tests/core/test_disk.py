@@ -15,6 +15,8 @@ from processes import ROOT
 
 from sprint_core import __main__ as command_line
 from sprint_core import convert, disk
+from sprint_core.distill.engine.records import Record
+from sprint_core.distill.recipes import Schedule
 from sprint_core.evaluate import __main__ as evaluate
 from sprint_core.images import files
 from sprint_core.weights import presets, tensorfile
@@ -200,3 +202,11 @@ def test_what_the_system_says_comes_after_the_files_name(tmp_path, caplog):
     """A folder where a file should be: no number of an error, no quotes."""
     assert evaluate.main(["--geneval", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert caplog.records[-1].getMessage() == f"error: {tmp_path}: Is a directory"
+
+
+def test_numbers_of_a_training_on_a_full_disk(tmp_path, full_disk):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + b" " * 99_970)
+    with Record(tmp_path, Schedule(9, 1, 0.1), 0, writes=True) as record, pytest.raises(OSError) as raised:
+        record.metrics(1, 0, {"loss": torch.ones(())})
+    assert str(raised.value).startswith(f"{path}: not written (File too large)")

@@ -35,6 +35,7 @@ WHERE_CAPTIONS_BELONG = (
     f"line) or metadata.csv; in parquet files it is a column of the name {', '.join(CAPTIONS)}"
 )
 LISTED = 5  # names in a warning
+NAMES_A_LINE = 20  # in the lines that follow it
 
 
 def captioned(path: Path) -> Iterator[Item]:
@@ -113,11 +114,11 @@ def _with_captions(path: Path, items: Iterable[Item]) -> Iterator[Item]:
 
 
 def name_left_out(sentence: str, names: Sequence[str]) -> None:
-    """A warning with the first few names, and a line with the rest, so that each is named once."""
+    """A warning with the first few names, and lines with the rest, so that each is named once."""
     if names:
         log.warning("%s: %s", sentence, listed(names))
-    if len(names) > LISTED:
-        log.info("... and %s", ", ".join(names[LISTED:]))
+    for start in range(LISTED, len(names), NAMES_A_LINE):
+        log.info("... and %s", ", ".join(names[start : start + NAMES_A_LINE]))
 
 
 def listed(names: Sequence[str]) -> str:

@@ -17,14 +17,14 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ... import disk, messages
+from ...images.files import READ as IMAGES
 
 log = messages.logger(__name__)
 
-IMAGES = ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif", "avif")  # endings of names
 NOT_READ = ("heic", "heif", "jxl", "jp2", "psd", "svg", "exr", "hdr", "dng", "cr2", "cr3", "nef", "arw")
 SIDECARS = ("txt", "caption", "text", "prompt", "json")  # in order of preference
 CAPTIONS = ("caption", "text", "prompt", "txt", "json")  # keys and columns, in order of preference
-TABLES = ("captions.json", "metadata.jsonl", "captions.jsonl", "metadata.csv", "captions.csv")
+TABLES = ("captions.json", "metadata.jsonl", "captions.jsonl", "metadata.csv", "captions.csv", "metadata.parquet")
 NOT_TEXT = "neither UTF-8 nor text with a byte order mark"
 
 
@@ -109,7 +109,12 @@ def _own_caption(files: Mapping[str, Stored]) -> tuple[str, str]:
     """The caption in the image's own files, by their endings; and why there is none, if that is known."""
     reasons = []
     for ending in (ending for ending in SIDECARS if ending in files):
-        where, text = f"its .{ending}", lenient(files[ending].read_bytes())
+        where = f"its .{ending}"
+        try:
+            text = lenient(files[ending].read_bytes())
+        except OSError as error:
+            reasons += [f"{where} cannot be read: {error.strerror or error}"]
+            continue
         # JSON may hold lone surrogates that its text does not.
         caption, why_not = checked(caption_of(parsed(text)) if ending == "json" else text.strip(), where)
         if caption:
@@ -132,11 +137,13 @@ def _tables(files: Mapping[str, Stored], where: str) -> dict[str, str]:
     for name in sorted(files, key=lambda name: (name.count("/"), name)):
         folder, base = posixpath.split(name)
         if base.lower() in TABLES:
-            text = lenient(files[name].read_bytes())
+            data, ending = files[name].read_bytes(), split(base)[1]
+            text = "" if ending == "parquet" else lenient(data)
             if "\0" in text:
                 log.warning("%s/%s: left out: it is %s", where, name, NOT_TEXT)
                 continue
-            rows = _rows(text, split(base)[1], f"{where}/{name}")
+            table = f"{where}/{name}"
+            rows = _rows_of_parquet(data, table) if ending == "parquet" else _rows(text, ending, table)
             found = {_key(posixpath.join(folder, file)): caption_of(row) for file, row in rows}
             captions |= {file: caption for file, caption in found.items() if caption}
     return captions
@@ -162,3 +169,16 @@ def _rows(text: str, ending: str, table: str) -> Iterator[tuple[str, Any]]:
 
 def _row(line: str) -> Any:
     return parsed(line) if line.strip() else {}
+
+
+def _rows_of_parquet(data: bytes, table: str) -> Iterator[tuple[str, Any]]:
+    """The same of a parquet file, none without a column file_name. Raises ValueError."""
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise ValueError(f"{table}: needs pyarrow: pip install datasets") from None
+    try:
+        rows = parquet.read_table(io.BytesIO(data)).to_pylist()
+    except ValueError as error:  # Arrow's and Unicode's
+        raise ValueError(f"{table}: {error}") from None
+    yield from ((row["file_name"], row) for row in rows if isinstance(row.get("file_name"), str))

@@ -59,7 +59,8 @@ class Record(contextlib.AbstractContextManager):
             loss=next(iter(scalars.values())), images_s=f"{scalars['images_per_sec']:.1f}", skipped=skipped
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        path = self.folder / "metrics.jsonl"
+        with disk.naming(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "skipped": skipped, "time": round(time.time(), 1), **scalars}) + "\n")
         if self.board:
             for name, number in scalars.items():

@@ -195,10 +195,10 @@ def test_what_is_not_read_is_named_once(place, caplog):
         "._d.png": b"",
         "sub/.e/f.png": b"",
     }
-    assert place(files | {f"without_{i}.png": plain() for i in range(9)}) == {"a": "good"}
-    assert "2 of 12 images are left out" in caplog.text and "9 of 12 images have no caption" in caplog.text
+    assert place(files | {f"without_{i:02d}.png": plain() for i in range(99)}) == {"a": "good"}
+    assert "2 of 102 images are left out" in caplog.text and "99 of 102 images have no caption" in caplog.text
     assert named_once(caplog.text, "kind that is not read: heic", "kind that is not read: jxl")
-    assert named_once(caplog.text, *(f"without_{i}" for i in range(9)))
+    assert named_once(caplog.text, *(f"without_{i:02d}" for i in range(99)))
     assert "_d" not in caplog.text and ".e" not in caplog.text
 
 
@@ -259,3 +259,20 @@ def test_wrong_bytes_in_parquet_cost_only_their_rows(tmp_path, caplog):
     binary = {"image": datasets.Value("binary"), "caption": datasets.Value("binary")}
     parquet(tmp_path / "b.parquet", binary, image=[plain()], caption=[BEETLE.encode("utf-16")])
     assert captions(tmp_path / "b.parquet") == {"b.parquet/row 0": BEETLE}
+
+
+def test_a_parquet_file_may_be_the_table(place, tmp_path):
+    """metadata.parquet, as Hugging Face's image folders have it: names and captions, no images."""
+    text = {"file_name": "string", "text": "string"}
+    table = parquet(tmp_path / "t.parquet", text, file_name=["a.png", "sub/b.png"], text=[BEETLE, "two"]).read_bytes()
+    files = {"a.png": plain(), "sub/b.png": plain(), "metadata.parquet": table}
+    assert place(files) == {"a": BEETLE, "sub/b": "two"}
+    with pytest.raises(ValueError, match=r"metadata\.parquet: .*[Pp]arquet"):
+        place({"a.png": plain(), "metadata.parquet": b"nonsense"})
+
+
+def test_a_caption_that_cannot_be_read_costs_only_its_image(tmp_path, caplog):
+    write(tmp_path, {"a.png": plain(), "a.txt": "good", "b.png": plain()})
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone")
+    assert captions(tmp_path) == {"a.png": "good"}
+    assert "1 of 2 images are left out: b.png (its .txt cannot be read: No such file or directory)" in caplog.text
