@@ -206,7 +206,7 @@ def test_what_the_system_says_comes_after_the_files_name(tmp_path, caplog):
 
 def test_numbers_of_a_training_on_a_full_disk(tmp_path, full_disk):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n' + b" " * 99_970)
-    with Record(tmp_path, Schedule(9, 1, 0.1), 0, writes=True) as record, pytest.raises(OSError) as raised:
-        record.metrics(1, 0, {"loss": torch.ones(())})
+    path.write_text(json.dumps({"step": 1, "of": "x" * 99_970}) + "\n")
+    with Record(tmp_path, Schedule(9, 1, 0.1), 1, writes=True) as record, pytest.raises(OSError) as raised:
+        record.metrics(2, 0, {"loss": torch.ones(())})
     assert str(raised.value).startswith(f"{path}: not written (File too large)")
