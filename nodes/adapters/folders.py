@@ -1,11 +1,12 @@
 """ComfyUI's model folders: what the loaders list, and where a listed name lies.
 
-A folder with a config.json, such as a sharded encoder or a whole diffusers pipeline, is one entry;
-the files inside it are not listed.
+A folder with a description, such as a sharded encoder or a whole diffusers pipeline, is one entry, and so are shards
+that lie straight in a folder of ComfyUI's; their files are not listed. All other files are, at any depth.
 """
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,32 +15,58 @@ import folder_paths
 
 from ...sprint_core.images import preview
 from ...sprint_core.weights import layouts, presets
-from ...sprint_core.weights.tensorfile import WEIGHT_SUFFIXES, CheckpointError, is_shard
+from ...sprint_core.weights.folder_files import WEIGHT_SUFFIXES, files_of, is_shard, is_standard, shards_of
+from ...sprint_core.weights.tensorfile import CheckpointError
 
 PIPELINES = "diffusers"
 APPROXIMATE = "vae_approx"  # tiny decoders of all families lie there; names tell them apart
 TINY_DECODER = "taesana_decoder"
 BUNDLED = {presets.BUNDLED_NAME: presets.BUNDLED, presets.BUNDLED_CONTROL_NAME: presets.BUNDLED_CONTROL}
-MAX_DEPTH = 3  # folders below a models folder that are searched
 
 
-def _entries(root: Path, depth: int = 0) -> dict[str, Path]:
-    """Files and model folders below root: {name relative to root, with /: path}."""
+def _entries(root: Path, around: frozenset[str] = frozenset()) -> dict[str, Path]:
+    """Files and model folders below root: {name relative to root, with /: path}. As deep as ComfyUI's own lists.
+
+    around: the real paths of the folders that this one lies in, so that links in a circle end.
+    """
     entries: dict[str, Path] = {}
+    real = os.path.realpath(root)
     try:
         children = sorted(os.scandir(root), key=lambda entry: entry.name.lower())
     except OSError:
         return entries
+    if real in around:
+        return entries
     for child in children:
         path = Path(child.path)
-        if path.is_dir():  # unlike DirEntry's, quiet about links that lead in a circle
-            if (path / "config.json").is_file() or (path / "model_index.json").is_file():
+        if path.is_dir() and child.name != ".git":  # unlike DirEntry's, quiet about links that lead in a circle
+            if _is_model(path):
                 entries[child.name] = path
-            elif depth < MAX_DEPTH:
-                entries |= {f"{child.name}/{name}": inner for name, inner in _entries(path, depth + 1).items()}
+            inner = _entries(path, around | {real})
+            if (path / "model_index.json").is_file():  # whose components are no entries
+                inner = {name: file for name, file in inner.items() if file.parent == path and file.is_file()}
+            entries |= {f"{child.name}/{name}": file for name, file in inner.items() if not _belongs(file, entries)}
         elif path.suffix.lower() in WEIGHT_SUFFIXES and not is_shard(child.name):
             entries[child.name] = path
     return entries
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a folder is one entry: a pipeline, a component with its description, or shards that belong together."""
+    if (folder / "model_index.json").is_file() or shards_of(folder):
+        return True
+    try:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+        return bool({"_class_name", "model_type", "architectures"} & set(described)) and bool(files_of(folder))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def _belongs(file: Path, entries: dict[str, Path]) -> bool:
+    """Whether a file is the only one, or one of the usual names, of a folder that is an entry itself."""
+    if file.parent not in entries.values() or file.is_dir() or (file.parent / "model_index.json").is_file():
+        return False
+    return is_standard(file.name) or file in files_of(file.parent)
 
 
 def models(*keys: str) -> dict[str, Path]:
@@ -50,6 +77,8 @@ def models(*keys: str) -> dict[str, Path]:
             continue
         for root in folder_paths.get_folder_paths(key):
             entries = _entries(Path(root))
+            if shards_of(Path(root)):  # a model put straight into ComfyUI's folder
+                entries = {f"{Path(root).name}/": Path(root)} | entries
             if key == PIPELINES:
                 entries = {name: path for name, path in entries.items() if path.is_dir()}
             if key == APPROXIMATE:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import mmap
 import os
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,12 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import disk, messages
-from . import pickles
-
-SAFETENSORS = (".safetensors", ".sft")
-PICKLES = (".pth", ".pt", ".bin", ".ckpt")
-WEIGHT_SUFFIXES = SAFETENSORS + PICKLES
-VARIANTS = ("", ".bf16", ".fp16", ".fp32")  # of diffusers file names, in order of preference, which is diffusers' own
+from . import folder_files, pickles
+from .folder_files import PICKLES, SAFETENSORS, WEIGHT_SUFFIXES
+from .folder_files import is_shard as is_shard
 
 
 class CheckpointError(ValueError):
@@ -89,39 +85,14 @@ def _read_pickle(path: Path, average: bool) -> dict[str, Tensor]:
 
 
 def _read_folder(folder: Path, average: bool) -> TensorFile:
-    index = _index(folder)
-    if index is None:
-        return read(_single_file(folder), average)
-    weight_map = read_json(index).get("weight_map")
-    names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
-    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
-    if missing or not names:
-        listed = ", ".join(name[:100] for name in missing[:10]) or "none"
-        raise CheckpointError(f"{folder}: {index.name} lists files that are not there: {listed}")
-    shards = [read(folder / name, average) for name in names]
+    try:
+        names = folder_files.files_of(folder)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    if len(names) == 1:
+        return read(names[0], average)
+    shards = [read(name, average) for name in names]
     return TensorFile(folder, {k: v for shard in shards for k, v in shard.tensors.items()}, shards[0].metadata)
-
-
-def _index(folder: Path) -> Path | None:
-    """The index of shards, of the preferred variant, or None."""
-    indexes = sorted(folder.glob("*.safetensors.index*.json"))
-    for variant in VARIANTS:
-        for index in indexes:
-            if index.name.endswith(f".safetensors.index{variant}.json"):
-                return index
-    return None
-
-
-def _single_file(folder: Path) -> Path:
-    for suffix in (".safetensors", ".bin"):
-        for variant in VARIANTS:
-            for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
-                if (candidate := folder / f"{stem}{variant}{suffix}").is_file():
-                    return candidate
-    files = [f for f in sorted(folder.iterdir()) if f.suffix.lower() in WEIGHT_SUFFIXES] if folder.is_dir() else []
-    if len(files) == 1:
-        return files[0]
-    raise CheckpointError(f"{folder}: expected one weight file or an index of shards, found {len(files)} files")
 
 
 def unmap(tensors: Iterable[Tensor]) -> None:
@@ -205,8 +176,3 @@ def hash_of(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def is_shard(name: str) -> bool:
-    """Whether a file name is one part of a sharded model, which no list should show by itself."""
-    return re.search(r"-\d{5}-of-\d{5}\.\w+$", name) is not None

@@ -77,6 +77,79 @@ def test_a_folder_is_one_entry_and_its_shards_are_hidden(node, host, pipeline_fo
     assert torch.equal(*(node("CLIPTextEncode", clip=c, text="a cat")[0][0] for c in (sharded, clip)))
 
 
+@pytest.fixture
+def text_encoders(host, pipeline_folder):
+    """put(folder, index=True, config=True): the stand-in's Gemma as shards in a folder below models/text_encoders."""
+    root, made = host.base / "models" / "text_encoders", []
+
+    def put(folder: str, index: bool = True, config: bool = True):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        tensors = tensorfile.read(pipeline_folder / "text_encoder").tensors
+        names = sorted(tensors)
+        files = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+        for file, some in files.items():
+            tensorfile.write(root / folder / file, {name: tensors[name] for name in some}, {})
+            made.append(root / folder / file)
+        weight_map = {name: file for file, some in files.items() for name in some}
+        extras = {"model.safetensors.index.json": json.dumps({"weight_map": weight_map})} if index else {}
+        if config:
+            extras["config.json"] = (pipeline_folder / "text_encoder" / "config.json").read_text()
+        extras["tokenizer.json"] = (pipeline_folder / "tokenizer" / "tokenizer.json").read_text()
+        for file, text in extras.items():
+            (root / folder / file).write_text(text)
+            made.append(root / folder / file)
+
+    yield put
+    for file in made:
+        file.unlink()
+
+
+@pytest.mark.parametrize("index", [False, True], ids=["no index", "index"])
+@pytest.mark.parametrize("folder, name", [("", "text_encoders/"), ("a/b/c/d/e", "a/b/c/d/e")], ids=["straight", "deep"])
+def test_gemma_as_people_put_it(node, clip, text_encoders, folder, name, index):
+    """Its files straight in models/text_encoders, or many folders down; with an index of the shards or without."""
+    text_encoders(folder, index)
+    assert name in listed(node, "SanaSprintTextEncoderLoader", "text_encoder")
+    assert not any("-of-" in entry for entry in listed(node, "SanaSprintTextEncoderLoader", "text_encoder"))
+    encoder = node("SanaSprintTextEncoderLoader", text_encoder=name)
+    assert torch.equal(*(node("CLIPTextEncode", clip=c, text="a cat")[0][0] for c in (encoder, clip)))
+
+
+def test_shards_without_a_description_are_one_entry(node, text_encoders):
+    text_encoders("no-config", config=False)
+    entries = [name for name in listed(node, "SanaSprintTextEncoderLoader", "text_encoder") if "no-config" in name]
+    assert entries == ["no-config"]
+
+
+def test_every_file_of_the_stock_lists_is_listed(node, host, pipeline_folder):
+    """At any depth; a stray config.json hides none, nor does a pipeline's folder or a link that leads in a circle."""
+    import folder_paths
+
+    root = host.base / "models" / "checkpoints"
+    weights = pipeline_folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    places = ("deep/1/2/3/4/5/x.safetensors", "stray/x.safetensors", "stray/y.safetensors", "stray/below/z.safetensors")
+    places += ("part/extra.safetensors", "whole/single.safetensors")
+    for place in places:
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(weights, root / place)
+    (root / "stray" / "config.json").write_text("{}")
+    shutil.copytree(pipeline_folder / "transformer", root / "part", dirs_exist_ok=True)
+    shutil.copytree(pipeline_folder, root / "whole", dirs_exist_ok=True)
+    (root / "deep" / "circle").symlink_to(root / "deep")
+    try:
+        entries = listed(node, "SanaSprintModelLoader", "model")
+        stock = [name for name in folder_paths.get_filename_list("checkpoints") if "circle" not in name]
+        inside = [name for name in stock if name.startswith(("part/diffusion_pytorch", "whole/"))]
+        assert set(places) <= set(stock)
+        assert set(stock) - set(inside) <= set(entries)
+        assert {"part", "whole", "whole/single.safetensors"} <= set(entries) and "stray" not in entries
+        assert not [name for name in entries if "circle" in name or name.startswith("whole/vae")]
+    finally:
+        (root / "deep" / "circle").unlink()
+        for folder in ("deep", "stray", "part", "whole"):
+            shutil.rmtree(root / folder)
+
+
 def test_folders_of_extra_model_paths_are_listed(node, host, pipeline_folder, tmp_path):
     import folder_paths
 

@@ -237,6 +237,72 @@ def test_shards_of_a_variant(tmp_path):
     assert_holds(read(tmp_path), TENSORS)
 
 
+SHARD_NAMES = ("model-00001-of-00002", "model-00002-of-00002")
+
+
+def shard_files(folder: Path, suffix: str = ".safetensors", back: str = "", variant: str = "") -> None:
+    """TENSORS in two files, without an index."""
+    for name, key in zip(SHARD_NAMES, TENSORS, strict=True):
+        path = folder / f"{name.replace('model', 'model' + variant)}{back}{suffix}"
+        if suffix == ".safetensors":
+            save_safetensors(path, {key: TENSORS[key]})
+        else:
+            torch.save({key: TENSORS[key]}, path)
+
+
+def lone_index(folder: Path, name: str = "model.safetensors.index.json") -> None:
+    """As a download of another variant leaves it."""
+    weight_map = dict(zip(TENSORS, (f"{name}.safetensors" for name in SHARD_NAMES), strict=True))
+    (folder / name).write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("variant", [".bf16", ".fp16"])
+def test_a_variant_beside_the_index_of_another_without_its_shards(tmp_path, variant):
+    lone_index(tmp_path)
+    save_safetensors(tmp_path / f"model{variant}.safetensors")
+    assert_holds(read(tmp_path), TENSORS)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"variant": ".fp16"}, {"back": ".fp16"}, {"suffix": ".bin"}],
+    ids=["plain", "variant", "variant behind", "pickles"],
+)
+def test_shards_without_an_index(tmp_path, options):
+    shard_files(tmp_path, **options)
+    lone_index(tmp_path, "other.safetensors.index.json")
+    (tmp_path / "other.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    assert_holds(read(tmp_path), TENSORS)
+    next(file for file in sorted(tmp_path.iterdir()) if "00002-of" in file.name).unlink()
+    with pytest.raises(
+        CheckpointError, match=r"lists files that are not there|shards are missing: model.*00002-of-00002"
+    ):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin.index.json", "model.bin.index.fp16.json"])
+def test_indexed_shards_of_pickles(tmp_path, name):
+    shard_files(tmp_path, ".bin")
+    (tmp_path / "model-00002-of-00002.bin").rename(tmp_path / "last.bin")
+    weight_map = dict(zip(TENSORS, ("model-00001-of-00002.bin", "last.bin"), strict=True))
+    (tmp_path / name).write_text("\ufeff" + json.dumps({"weight_map": weight_map}), encoding="utf-8")
+    assert_holds(read(tmp_path), TENSORS)
+
+
+def test_an_interrupted_variant_gives_way_to_a_whole_one(tmp_path):
+    shard_files(tmp_path)
+    (tmp_path / "model-00001-of-00002.safetensors").unlink()
+    torch.save(TENSORS, tmp_path / "pytorch_model.bin")
+    assert_holds(read(tmp_path), TENSORS)
+
+
+def test_states_of_a_training_are_no_weights(tmp_path):
+    save_safetensors(tmp_path / "weights.safetensors")
+    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", ".hidden.safetensors"):
+        torch.save({"x": torch.zeros(1)}, tmp_path / name)
+    assert_holds(read(tmp_path), TENSORS)
+
+
 def test_shards_outside_the_folder_are_refused(tmp_path):
     (tmp_path / "inside").mkdir()
     save_safetensors(tmp_path / "outside.safetensors", TENSORS)
@@ -250,6 +316,7 @@ def test_shards(tmp_path):
     names = make_shards(tmp_path)
     assert_holds(read(tmp_path), TENSORS)
     assert all(map(is_shard, names)) and is_shard("pytorch_model-00001-of-00003.bin")
+    assert is_shard("model-00001-of-00002.fp16.safetensors")
     assert not any(map(is_shard, ("model.safetensors", "a-1-of-2.safetensors", "x-00001-of-00002")))
     (tmp_path / names[1]).unlink()
     with pytest.raises(CheckpointError, match=rf"lists files that are not there: {names[1]}"):
