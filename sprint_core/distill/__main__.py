@@ -55,6 +55,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--hed", type=Path, help="control: take edges with this ControlNetHED.pth (default: soft edges without weights)"
     )
     add("--control", type=Path, help="control recipes: train on from this ControlNet")
+    add(
+        "--resume-best",
+        action="store_true",
+        help="go back to the best average that the distillation has kept; --set may say otherwise than before",
+    )
     add("--pool", type=int, help=f"demo: training scenes (default: {demo.POOL}, of the ControlNet {control.POOL})")
     add("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="settings")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
@@ -92,6 +97,8 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         raise ValueError(f"{', '.join(unread)}: the demo learns from nothing; is --recipe sprint-0.6B missing?")
     if args.pool is not None and args.pool < 1:
         raise ValueError(f"--pool {args.pool}: at least one scene is needed")
+    if args.resume_best and (args.ablations or recipes.RECIPES[args.recipe].is_control):
+        raise ValueError("--resume-best: only distillations of a teacher keep their best average")
     recipe = ablations.SHORT if args.ablations else recipes.RECIPES[args.recipe]
     return recipes.override(recipe, args.settings)
 
@@ -100,6 +107,7 @@ def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proce
     if args.data != SCENES:
         raise ValueError(f"--data {args.data}: the demo learns from scenes; --recipe sprint-0.6B takes images")
     run = demo.DemoRun(args.out, recipe, args.pool or demo.POOL, args.autoencoder, processes, args.student)
+    run.resume_best = args.resume_best
     if args.stage == "features":
         return run.export_features(run.train_features(), args.out, command)
     if args.stage == "captioning":
@@ -146,6 +154,7 @@ def _run_published(
     run = PublishedRun(args.out, recipe, sources, processes)  # before the estimate, which takes a while
     planned = [one for one in estimate.of_recipe(recipe, processes) if args.stage in (one.stage, "all")]
     estimate.check_memory(planned, processes)
+    run.resume_best = args.resume_best
     cache = run.encode_dataset()
     model = run.train_teacher(cache).transformer if args.stage == "teacher" else run.train_student(cache)
     return run.export(model, command) if processes.rank == 0 else []

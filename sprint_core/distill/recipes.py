@@ -59,16 +59,19 @@ class Schedule:
     activation_checkpointing: bool = False  # of the blocks: less memory, a third more time
     micro_batch: int = 0  # samples that a process takes at a time, accumulating gradients; 0: its share of the batch
     critic_betas: tuple[float, ...] = ()  # of LADD's heads; none: as betas
+    check_every: int = 100  # steps, where a stage has something to check; 0: never
+    stop_factor: float = 2.0  # how often the lowest error of all checks ends a training; 0: none does
 
     def __post_init__(self) -> None:
         for name, choices in (("precision", ("fp32", "bf16")), ("optimizer", ("adamw", "came", "muon"))):
             if getattr(self, name) not in choices:
                 *others, last = choices
                 raise ValueError(f"{name} is {getattr(self, name)!r}; there are {', '.join(others)} and {last}")
-        if min(self.steps, self.batch) < 1 or min(self.micro_batch, self.warmup_steps) < 0:
-            raise ValueError(
-                f"steps and batch must be 1 or more, micro_batch and warmup_steps 0 or more; this is {self}"
-            )
+        if min(self.steps, self.batch) < 1 or min(self.micro_batch, self.warmup_steps, self.check_every) < 0:
+            least = "steps and batch must be 1 or more, micro_batch, warmup_steps and check_every 0 or more"
+            raise ValueError(f"{least}; this is {self}")
+        if not (self.stop_factor == 0 or 1 < self.stop_factor < math.inf):
+            raise ValueError(f"stop_factor must be above 1, or 0; this is {self}")
         if not (0 < self.lr <= 1 and 0 < self.clip < math.inf and 0 <= self.decay <= 1):
             raise ValueError(f"lr must lie in 0 to 1, clip above 0, decay in 0 to 1; this is {self}")
         if not all(0 <= share < 1 for share in (self.ema, *self.betas, *self.critic_betas)):

@@ -25,7 +25,7 @@ class TokenizedCaptions:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, rows: Tensor) -> "TokenizedCaptions":
+    def __getitem__(self, rows: Tensor | slice) -> "TokenizedCaptions":
         """Those of these numbers [b]."""
         return TokenizedCaptions(self.ids[rows], self.kept[rows], self.null)
 

@@ -43,6 +43,10 @@ class Stage(abc.ABC, Generic[Averaged]):
         """The parts of the module that this phase trains, each of which has its gradient clipped by itself."""
         return (self.modules[phase],)
 
+    def check(self, average: Averaged) -> dict[str, float]:
+        """What tells how the average does, at least "error", which is to fall; nothing: this stage has no guard."""
+        return {}
+
     def samples(self, average: Averaged) -> Tensor | None:
         """Images [b, h, w, 3] in [0, 1] that show what the average can do by now, or None."""
         return None

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ... import disk
 from ...weights import tensorfile
-from ..recipes import Schedule
+from ..recipes import Objective, Schedule
 from .came import CAME
+from .guard import ERROR, Guard
 from .muon import Muon, split
 from .processes import SINGLE_PROCESS, ProcessGroup
 from .records import Record
@@ -32,7 +33,11 @@ MIB = 2**20
 
 
 class Trainer(Generic[Averaged]):
-    """Trains one stage in one folder. Raises ValueError if that belongs to another run, OSError for want of disk."""
+    """Trains one stage in one folder. Raises ValueError if that belongs to another run, OSError for want of disk.
+
+    resume_best: go back to the average with the lowest error, with moments of zero; its schedule and objective may
+    differ from what they were.
+    """
 
     def __init__(
         self,
@@ -41,6 +46,7 @@ class Trainer(Generic[Averaged]):
         out: Path,
         seed: int = 0,
         processes: ProcessGroup = SINGLE_PROCESS,
+        resume_best: bool = False,
     ):
         self.stage = stage
         self.schedule = schedule
@@ -49,20 +55,20 @@ class Trainer(Generic[Averaged]):
         self.folder = Path(out) / stage.name
         for module in stage.modules.values():
             module.to(processes.device)
-        self.optimizers = {
-            name: optimizer
-            for phase, module in stage.modules.items()
-            for name, optimizer in _optimizers(phase, module, schedule).items()
-        }
+        self.optimizers = self._fresh_optimizers()
         self.average = copy.deepcopy(stage.average_source).requires_grad_(False)
         self._averaged = _learnt_pairs(self.average, stage.average_source)
         self.step = 0
         self._skipped = torch.zeros((), dtype=torch.int64, device=processes.device)
+        self._in_a_row = {phase: torch.zeros_like(self._skipped) for phase in stage.modules}
+        self.guard = Guard(self.folder, schedule.stop_factor, writes=processes.rank == 0)
         self.run = {"stage": stage.name, "schedule": schedule.chosen, "seed": seed, **stage.settings}
         if self.state_file.is_file():
-            self._load()
+            self._load(others=resume_best)
         elif processes.rank == 0:
             self._check_disk()
+        if resume_best:
+            self._go_back()
 
     @property
     def skipped(self) -> int:
@@ -74,7 +80,7 @@ class Trainer(Generic[Averaged]):
         return self.folder / "state.pt"
 
     def train(self, until: int | None = None) -> Averaged:
-        """Train to the end, or to a step; returns the moving average."""
+        """Train to the end, or to a step; returns the moving average. Raises TrainingFailed."""
         end = min(self.schedule.steps, until or self.schedule.steps)
         if self.step >= end:
             return self.average
@@ -82,13 +88,14 @@ class Trainer(Generic[Averaged]):
         pause = SAVE_EVERY_SEC
         metrics = {}
         with Record(self.folder, self.schedule, self.step, writes=self.processes.rank == 0) as record:
+            if self.step == 0:
+                self._report(record, metrics, end)
             while self.step < end:
                 metrics |= self._one_step()  # of phases that take turns, the latest of each
                 self.step += 1
                 record.step()
-                if self.step % LOG_EVERY == 0 or self.step == end:
-                    record.metrics(self.step, self.skipped, metrics)
-                if self.step % SAMPLE_EVERY == 0 or self.step == end:
+                self._report(record, metrics, end)
+                if self._is_due(SAMPLE_EVERY, end):
                     self._sample(record)
                 if time.monotonic() - saved > pause:
                     pause = max(SAVE_EVERY_SEC, self.save() / SAVE_SHARE)
@@ -137,6 +144,7 @@ class Trainer(Generic[Averaged]):
         norm = norms.square().sum().sqrt()
         left_out = ~norm.isfinite()
         self._skipped += left_out
+        self._in_a_row[phase] = (self._in_a_row[phase] + 1) * left_out
         for name, optimizer in self.optimizers.items():
             if name.partition("/")[0] == phase:
                 optimizer.found_inf = left_out.float()
@@ -150,6 +158,34 @@ class Trainer(Generic[Averaged]):
         """Exponential moving average; early on over fewer steps, so that the start is forgotten."""
         decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(*self._averaged, 1 - decay)
+
+    def _is_due(self, every: int, end: int) -> bool:
+        return bool(every) and (self.step % every == 0 or self.step == end)
+
+    def _report(self, record: Record, metrics: dict[str, Tensor], end: int) -> None:
+        """Log, and let the guard see what the stage says of its average, where either is due. Raises TrainingFailed."""
+        checked = self.stage.check(self.average) if self._is_due(self.schedule.check_every, end) else {}
+        if checked or (self.step and self._is_due(LOG_EVERY, end)):
+            numbers = torch.tensor(list(checked.values()), device=self.processes.device)
+            checks = {f"check/{name}": number for name, number in zip(checked, numbers, strict=True)}
+            record.metrics(self.step, self.skipped, metrics | checks)
+            self.guard.check_left_out(self.step, max(map(int, self._in_a_row.values())))
+        if checked:
+            self.guard.see(self.step, checked[ERROR], self.average)
+
+    def _fresh_optimizers(self) -> dict[str, Any]:
+        phases = self.stage.modules.items()
+        each = (_optimizers(phase, module, self.schedule) for phase, module in phases)
+        return {name: optimizer for optimizers in each for name, optimizer in optimizers.items()}
+
+    def _go_back(self) -> None:
+        """To the best average, as the network and its average."""
+        tensors = self.guard.load_best(self.processes.device)
+        for network in (self.average, self.stage.average_source):
+            network.load_state_dict(tensors)
+        self.step = self.guard.step
+        self.optimizers = self._fresh_optimizers()
+        self.save()
 
     @torch.no_grad()
     def _sample(self, record: Record) -> None:
@@ -167,6 +203,7 @@ class Trainer(Generic[Averaged]):
             "run": self.run,
             "step": self.step,
             "skipped": self.skipped,
+            "guard": self.guard.state,
             "modules": {name: module.state_dict() for name, module in self.stage.modules.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "average": self.average.state_dict(),
@@ -174,22 +211,26 @@ class Trainer(Generic[Averaged]):
         tensorfile.write_pickle(self.state_file, state)
         return time.monotonic() - started
 
-    def _load(self) -> None:
+    def _load(self, others: bool) -> None:
+        """others: also the state of a run whose schedule and objective are others."""
         try:
             state = torch.load(self.state_file, weights_only=True, map_location=self.processes.device)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
             advice = f"delete {self.folder} to train this stage anew"
             raise ValueError(f"{self.state_file} is damaged ({str(error).splitlines()[0]}); {advice}") from None
-        if state["run"] != self.run:
+        ignored = {"schedule", *Objective.__dataclass_fields__} if others else set()
+        if any(state["run"].get(k) != self.run.get(k) for k in (state["run"].keys() | self.run.keys()) - ignored):
             raise ValueError(
                 f"{self.folder} holds another run ({state['run']}, not {self.run}); choose another --out, or delete it"
             )
         self.step = state["step"]
         self._skipped.fill_(state["skipped"])
+        self.guard.load(state.get("guard", self.guard.state))
         for name, module in self.stage.modules.items():
             module.load_state_dict(state["modules"][name])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            if not others:
+                optimizer.load_state_dict(state["optimizers"][name])
         self.average.load_state_dict(state["average"])
 
     def _check_disk(self) -> None:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...evaluate import scoring
 from ...evaluate.frechet import FeatureNetwork
 from ...images import preview
 from ...latent import SCALE
 from ...models.autoencoder import Autoencoder
 from ...models.gemma import Gemma
 from ...models.transformer import SanaTransformer
-from ...shapes import captions, examples
+from ...shapes import captions, examples, judge
 from ...text.formats import TextPreset
 from ...text.prompts import PromptTokenizer
 from ...text.tokenizers import HFTokenizer, tokenizer_state
@@ -32,7 +33,7 @@ from ..engine.randomness import initialise
 from ..recipes import Recipe
 from ..stages import autoencoder as autoencoder_stages
 from ..stages import features
-from ..stages.base import Captioned, Preview
+from ..stages.base import Captioned, Preview, Watch
 from ..stages.captioning import CaptioningModel, CaptioningStage
 from ..stages.student import DistillStage, continued
 from ..stages.teacher import TeacherStage, student_of
@@ -44,6 +45,7 @@ MAX_TOKENS = 24
 PROBED = 1000  # scenes that tell the latents' mean and standard deviation
 FITTED = 500  # scenes on which the colours of previews are fitted
 BATCH = 50
+JUDGED = 60  # prompts while it distils
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 
 
@@ -147,7 +149,8 @@ class DemoRun(Run):
 
     def train_student(self, teacher: Captioned, autoencoder: Autoencoder, latents: SceneLatents) -> SanaTransformer:
         shown = _preview(autoencoder, latents)
-        stage = DistillStage(teacher, latents, self.recipe.objective, shown, start=self.start)
+        watch = _watch(autoencoder, latents)
+        stage = DistillStage(teacher, latents, self.recipe.objective, shown, start=self.start, watch=watch)
         start = weights_fingerprint(stage.student.transformer)
         stage.settings |= {"teacher": weights_fingerprint(teacher), "student": start}
         return self.train(stage).transformer
@@ -199,6 +202,20 @@ def _preview(autoencoder: Autoencoder, latents: SceneLatents) -> Preview:
     """Held-out prompts, one or two of each category."""
     shown = [prompt.text for name in captions.CATEGORIES for prompt in examples.prompts(name, 2)]
     return Preview(shown, tuple(latents.latents.shape[1:]), scaled_decoder(autoencoder))
+
+
+def _watch(autoencoder: Autoencoder, latents: SceneLatents) -> Watch:
+    """Held-out prompts, as many of each category, judged."""
+    prompts, decode = scoring.balanced_prompts(JUDGED, SEED), scaled_decoder(autoencoder)
+
+    @torch.no_grad()
+    def share_right(scaled: Tensor) -> float:
+        images = decode(scaled).float().cpu().numpy()
+        right = [judge.judge(image, prompt.requirement) for image, prompt in zip(images, prompts, strict=True)]
+        return sum(right) / len(right)
+
+    texts = [prompt.text for prompt in prompts]
+    return Watch(texts, tuple(latents.latents.shape[1:]), recipes.DEMO_FLOW_SHIFT, share_right)
 
 
 def scaled_decoder(autoencoder: Autoencoder) -> Callable[[Tensor], Tensor]:

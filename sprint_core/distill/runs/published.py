@@ -21,9 +21,10 @@ from ..dataset.batch import weights_fingerprint
 from ..dataset.captioned import captioned
 from ..dataset.latent_cache import LatentCache
 from ..engine.processes import SINGLE_PROCESS, ProcessGroup
+from ..engine.randomness import SampleRandom
 from ..recipes import Recipe
-from ..stages.base import Embedded
-from ..stages.student import DistillStage, continued
+from ..stages.base import Embedded, Watch
+from ..stages.student import WATCHED, DistillStage, continued
 from ..stages.teacher import TeacherStage, is_stable, student_of
 from .encoders import load_encoders
 from .run import Run, cpu_tensors
@@ -54,6 +55,12 @@ def stabilised(teacher: SanaTransformer) -> SanaTransformer:
             weights[name] = torch.ones(tensor.shape, dtype=like.dtype, device=like.device)
     model.load_state_dict(weights, assign=True)
     return model
+
+
+def _watch(cache: LatentCache) -> Watch:
+    """Of the first captions that a run would draw."""
+    batch = cache.batch(SampleRandom(SEED, 0, "watch", range(WATCHED)))
+    return Watch(batch.captions, tuple(batch.latents.shape[1:]), presets.FLOW_SHIFT)
 
 
 class PublishedRun(Run):
@@ -114,7 +121,12 @@ class PublishedRun(Run):
         teacher = Embedded(self.build_copy(self.teacher), cache.null) if stable else self.train_teacher(cache)
         checkpointing = self.recipe.stages["distill"].activation_checkpointing
         stage = DistillStage(
-            teacher, cache, self.recipe.objective, activation_checkpointing=checkpointing, start=self.start
+            teacher,
+            cache,
+            self.recipe.objective,
+            activation_checkpointing=checkpointing,
+            start=self.start,
+            watch=_watch(cache),
         )
         start = weights_fingerprint(stage.student.transformer)
         stage.settings |= {"student": start, "teacher": weights_fingerprint(teacher)}

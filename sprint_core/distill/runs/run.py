@@ -24,6 +24,8 @@ Network = TypeVar("Network", bound=nn.Module)
 class Run:
     """A run in one folder, `out`."""
 
+    resume_best = False  # go back to the best average that the last stage has kept
+
     def __init__(self, out: Path, recipe: Recipe, processes: ProcessGroup, seed: int):
         self.out, self.recipe = Path(out), recipe
         self.processes, self.seed = processes, seed
@@ -34,7 +36,9 @@ class Run:
 
     def train(self, stage: Stage[Averaged]) -> Averaged:
         """Train a stage to its end: its moving average, frozen."""
-        trainer = Trainer(stage, self.recipe.stages[stage.name], self.out, self.seed, self.processes)
+        resume_best = self.resume_best and stage.name == self.recipe.last
+        schedule = self.recipe.stages[stage.name]
+        trainer = Trainer(stage, schedule, self.out, self.seed, self.processes, resume_best)
         return trainer.train().eval().requires_grad_(False)
 
     def build_copy(self, weights: checkpoint.Weights[Any, Network]) -> Network:

@@ -15,6 +15,7 @@ from ...text.prompts import PromptTokenizer
 from ..dataset.batch import Captions
 from ..dataset.tokenized import TokenizedCaptions
 
+WATCH_SEED = 5000
 FRESH_SEED = 0  # initialises what a student has and its teacher has not
 
 
@@ -81,6 +82,26 @@ class Embedded(TextConditioned):
         first = next(self.transformer.parameters())
         rows = [self.null if isinstance(caption, str) else caption for caption in captions]
         return pad_embeddings([row.to(first.device, torch.float32) for row in rows])
+
+
+CHUNK = 8  # samples at a time, which then need less memory than a step does
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a distillation is watched: what the teacher makes of the first captions in many steps, from the same noise.
+
+    judge: the share that is right of scaled latents of all captions.
+    """
+
+    captions: Captions
+    shape: tuple[int, ...]  # of a latent
+    flow_shift: float
+    judge: Callable[[Tensor], float] | None = None
+
+    def noise(self, device: torch.device) -> Tensor:
+        """[b, *shape], other than the previews'."""
+        return sampler.initial_noise(range(WATCH_SEED, WATCH_SEED + len(self.captions)), self.shape).to(device)
 
 
 @dataclass(frozen=True)

@@ -123,12 +123,8 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         """One step each from the preview's captions."""
         if self.preview is None:
             return None
-        z = self.preview.noise(self.device)
-        times = z.new_ones(len(z))
-        text = self._text(self.preview.captions)
-        conditioning = Conditioning(times * self.objective.guidance[-1], text, self.preview.hints)
-        v = self._velocity(average, conditioning, z, times)
-        return self.preview.decode(flow_predict_x0(v, z, 1.0))
+        z, guidance = self.preview.noise(self.device), self.objective.guidance[-1]
+        return self.preview.decode(self._one_step(average, z, self.preview.captions, guidance, self.preview.hints))
 
     # --- what distillation and ControlNets do differently -------------------------------------------------
 
@@ -194,6 +190,15 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         """The critic's, of latents that are noised to angles of their own."""
         t = self.critic_proposal.draw(random).to(x0)
         return self._judge(ladd.renoise(x0, t, random), t, conditioning)
+
+    @torch.no_grad()
+    def _one_step(
+        self, student: Trained, z: Tensor, captions: Captions, guidance: float, hints: Tensor | None = None
+    ) -> Tensor:
+        """Scaled latents of one step from noise z [b, c, h, w]."""
+        times = z.new_ones(len(z))
+        conditioning = Conditioning(times * guidance, self._text(captions), hints)
+        return flow_predict_x0(self._velocity(student, conditioning, z, times), z, 1.0)
 
     # --- their parts ----------------------------------------------------------------------------------
 

@@ -16,9 +16,11 @@ from ..dataset.batch import Dataset
 from ..losses import scm
 from ..losses.transform import trigflow_network
 from ..recipes import Objective
-from .base import Preview, TextConditioned
+from .base import CHUNK, Preview, TextConditioned, Watch
 from .sprint import Conditioning, LogVariance, SprintStage, Weighted
-from .teacher import student_of
+from .teacher import euler, student_of
+
+WATCHED = 32  # captions whose endpoints are computed
 
 
 class Student(Weighted):
@@ -47,7 +49,10 @@ def continued(path: Path) -> Callable[[SanaTransformer], SanaTransformer]:
 
 
 class DistillStage(SprintStage[Student]):
-    """Distillation of a teacher. start: makes the student at its first step from the teacher's transformer."""
+    """Distillation of a teacher. start: makes the student at its first step from the teacher's transformer.
+
+    watch: by what the guard sees how it does.
+    """
 
     name = "distill"
 
@@ -59,9 +64,28 @@ class DistillStage(SprintStage[Student]):
         preview: Preview | None = None,
         activation_checkpointing: bool = False,
         start: Callable[[SanaTransformer], SanaTransformer] = student_of,
+        watch: Watch | None = None,
     ):
+        self.watch, self._ends = watch, torch.empty(0)
         student = Student(start(teacher.transformer).requires_grad_(True))
         super().__init__(teacher, student, dataset, objective, preview, activation_checkpointing)
+
+    def check(self, average: Student) -> dict[str, float]:
+        """error: of one step against the teacher's many, over the latter's variance; judge: where there is one."""
+        if self.watch is None:
+            return {}
+        z, captions = self.watch.noise(self.device), self.watch.captions
+        guidance = self.objective.guidance[len(self.objective.guidance) // 2]
+        chunks = [slice(i, i + CHUNK) for i in range(0, len(z), CHUNK)]
+        if not len(self._ends):
+            first = [part for part in chunks if part.start < WATCHED]
+            flow_shift = self.watch.flow_shift
+            ends = [euler(self.teacher, z[part], captions[part], flow_shift, cfg=guidance) for part in first]
+            self._ends = torch.cat(ends)[:WATCHED]
+        latents = torch.cat([self._one_step(average, z[part], captions[part], guidance) for part in chunks])
+        error = (latents[:WATCHED] - self._ends).square().mean() / self._ends.var()
+        judged = {"judge": self.watch.judge(latents)} if self.watch.judge else {}
+        return {"error": float(error)} | judged
 
     def _trajectory(self, x0: Tensor, z: Tensor, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The teacher's, with classifier-free guidance."""

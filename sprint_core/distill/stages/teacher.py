@@ -5,7 +5,6 @@ which thing is left of which, as that shows late in the teacher's loss.)
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -17,7 +16,7 @@ from ...models.layers import sdpa
 from ...models.transformer import SanaTransformer, TransformerConfig
 from ...trigflow import flow_add_noise, flow_predict_x0
 from ...weights import presets
-from ..dataset.batch import Dataset, without
+from ..dataset.batch import Captions, Dataset, without
 from ..engine.activation_checkpointing import around_block
 from ..engine.randomness import SampleRandom, initialise
 from ..engine.stage import Stage
@@ -108,13 +107,13 @@ def unchecked_student(teacher: SanaTransformer, guidance_embed: bool = True) -> 
 def euler(
     model: TextConditioned,
     z: Tensor,
-    captions: Sequence,
+    captions: Captions,
     flow_shift: float,
     steps: int = 20,
     cfg: float = presets.GUIDANCE,
 ) -> Tensor:
     """The teacher's own multi-step samples from noise z: scaled latents."""
-    conditions = model.encode(captions), model.encode([""] * len(captions))
+    conditions = model.encode(captions), model.encode_empty(len(captions))
 
     def denoise(x_s: Tensor, s: Tensor) -> Tensor:
         times = s.expand(len(x_s))

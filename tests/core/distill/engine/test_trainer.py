@@ -10,46 +10,16 @@ import torch
 from PIL import Image
 from processes import run_two
 from torch import nn
+from toy_stage import SCHEDULE, Toy, weights
 
 from sprint_core.distill.engine.processes import ProcessGroup, launched_processes
 from sprint_core.distill.engine.randomness import SampleRandom, initialise
 from sprint_core.distill.engine.records import Record
-from sprint_core.distill.engine.stage import Stage
 from sprint_core.distill.engine.trainer import Trainer
 from sprint_core.distill.recipes import DEMO_AUTOENCODER, RECIPES, Schedule, override
 from sprint_core.distill.stages import autoencoder as stages
 from sprint_core.latent import SCALE
 from sprint_core.models.autoencoder import Autoencoder
-
-SCHEDULE = Schedule(steps=12, batch=4, lr=0.05, warmup_steps=3, ema=0.9)
-
-
-class Toy(Stage):
-    """Two modules, trained in turn, on noise."""
-
-    name, averaged = "toy", "student"
-
-    def __init__(self, bad_step: int = -1):
-        super().__init__({"student": nn.Linear(3, 2), "critic": nn.Linear(2, 1)}, {})
-        for seed, module in enumerate(self.modules.values()):
-            initialise(module, seed)
-        self.bad_step = bad_step
-
-    def phases(self, step):
-        return ("student",) if step % 2 == 0 else ("student", "critic")
-
-    def samples(self, average):
-        return average.weight.detach().abs().expand(3, 2, 2, 3)
-
-    def loss(self, phase, step, random):
-        x = random.normal(3)
-        loss = self.modules["critic"](self.modules["student"](x)).square().mean() + random.uniform().mean()
-        return (loss * float("nan") if step == self.bad_step else loss), {"x": x.mean()}
-
-
-def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    parts = {**trainer.stage.modules, "average": trainer.average}
-    return {f"{n}.{k}": v.clone() for n, module in parts.items() for k, v in module.state_dict().items()}
 
 
 def test_resume_equals_uninterrupted_bit_for_bit(tmp_path):

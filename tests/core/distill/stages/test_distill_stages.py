@@ -10,10 +10,11 @@ import torch
 
 from sprint_core import trigflow
 from sprint_core.distill.dataset.batch import Batch
+from sprint_core.distill.engine.guard import TrainingFailed
 from sprint_core.distill.engine.randomness import SampleRandom, initialise
 from sprint_core.distill.engine.trainer import Trainer
-from sprint_core.distill.recipes import Objective, Schedule
-from sprint_core.distill.stages.base import Captioned
+from sprint_core.distill.recipes import RECIPES, Objective, Schedule
+from sprint_core.distill.stages.base import Captioned, Watch
 from sprint_core.distill.stages.student import DistillStage, continued
 from sprint_core.distill.stages.teacher import TeacherStage, euler, student_of
 from sprint_core.models.gemma import Gemma
@@ -148,6 +149,30 @@ def test_the_adversary_may_join_later(model):
     assert [stage.phases(step)[0] for step in range(5)] == ["student", "student", "student", "critic", "student"]
     metrics = [stage.loss("student", step, SampleRandom(0, 0, "", range(2)))[1] for step in (1, 2)]
     assert "adversarial" not in metrics[0] and "adversarial" in metrics[1]
+
+
+FLAT = Watch(["red", "blue"] * 16, (32, 2, 2), 1.0)
+SHORT = Schedule(steps=40, batch=8, lr=1e-3, warmup_steps=10, ema=0.9, clip=0.5, check_every=10)
+
+
+def test_the_guard_ends_what_is_known_to_fail(teacher, tmp_path):
+    """LADD at full strength from the first step, while sCM's learnt weight has yet to find its size: LADD drowns it."""
+    fails = Objective(tangent_warmup_steps=20, guidance=(1.5, 2.0))
+    stage = DistillStage(teacher, DATA, fails, watch=FLAT)
+    trainer = Trainer(stage, SHORT, tmp_path)
+    with pytest.raises(TrainingFailed, match=r"best\.safetensors holds: go on from there by --resume-best"):
+        trainer.train()
+    assert 0 < trainer.step < SHORT.steps and trainer.guard.file.is_file()
+
+
+def test_the_guard_lets_pass_what_holds(teacher, tmp_path):
+    """Without a learnt weight, and LADD from where the tangent is warm: the error falls to less than half."""
+    holds = dataclasses.replace(RECIPES["demo"].objective, tangent_warmup_steps=20, ladd_from=20, guidance=(1.5, 2.0))
+    schedule = dataclasses.replace(SHORT, betas=(0.0, 0.99))
+    stage = DistillStage(teacher, DATA, holds, watch=FLAT)
+    first = stage.check(stage.student)["error"]
+    average = Trainer(stage, schedule, tmp_path).train()
+    assert stage.check(average)["error"] < 0.5 * first
 
 
 def test_distilled_student_paints_in_one_step(teacher, tmp_path):

@@ -14,7 +14,7 @@ from sprint_core.distill.dataset.batch import Batch
 from sprint_core.distill.engine.randomness import SampleRandom
 from sprint_core.distill.recipes import Objective
 from sprint_core.distill.stages import autoencoder as autoencoder_stages
-from sprint_core.distill.stages.base import Preview, TextConditioned
+from sprint_core.distill.stages.base import Preview, TextConditioned, Watch
 from sprint_core.distill.stages.control import ControlStage, block_count
 from sprint_core.distill.stages.sprint import SprintStage
 from sprint_core.distill.stages.student import DistillStage
@@ -261,6 +261,32 @@ def test_the_sample_grid_shows_one_step(hand):
     one, text = torch.ones(2).double(), hand.stage.teacher.encode(preview.captions)
     want = noise - hand.velocity(text, 5.0 * one, preview.hints)(noise, one)
     torch.testing.assert_close(hand.stage.samples(hand.stage.student), want)
+
+
+def test_the_guards_error():
+    """One step from the student against 20 Euler steps of the teacher at the middle guidance, over their variance."""
+    captions = [torch.ones(3, WIDTH), torch.zeros(2, WIDTH), -torch.ones(4, WIDTH)]
+    shown = []
+
+    def judge(latents: Tensor) -> float:
+        shown.append(latents)
+        return 0.25
+
+    objective = dataclasses.replace(OBJECTIVE, guidance=(2.0, 3.0, 7.0))
+    stage = DistillStage(Model().float(), Noise(), objective, watch=Watch(captions, SHAPE, 4.0, judge))
+    found = stage.check(stage.student)
+    z = torch.stack([torch.randn(SHAPE, generator=torch.Generator().manual_seed(5000 + i)) for i in range(3)])
+    text, null, one = stage.teacher.encode(captions), stage.teacher.encode([""] * 3), torch.ones(3)
+    even, x = torch.linspace(1, 0, 21), z
+    times = 4 * even / (1 + 3 * even)
+    with torch.no_grad():
+        for s, s_next in itertools.pairwise(times):
+            v, v_null = (stage.teacher.transformer(x, s.expand(3), t[0], mask=t[1]) for t in (text, null))
+            x = x + (s_next - s) * (v_null + 3 * (v - v_null))
+        mine = z - stage.student.transformer(z, one, text[0], guidance=3 * one, mask=text[1])
+    assert found == {"error": pytest.approx(float((mine - x).square().mean() / x.var()), rel=1e-3), "judge": 0.25}
+    torch.testing.assert_close(shown[0], mine)
+    assert DistillStage(Model().float(), Noise(), objective).check(stage.student) == {}
 
 
 # --- the teacher --------------------------------------------------------------------------------------
