@@ -5,6 +5,7 @@ measure an error of its own now and then (Stage.check). The average with the low
 that has doubled since ends the training, rather than its last hours.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ...weights import tensorfile
+
+log = logging.getLogger(__name__)
 
 ERROR = "error"  # what is guarded, among the numbers of Stage.check
 SMALL_ERROR = 0.1  # below it no rise ends a training: LADD gives up some of so small an error for sharper images
@@ -39,15 +42,21 @@ class Guard:
     def load(self, state: Mapping[str, float]) -> None:
         self.step, self.error = int(state["step"]), float(state[ERROR])
 
-    def see(self, step: int, error: float, average: nn.Module) -> None:
-        """Keep the average if its error is the lowest. Raises TrainingFailed if it is too much, or no number."""
+    def see(self, step: int, error: float, average: nn.Module, last: bool = False) -> None:
+        """Keep the average if its error is the lowest. Raises TrainingFailed if it is too much, or no number.
+
+        last: of a training that has ended anyway, which is warned of.
+        """
         if error < self.error:
             self.step, self.error = step, error
             if self.writes:
                 tensors = {name: tensor.detach().cpu() for name, tensor in average.state_dict().items()}
                 tensorfile.write(self.file, tensors, {"step": str(step), ERROR: repr(error)})
         elif not math.isfinite(error) or (self.stop_factor and error > max(self.stop_factor * self.error, SMALL_ERROR)):
-            raise TrainingFailed(f"{self.file.parent}: the error is {error:.3g} after step {step}; {self._advice}")
+            failed = f"{self.file.parent}: the error is {error:.3g} after step {step}; {self._advice}"
+            if not last:
+                raise TrainingFailed(failed)
+            log.warning("%s", failed)
 
     def check_left_out(self, step: int, in_a_row: int) -> None:
         """Raises TrainingFailed if no update of a phase was possible for too long."""

@@ -69,6 +69,14 @@ def test_small_errors_may_double_and_the_guard_may_be_told_to_stay(tmp_path):
     seen(tmp_path, [0.9, 0.3, 0.85], stop_factor=3.0)
 
 
+def test_what_has_ended_is_warned_of(tmp_path, caplog):
+    guard = seen(tmp_path, [0.9, 0.3])
+    guard.see(2, 0.7, torch.nn.Linear(1, 1), last=True)
+    assert "the error is 0.7 after step 2; it was 0.3 at step 1" in caplog.text and guard.step == 1
+    errors = [0.9, *[0.3] * 7, 0.8]
+    assert Trainer(Checked(errors), CHECKED, tmp_path).train() is not None
+
+
 ERRORS = (0.9, 0.5, 0.4, 0.5, 0.6, 0.7, 0.9, 0.9, 0.9)  # the best after step 10, too much after step 30
 
 

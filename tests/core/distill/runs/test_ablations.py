@@ -171,6 +171,7 @@ def test_other_settings_in_the_same_folder_are_refused(done, caplog):
         (["--set", "distill.ladd_weight=0.3"], "varies ladd_weight"),
         (["--recipe", "sprint-0.6B"], "without --recipe"),
         (["--stage", "teacher"], "without --recipe, --stage"),
+        (["--resume-best"], "--resume-best: only distillations"),
     ],
 )
 def test_what_the_tables_cannot_say_is_refused(tmp_path, caplog, more, message):

@@ -51,9 +51,8 @@ def run(models, pictures, tmp_path, monkeypatch):
     def run(**options) -> int:
         given = {"recipe": "tiny", "teacher": models, "vae": models, "text_encoder": models, "data": pictures}
         given |= {"out": tmp_path / "out", "device": "cpu"} | options
-        return command.main(
-            [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
-        )
+        options = {f"--{name.replace('_', '-')}": value for name, value in given.items() if value is not None}
+        return command.main([name if value is True else f"{name}={value}" for name, value in options.items()])
 
     return run
 
@@ -99,6 +98,19 @@ def test_from_pictures_to_an_image(run, models, tmp_path, capsys):
     image = pipeline.generate(["red"], seeds=[0], steps=1)
     assert image.shape == (1, 64, 64, 3) and image.isfinite().all()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"distill", "encoded", "sana_tiny.safetensors"}
+
+
+def test_a_run_goes_on_from_its_best_average(run, models, tmp_path, capsys):
+    """With another rate than before, from the step that best.safetensors says: here the untrained student."""
+    out = tmp_path / "out"
+    assert run() == 0
+    best = checkpoint.tensorfile.read(out / "distill" / "best.safetensors")
+    assert run(set="distill.lr=1e-9", resume_best=True) == 0
+    state = torch.load(out / "distill" / "state.pt", weights_only=True)
+    assert state["step"] == 2 and "1e-09" in state["run"]["schedule"]["lr"]
+    assert int(best.metadata["step"]) < 2
+    for name, tensor in best.tensors.items():
+        torch.testing.assert_close(state["average"][name], tensor, rtol=1e-5, atol=1e-6)
 
 
 def test_the_same_again_trains_nothing_and_writes_the_same(run, tmp_path, monkeypatch):
