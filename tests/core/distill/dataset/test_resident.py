@@ -13,7 +13,7 @@ from sprint_core.distill.engine.processes import ProcessGroup
 from sprint_core.distill.engine.randomness import SampleRandom
 from sprint_core.distill.engine.trainer import Trainer
 from sprint_core.distill.recipes import Objective, Schedule
-from sprint_core.distill.stages.base import Captioned
+from sprint_core.distill.stages.base import Captioned, Watch
 from sprint_core.distill.stages.student import DistillStage
 from sprint_core.distill.stages.teacher import TeacherStage
 from sprint_core.models.gemma import Gemma
@@ -77,6 +77,16 @@ def test_losses_are_those_of_texts(model, phase):
         stages.append(TeacherStage(model, data) if phase == "teacher" else DistillStage(model, data, Objective()))
     texts, tokens = (stage.loss(phase, 0, SampleRandom(0, 0, "", range(12)))[0] for stage in stages)
     torch.testing.assert_close(tokens, texts, rtol=1e-4, atol=1e-5)
+
+
+def test_the_guard_may_watch_tokens(model):
+    tokens = tokenize(model.prompts, CAPTIONS)
+    data = ResidentLatents(LATENTS, tokens, "tokens")
+    checks = []
+    for captions in (CAPTIONS, tokens):
+        stage = DistillStage(model, data, Objective(), watch=Watch(captions, (32, 2, 2), 3.0))
+        checks.append(stage.check(stage.student)["error"])
+    assert checks[0] == pytest.approx(checks[1], rel=1e-4) and checks[0] > 0
 
 
 def test_captions_hints_and_latents_belong_together(model):
