@@ -1,10 +1,12 @@
 """ControlNet nodes: an image's edges, and applying a SANA ControlNet to a prompt."""
 
+from pathlib import Path
+
 import torch
 from comfy_api.latest import io
 
 from ..sprint_core.images import edges
-from ..sprint_core.models.controlnet import MAX_STRENGTH
+from ..sprint_core.models.controlnet import MAX_STRENGTH, check_strength_and_range
 from .adapters import annotators, folders, screen
 from .adapters import control as adapter
 
@@ -68,6 +70,10 @@ class ControlNetApply(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, strength=None, start_percent=None, end_percent=None):
+        return screen.fault_of(check_strength_and_range, strength, start_percent, end_percent)
+
+    @classmethod
     @screen.one_sentence
     def execute(
         cls, positive, control_net, image, vae, strength, start_percent, end_percent, negative=None
@@ -78,6 +84,16 @@ class ControlNetApply(io.ComfyNode):
             return io.NodeOutput(positive, positive if negative is None else negative)
         applied = adapter.apply(positive, negative, control_net, image, vae, strength, start_percent, end_percent)
         return io.NodeOutput(*applied)
+
+
+def hed_of(method: str) -> Path | None:
+    """HED's weights for a method; None for soft edges. Raises ValueError where they are asked for and not there."""
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; choose one of {', '.join(METHODS)}")
+    path = None if method == SOFT else annotators.hed_file()
+    if path is None and method == annotators.HED:
+        raise ValueError(f"no {annotators.NAMES[0]} in models/{annotators.FOLDER}; put it there, or choose auto")
+    return path
 
 
 class SoftEdges(io.ComfyNode):
@@ -123,6 +139,10 @@ class SoftEdges(io.ComfyNode):
         return None if path is None else folders.stamp_of([path])
 
     @classmethod
+    def validate_inputs(cls, method=None):
+        return screen.fault_of(hed_of, method)
+
+    @classmethod
     @screen.one_sentence
     def execute(cls, image, method, scribble, resolution) -> io.NodeOutput:
         if image.ndim != 4 or image.shape[-1] != 3 or 0 in image.shape:
@@ -132,9 +152,7 @@ class SoftEdges(io.ComfyNode):
             )
         if not torch.isfinite(image).all():
             raise ValueError("the image for Soft Edges holds NaN or infinity; check the node that made it")
-        path = None if method == SOFT else annotators.hed_file()
-        if path is None and method == annotators.HED:
-            raise ValueError(f"no {annotators.NAMES[0]} in models/{annotators.FOLDER}; put it there, or choose auto")
+        path = hed_of(method)
         drawn = annotators.detect(image, path, scribble, resolution)
         screen.say(cls.hidden.unique_id, f"edges: {annotators.HED if path else annotators.SOFT}")
         return io.NodeOutput(drawn)

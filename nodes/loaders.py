@@ -1,5 +1,7 @@
 """Loader nodes: a file or folder of any published layout -> MODEL, CLIP, VAE."""
 
+import math
+
 from comfy_api.latest import io
 
 from ..sprint_core.weights.checkpoint import Source
@@ -278,6 +280,8 @@ class LoadLoRA(io.ComfyNode):
     @classmethod
     @screen.one_sentence
     def execute(cls, model, lora_name, strength_model, strength_clip, clip=None) -> io.NodeOutput:
+        if not (math.isfinite(strength_model) and math.isfinite(strength_clip)):
+            raise ValueError(f"the LoRA's strengths are {strength_model:g} and {strength_clip:g}; enter numbers")
         if strength_model == 0.0 and (clip is None or strength_clip == 0.0):
             return io.NodeOutput(model, clip)
         model, clip, summary = lora.apply(model, clip, lora_name, strength_model, strength_clip)

@@ -49,9 +49,18 @@ def schedule_inputs() -> list:
     ]
 
 
+def schedule_of(steps: int, schedule: str, denoise: float, angles: str) -> str | tuple[float, ...]:
+    """The name or the angles that trigflow takes for these inputs. Raises ValueError if it would refuse them."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule is {schedule!r}; choose one of {', '.join(SCHEDULES)}")
+    name = trigflow.parse_angles(angles) if schedule == "custom" else schedule
+    trigflow.schedule(name, steps, denoise)
+    return name
+
+
 def sigmas_of(node_id: str | None, steps: int, schedule: str, denoise: float, angles: str) -> torch.Tensor:
     """SIGMAS of the node's inputs, with the angles shown on the node. Raises ValueError."""
-    name = trigflow.parse_angles(angles) if schedule == "custom" else schedule
+    name = schedule_of(steps, schedule, denoise, angles)
     shown = trigflow.schedule(name, steps, denoise)[:-1]
     screen.say(node_id, "angles used: " + ", ".join(f"{t:.4g}" for t in shown))
     return torch.tensor(trigflow.sigmas(name, steps, denoise))
@@ -70,6 +79,10 @@ class Schedule(io.ComfyNode):
             outputs=[io.Sigmas.Output(tooltip="Flow times, falling from at most 1 to 0.")],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, steps=None, schedule=None, denoise=None, angles=None):
+        return screen.fault_of(schedule_of, steps, schedule, denoise, angles)
 
     @classmethod
     @screen.one_sentence
@@ -134,6 +147,10 @@ class Sampler(io.ComfyNode):
             outputs=[io.Latent.Output(tooltip="For VAE Decode.")],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, steps=None, schedule=None, denoise=None, angles=None):
+        return screen.fault_of(schedule_of, steps, schedule, denoise, angles)
 
     @classmethod
     @screen.one_sentence

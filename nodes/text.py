@@ -51,6 +51,10 @@ class TextEncode(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, text=None):
+        return screen.fault_of(adapter.check_prompt, text)
+
+    @classmethod
     @screen.one_sentence
     def execute(cls, clip, text, instruction, prompt_format, custom_instruction="") -> io.NodeOutput:
         preset = adapter.preset_of(clip, instruction, prompt_format, custom_instruction)

@@ -7,7 +7,7 @@
 Command line: python -m sprint_core "a cat" --steps 2
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,7 @@ from .models.transformer import SanaTransformer
 from .text.encoder import TextEncoder, pad_embeddings
 from .text.loading import find_tokenizer, prompt_format
 from .weights import checkpoint, layouts, part, presets
+from .weights.finite import listed, not_finite
 from .weights.part import Config, Layout, Network
 from .weights.tensorfile import CheckpointError
 
@@ -153,7 +154,9 @@ class Pipeline:
         step_noise = sampler.StepNoise(seeds, shape, device)
         x0 = sampler.sample(denoise, x_s, sigmas, step_noise, on_step=on_step)
         if not torch.isfinite(x0).all():
-            raise ValueError(f"the sampler returned NaN in {self._dtype_of(self.transformer)}; try fp32")
+            nets = {"the transformer": self.transformer, "the text encoder": self.text_encoder.gemma}
+            nets |= {f"ControlNet {i}": control.net for i, control in enumerate(controls, 1)}
+            raise ValueError(_why_nan("the sampler returned NaN", nets, self._dtype_of(self.transformer)))
         return self.decode(x0)
 
     def encode_text(self, prompts: Sequence[str]) -> Caption:
@@ -180,7 +183,7 @@ class Pipeline:
         dtype = self._dtype_of(self.autoencoder)
         images = torch.cat([self.autoencoder.decode(latent).float() for latent in (x0 / SCALE).to(dtype).split(1)])
         if not torch.isfinite(images).all():
-            raise ValueError(f"the auto-encoder decoded NaN in {dtype}; try fp32")
+            raise ValueError(_why_nan("decoded NaN", {"the auto-encoder": self.autoencoder}, dtype))
         return rearrange(images.add_(1.0).div_(2.0).clamp_(0.0, 1.0), "b c h w -> b h w c")
 
     def denoiser(
@@ -221,6 +224,13 @@ def _part(
         if override:
             raise
         raise CheckpointError(f"{error}, or name that part's file as {option}") from None
+
+
+def _why_nan(what: str, networks: Mapping[str, torch.nn.Module], dtype: torch.dtype) -> str:
+    for title, network in networks.items():
+        if names := not_finite(network.state_dict()):
+            return f"{what}: {listed(names)} of {title} holds NaN or infinity; download or convert its file again"
+    return f"{what} in {dtype}, though no weight holds any; try fp32"
 
 
 def _require_fit(trunk: SanaTransformer, control: Control, size: tuple[int, int, int]) -> None:

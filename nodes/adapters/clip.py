@@ -7,6 +7,7 @@ weight) plus one entry of ours that says which of them the transformer reads.
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 
 import comfy.model_management as mm
@@ -29,6 +30,7 @@ from ...sprint_core.text.loading import find_tokenizer, prompt_format
 from ...sprint_core.text.prompts import PromptTokenizer, Tokens
 from ...sprint_core.text.tokenizers import BOS, PAD, Tokenizer, tokenizer_state
 from ...sprint_core.weights import checkpoint, layouts, part
+from ...sprint_core.weights.finite import listed, not_finite
 from . import quantised, screen
 from .options import DEFAULT, LoaderOptions
 
@@ -38,6 +40,7 @@ NAME = "gemma2_2b"  # ComfyUI's name for this encoder: in its files, and in its 
 SELECTION = "sana_selection"  # entry of a token dictionary: positions that the transformer reads
 FORMATS = {"authors": "nvlabs", "diffusers": "diffusers"}
 DEEPEST_BRACKETS = 100
+NO_NUMBER = "a weight in the prompt is not a finite number; write weights as (word:1.2)"
 BYTES_PER_TOKEN = 4 * 2**20  # activations of one layer, generously
 
 
@@ -92,6 +95,12 @@ def split_weights(string: str) -> tuple[str, list[float]]:
     return "".join(part for part, _ in parts), [weight for part, weight in parts for _ in part]
 
 
+def check_prompt(text: str) -> None:
+    """Refuse brackets too deep and weights that are no numbers, as they are known before a run. Raises ValueError."""
+    if not all(map(math.isfinite, split_weights(text)[1])):
+        raise ValueError(NO_NUMBER)
+
+
 def _weight_of(span: tuple[int, int] | None, weights: list[float]) -> float:
     """Weight of a token by the prompt characters [begin, end) it came from; None: instruction or BOS."""
     if span is None:
@@ -139,6 +148,7 @@ class SanaTextModel(nn.Module):
         ops = mixed or comfy.ops.manual_cast
         self.dtypes = {dtype}
         self.compute_dtype = compute_dtype
+        self.path = weights.path
         setattr(self, NAME, _Encoder(Gemma(weights.config, ops=ops, dtype=dtype, device=device)))
         self.cache = PromptEmbeddingCache()
         self.hooked_weights = {}  # the patcher's, not empty while LoRA hooks change weights in place
@@ -171,16 +181,24 @@ class SanaTextModel(nn.Module):
         batch = [Tokens(ids, list(keep))]
         weights = torch.tensor([pairs[i][1] for i in keep])
         if not torch.isfinite(weights).all():
-            raise ValueError("a weight in the prompt is not a finite number; write weights as (word:1.2)")
+            raise ValueError(NO_NUMBER)
         weighted = bool((weights != 1.0).any())
         if weighted:  # towards what an empty prompt says at the same positions, as in ComfyUI
             empty = (instruction or [BOS])[: len(ids)]
             batch.append(Tokens(empty + [PAD] * (len(ids) - len(empty)), list(keep)))
         rows = [row.float() for row in self._encode(batch, instruction[:-1])]
         cond = rows[0]
+        if not all(torch.isfinite(row).all() for row in rows):
+            raise ValueError(self._why_not_finite())
         if weighted:
             cond = torch.lerp(rows[1], cond, weights.to(cond)[:, None])
         return cond[None].to(mm.intermediate_device()), None
+
+    def _why_not_finite(self) -> str:
+        if names := not_finite(self.encoder.transformer.state_dict()):
+            file = f"{self.path}: its tensor {listed(names)} holds NaN or infinity"
+            return f"{file}; download or convert it again, or take out LoRAs of the text encoder"
+        return f"{self.path}: this text encoder makes NaN or infinity in {self.compute_dtype}; load it in fp32"
 
     def _encode(self, batch: list[Tokens], prefix_ids: list[int]) -> list[Tensor]:
         # What the cache holds belongs to the weights as this patcher left them.

@@ -37,6 +37,8 @@ FINER, COARSER = "bicubic", "area"  # how a control image is resized to the resu
 class HostedControlNet(SanaControlNet):
     """The network behind ComfyUI's call contract for ControlNets."""
 
+    path: Path | None = None  # of its file
+
     def __init__(
         self,
         config: ControlNetConfig,
@@ -234,6 +236,7 @@ def load_control(path: Path, options: LoaderOptions) -> SanaControl:
     cast = mm.unet_manual_cast(dtype, device, supported)
     ops = comfy.ops.pick_operations(dtype, cast, disable_fast_fp8=True)
     net = HostedControlNet(weights.config, dtype, mm.unet_offload_device(), ops).eval().requires_grad_(False)
+    net.path = path
     control = SanaControl(net, device, cast)
     dynamic = control.control_model_wrapped.is_dynamic()
     net.load_state_dict(weights.tensors, strict=True, assign=dynamic)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...sprint_core import messages
 from ...sprint_core.latent import LATENT_CHANNELS
-from . import bypass, screen
+from . import bypass, finite, screen
 
 log = messages.logger(__name__)
 
@@ -44,11 +44,13 @@ def guard_run(
     with _without_cfg(guider) if model.sprint else contextlib.nullcontext():
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     if not torch.isfinite(samples).all():
+        if fault := finite.sampling_fault(guider):
+            raise ValueError(fault)
         dtype = model.get_dtype_inference()
         advice = "" if dtype == torch.float32 else " load it in fp32 (the loader's dtype);"
         raise ValueError(
-            f"the sampler returned NaN or infinity with the model in {dtype};{advice} check the weights, the "
-            "conditioning and any LoRA for NaN"
+            f"the sampler returned NaN or infinity with the model in {dtype}, though its weights hold none;{advice} "
+            "take out LoRAs and patches one by one"
         )
     return samples
 

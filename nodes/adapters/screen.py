@@ -75,7 +75,6 @@ def one_sentence(method: Callable) -> Callable:
     some program, pass with their lines of code, if the log can take them.
     """
 
-    @functools.wraps(method)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         release()
         try:
@@ -94,14 +93,28 @@ def one_sentence(method: Callable) -> Callable:
 
     # So that no path of this machine is in the lines that ComfyUI prints and keeps.
     wrapper.__code__ = wrapper.__code__.replace(co_filename=f"{PACK}/nodes/adapters/{Path(__file__).name}")
-    return wrapper
+    return functools.update_wrapper(wrapper, method)
+
+
+def fault_of(check: Callable, *args: Any) -> bool | str:
+    """For a node's `validate_inputs`: the sentence of the ValueError that a check raises, or True.
+
+    Values that other nodes hand over come as None, as they are not known before a run: then nothing is checked.
+    """
+    if any(arg is None for arg in args):
+        return True
+    try:
+        check(*args)
+    except ValueError as error:
+        return messages.readable(error)
+    return True
 
 
 def _mendable(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.filename is not None
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return isinstance(error, ValueError) and frame.f_globals["__name__"].startswith(__name__.split(".nodes.")[0])
+    return isinstance(error, ValueError | OSError) and frame.f_globals["__name__"].startswith(__name__.split(".nodes.")[0])
 
 
 def _sentence(error: Exception) -> str:

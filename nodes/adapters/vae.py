@@ -17,7 +17,7 @@ from ...sprint_core import messages
 from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from ...sprint_core.models import compiled
 from ...sprint_core.weights import checkpoint, layouts
-from . import screen
+from . import finite, screen
 from .options import DEFAULT, LoaderOptions
 from .preview import Colours, factors_of
 
@@ -106,12 +106,16 @@ class SanaVAE(comfy.sd.VAE):
     @screen.one_sentence
     def encode(self, pixel_samples: Tensor, *args, **kwargs) -> Tensor:
         self._require_a_cell(pixel_samples)
-        return super().encode(pixel_samples, *args, **kwargs)
+        latent = super().encode(pixel_samples, *args, **kwargs)
+        self._require_finite(pixel_samples, latent)
+        return latent
 
     @screen.one_sentence
     def encode_tiled(self, pixel_samples: Tensor, *args, **kwargs) -> Tensor:
         self._require_a_cell(pixel_samples)
-        return super().encode_tiled(pixel_samples, *args, **kwargs)
+        latent = super().encode_tiled(pixel_samples, *args, **kwargs)
+        self._require_finite(pixel_samples, latent)
+        return latent
 
     def _require_a_cell(self, image: Tensor) -> None:
         """image [b, h, w, c]; ComfyUI crops it to multiples of 32."""
@@ -126,14 +130,22 @@ class SanaVAE(comfy.sd.VAE):
                 "height/32, width/32], so connect the VAE of the model that made the latent"
             )
 
+    def _require_finite(self, source: Tensor, result: Tensor) -> None:
+        """Of an image and its latent, either way: say where NaN in the result is from. Raises ValueError."""
+        if torch.isfinite(result).all():
+            return
+        if not torch.isfinite(source).all():
+            raise ValueError("what came into the VAE holds NaN or infinity; check the node that made it")
+        if fault := finite.weights_fault(self.patcher, self.first_stage_model):
+            raise ValueError(fault)
+        advice = "send another image" if self.vae_dtype == torch.float32 else "load it in fp32"
+        raise ValueError(
+            f"{self.path}: this VAE makes NaN or infinity in {self.vae_dtype}, though its weights hold none; {advice}"
+        )
+
     def _checked(self, latent: Tensor, image: Tensor) -> Tensor:
         """The decoded image, if all of it is finite; the previews' colours learn from it. Raises ValueError."""
-        if not torch.isfinite(image).all():
-            advice = "" if self.vae_dtype == torch.float32 else " load it in fp32, and"
-            raise ValueError(
-                f"the VAE {self.path} decoded NaN or infinity in {self.vae_dtype};{advice} check its weights and the "
-                "latent that it decoded"
-            )
+        self._require_finite(latent, image)
         if self.colours is not None:
             self.colours.observe(latent, image)
         return image

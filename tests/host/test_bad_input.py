@@ -266,27 +266,70 @@ def test_nan_from_the_model_is_an_error_once_after_the_last_step(node, stored, s
     steps = []
     hook = broken.model.diffusion_model.register_forward_hook(lambda *_: steps.append(1))
     for run in (sample, ksample):
-        with unchanged(), pytest.raises(ValueError, match=r"NaN.*float32; check the weights"):
+        says = r"nan\.safetensors: its tensor proj_out\.bias holds NaN or infinity; download"
+        with unchanged(), pytest.raises(ValueError, match=says):
             run(model=broken, steps=3, **({"schedule": "app"} if run is sample else {}))
     hook.remove()
     assert len(steps) == 6
 
 
-@pytest.mark.parametrize(
-    "dtype, advice",
-    [("bf16", "bfloat16; load it in fp32, and check its weights"), ("fp32", "float32; check its weights")],
-)
-def test_nan_from_the_vae_is_an_error_and_no_black_image(node, stored, unchanged, dtype, advice):
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_nan_from_the_vae_is_an_error_and_no_black_image(node, stored, unchanged, dtype):
     broken = node("SanaSprintVAELoader", vae=stored("autoencoder", "nan-vae.safetensors", nan), dtype=dtype)
     latent = {"samples": torch.zeros(1, 32, 4, 4)}
     for id in ("VAEDecode", "VAEDecodeTiled"):
-        with unchanged(), pytest.raises(ValueError, match=rf"nan-vae\.safetensors decoded NaN.*{advice}"):
+        says = r"nan-vae\.safetensors: its tensor decoder\.conv_in\.bias holds NaN"
+        with unchanged(), pytest.raises(ValueError, match=says):
             node(id, vae=broken, samples=latent, **({"tile_size": 64} if "Tiled" in id else {}))
 
 
 def test_a_nan_latent_is_no_black_image(node, vae, unchanged):
-    with unchanged(), pytest.raises(ValueError, match="NaN"):
+    with unchanged(), pytest.raises(ValueError, match="what came into the VAE holds NaN"):
         node("VAEDecode", vae=vae, samples={"samples": torch.full((1, 32, 3, 4), torch.nan)})
+
+
+@pytest.mark.parametrize("tiled", ["VAEEncode", "VAEEncodeTiled"])
+def test_nan_from_the_encoder_is_an_error(node, stored, pixels, unchanged, tiled):
+    def broken(tensors):
+        return tensors | {"encoder.conv_out.bias": torch.full_like(tensors["encoder.conv_out.bias"], torch.inf)}
+
+    vae = node("SanaSprintVAELoader", vae=stored("autoencoder", "nan-encoder.safetensors", broken), dtype="fp32")
+    size = {"tile_size": 64, "overlap": 32} if "Tiled" in tiled else {}
+    says = r"nan-encoder\.safetensors: its tensor encoder\.conv_out\.bias holds NaN or infinity"
+    with unchanged(), pytest.raises(ValueError, match=says):
+        node(tiled, vae=vae, pixels=pixels, **size)
+    with unchanged(), pytest.raises(ValueError, match="what came into the VAE holds NaN"):
+        node(tiled, vae=vae, pixels=pixels * torch.nan, **size)
+
+
+def test_nan_in_the_text_encoder_is_named_when_it_shows(node, stored, unchanged):
+    def broken(tensors):
+        return tensors | {"model.norm.weight": torch.full_like(tensors["model.norm.weight"], torch.nan)}
+
+    clip = node("SanaSprintTextEncoderLoader", text_encoder=stored("text_encoder", "nan-text.safetensors", broken))
+    for text in ("a cat", "a (cat:1.3)"):
+        with (
+            unchanged(),
+            pytest.raises(ValueError, match=r"nan-text\.safetensors: its tensor model\.norm\.weight holds"),
+        ):
+            node("CLIPTextEncode", clip=clip, text=text)
+
+
+def test_nan_in_a_lora_is_told_from_nan_in_the_weights(node, host, model, sample, ksample, write_lora, unchanged):
+    write_lora("nan-lora.safetensors", "lora_unet_", {"transformer_blocks.1.attn2.to_q": (64, 64)})
+    path = host.base / "models" / "loras" / "nan-lora.safetensors"
+    tensors = tensorfile.read(path).tensors
+    tensorfile.write(path, {name: tensor * torch.inf for name, tensor in tensors.items()}, {})
+    broken = node("LoraLoaderModelOnly", model=model, lora_name=path.name, strength_model=1.0)
+    says = r"a LoRA's change of diffusion_model\..*attn2.* holds NaN or infinity; take that LoRA out"
+    for run in (sample, ksample):
+        with unchanged(), pytest.raises(ValueError, match=says):
+            run(model=broken)
+
+
+def test_a_nan_conditioning_is_told(sample, positive, unchanged):
+    with unchanged(), pytest.raises(ValueError, match="the conditioning holds NaN or infinity; check the text encoder"):
+        sample(positive=[[positive[0][0] * torch.nan, positive[0][1]]])
 
 
 def test_every_message_is_one_the_core_can_make(stored, host):

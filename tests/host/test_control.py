@@ -1,5 +1,7 @@
 """ControlNet in a real ComfyUI: the core's images, stock apply nodes, ranges, chains, masks; and refused input."""
 
+import re
+
 import pytest
 import standin
 import torch
@@ -391,6 +393,16 @@ def test_another_width(node, applied, sample, stored_control, unchanged):
     wide = node("SanaSprintControlNetLoader", control_net=stored_control("wide.safetensors", weights))
     with unchanged(), pytest.raises(ValueError, match="SANA of width 96, the MODEL has 64; load the ControlNet of"):
         sample(positive=applied(control_net=wide))
+
+
+def test_nan_in_a_controlnet_is_named(node, stored_control, applied, sample, unchanged):
+    weights = standin.control(AUTHORS)
+    name = next(name for name in weights.tensors if name.endswith("attn1.to_q.weight"))
+    weights.tensors = weights.tensors | {name: weights.tensors[name] * torch.nan}
+    broken = node("SanaSprintControlNetLoader", control_net=stored_control("nan.safetensors", weights))
+    says = rf"nan\.safetensors: its tensor {re.escape(name)} holds NaN or infinity; download"
+    with unchanged(), pytest.raises(ValueError, match=says):
+        sample(positive=applied(control_net=broken))
 
 
 def test_another_family(net):

@@ -1,7 +1,9 @@
 """Bad files and bad numbers: the running server answers with what is wrong, and the next prompt works."""
 
+import json
 import os
 import time
+import urllib.error
 
 import pytest
 import standin
@@ -10,7 +12,7 @@ from api_prompts import graph, refused, with_model
 from safetensors.torch import save_file
 
 from launcher.prompt import ComfyError
-from sprint_core.weights import tensorfile
+from sprint_core.weights import presets, tensorfile
 
 
 class Malicious:
@@ -103,6 +105,51 @@ def test_text_encoder_without_tokenizer(server):
 def test_numbers_out_of_range(server, node, change, says):
     message = refused(server, graph(**{node: change}))
     assert says in message and "SanaSprint" in message
+
+
+RED = {"text": "SanaSprintTextEncode", "method": "SanaSprintSoftEdges", "end_percent": "SanaSprintControlNetApply"}
+
+
+def with_node(server, kind: str) -> dict:
+    """The good graph with one more node of this kind in it, under the name of red, its widgets at their defaults."""
+    prompt = graph()
+    spec = server.object_info()[kind]["input"]["required"]
+    wires = {"clip": ["loader", 1], "positive": ["text", 0], "image": ["grey", 0], "vae": ["loader", 2]}
+    values = {name: options[0].get("default") for name, (_, *options) in spec.items() if options}
+    prompt["red"] = {"class_type": kind, "inputs": values | {name: wires[name] for name in spec if name in wires}}
+    prompt["grey"] = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}}
+    control = {"control_net": presets.BUNDLED_CONTROL_NAME, "dtype": "auto", "time_scale": "auto", "wiring": "auto"}
+    if "control_net" in spec:
+        prompt["control"] = {"class_type": "SanaSprintControlNetLoader", "inputs": control}
+        prompt["red"]["inputs"]["control_net"] = ["control", 0]
+    reader, name = ("save", "images") if kind == RED["method"] else ("sampler", "positive")
+    prompt[reader]["inputs"][name] = ["red", 0]
+    return prompt
+
+
+@pytest.mark.parametrize(
+    ("changes", "widget", "says"),
+    [
+        ({"steps": 9}, "steps", "the paper's schedule has 1 to 4 steps, not 9; 'app' has up to 40"),
+        ({"schedule": "custom", "angles": "0.5, 1.0"}, "angles", "angles must fall strictly, but 1 follows 0.5"),
+        ({"denoise": float("nan")}, "denoise", "strength (denoise) is nan; it must lie in (0, 1]"),
+        ({"text": "a (cat:nan)"}, "text", "a weight in the prompt is not a finite number; write weights as (word:1.2)"),
+        ({"text": "(" * 101 + "cat" + ")" * 101}, "text", "101 brackets in one another"),
+        ({"start_percent": 0.8, "end_percent": 0.2}, "end_percent", "control from 0.8 to 0.2: start must not exceed"),
+        ({"method": "HED"}, "method", "no ControlNetHED.pth in models/annotators; put it there, or choose auto"),
+    ],
+)
+def test_what_no_run_can_mend_is_refused_before_it(server, changes, widget, says):
+    """The editor marks the widget red, and nothing is queued."""
+    name = "red" if widget in RED else "sampler"
+    prompt = with_node(server, RED[widget]) if widget in RED else graph()
+    prompt[name]["inputs"] |= changes
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        server.json("/prompt", {"prompt": prompt})
+    errors = json.loads(refusal.value.read())["node_errors"]
+    assert list(errors) == [name]
+    red = {error["extra_info"]["input_name"]: error["details"] for error in errors[name]["errors"]}
+    assert f"{widget} - {says}" in red[widget]
 
 
 def test_sizes_are_rounded_and_said(server):
