@@ -114,7 +114,9 @@ def _mendable(error: Exception) -> bool:
     if isinstance(error, OSError) and error.filename is not None:
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return isinstance(error, ValueError | OSError) and frame.f_globals["__name__"].startswith(__name__.split(".nodes.")[0])
+    return isinstance(error, ValueError | OSError) and frame.f_globals["__name__"].startswith(
+        __name__.split(".nodes.")[0]
+    )
 
 
 def _sentence(error: Exception) -> str:

@@ -5,7 +5,6 @@ measure an error of its own now and then (Stage.check). The average with the low
 that has doubled since ends the training, rather than its last hours.
 """
 
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ... import messages
 from ...weights import tensorfile
 
-log = logging.getLogger(__name__)
+log = messages.logger(__name__)
 
 ERROR = "error"  # what is guarded, among the numbers of Stage.check
 SMALL_ERROR = 0.1  # below it no rise ends a training: LADD gives up some of so small an error for sharper images
