@@ -23,6 +23,7 @@ from tools.soak_mix import Broken, Case, Mix
 CLIENTS = 4
 PATIENCE_SEC = 900  # for an answer or a start, on a machine that is busy with other things
 STUCK_SEC = 1800  # since a prompt has ended
+STEADY_SEC = 5  # without a change: a connection lingers for seconds after its answer
 REPORT_SEC = 60
 WARM_UP_SHARE, WARM_UP_PROMPTS = 0.2, 60  # both have to be reached
 SHOWN = 20  # errors and differences in full, in the log
@@ -336,16 +337,18 @@ class Soak:
         self.count(self.tally.others, "/free")
 
     def measure(self) -> None:
-        """Empty the caches of the idle server, wait until its memory is steady, and note what it holds."""
+        """Empty the caches of the idle server, wait until what it holds is steady, and note that."""
         PatientClient(self.server.url).request("/free", {"unload_models": True, "free_memory": True})
         process = psutil.Process(self.server.process.pid)
-        before = Usage.of(process)
-        for _ in range(30):
+        usage, steady_sec = Usage.of(process), 0
+        for _ in range(60):
             time.sleep(1)
-            usage = Usage.of(process)
-            if abs(usage.memory_mib - before.memory_mib) < 0.5 and usage.open_files == before.open_files:
+            now = Usage.of(process)
+            same = abs(now.memory_mib - usage.memory_mib) < 0.5 and now.open_files == usage.open_files
+            steady_sec = steady_sec + 1 if same else 0
+            usage = now
+            if steady_sec == STEADY_SEC:
                 break
-            before = usage
         self.tally.usage.append(usage)
 
     def whole(self, minutes: float) -> None:
