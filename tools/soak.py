@@ -8,8 +8,9 @@ and values out of range; they interrupt at random moments, take prompts out of t
 that is not, pixel for pixel, that of the case alone is counted as different.
 
 Memory and open files are measured at the start, after a warm-up of a fifth of the time, and at the end, each time
-after /free with an empty queue. Not a test. All goes into a log as well; the last line is one JSON document whatever
-happens, also after Ctrl-C and SIGTERM. Ends with code 1 if there were unexpected errors or different images.
+with an empty queue, after /free, and once the C library has given back what it keeps of freed memory. Not a test. All
+goes into a log as well; the last line is one JSON document whatever happens, also after Ctrl-C and SIGTERM. Ends with
+code 1 if there were unexpected errors or different images.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +74,7 @@ def draw(path: Path) -> None:
 def make_base(base: Path, comfyui: Path) -> None:
     setup.prepare_base(base, comfyui, ROOT)
     draw(base / "input" / soak_mix.DRAWING)
+    shutil.copyfile(ROOT / "tools" / "soak_node.py", base / "custom_nodes" / "soak_node.py")
 
 
 def run_alone(server: Server, cases: list[Case]) -> Alone:

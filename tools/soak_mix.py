@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import struct
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -147,7 +148,7 @@ def broken(mix: Mix, number: int, rng: random.Random) -> Broken:
     """A workflow in which one broken file is read in place of a good one."""
     kind, folder = rng.choice(BROKEN_KINDS), rng.choice(list(READERS))
     reader, name_input, socket = READERS[folder]
-    odd = rng.choice(("", " \u00fc (1)"))
+    odd = rng.choice(("", "", " \u00fc (1)", " \u00fc (1)", *["\udcff"] * (sys.platform == "linux")))  # no UTF-8
     ending = "png" if folder == "input" else ENDINGS.get(kind, "safetensors")
     file = f"soak_{number}.{kind}{odd}.{ending}"
     workflow = {"control_net": "05_controlnet", "pixels": "02_image_to_image"}.get(socket, "01_text_to_image")

@@ -1,12 +1,14 @@
 """The use of a server by several clients at once, and the tally of what comes of it; soak.py starts it."""
 
 import collections
+import contextlib
 import hashlib
 import io
 import json
 import random
 import threading
 import time
+import urllib.error
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,9 +48,10 @@ class PatientClient(Client):
 class Usage(NamedTuple):
     """What the server's process holds while nobody asks for anything."""
 
-    memory_mib: float
+    memory_mib: float  # resident
     open_files: int  # all descriptors, sockets included
     mapped: int  # weight files that are mapped into memory
+    untrimmed_mib: float = 0.0  # resident before the C library gave back what it keeps of freed memory
 
     @classmethod
     def of(cls, process: psutil.Process) -> "Usage":
@@ -99,7 +102,9 @@ class Tally:
         yield f"prompts whose images differ: {len(self.different)}"
         yield "besides: " + ", ".join(f"{count} {what}" for what, count in sorted(self.others.items()))
         for when, usage in zip(("at the start", "after the warm-up", "at the end"), self.usage, strict=False):
-            yield f"{when}: {usage.memory_mib:.1f} MiB, {usage.open_files} open, {usage.mapped} weight files mapped"
+            kept = usage.untrimmed_mib - usage.memory_mib
+            memory = f"{usage.memory_mib:.1f} MiB, and {kept:.1f} MiB freed but kept by the C library"
+            yield f"{when}: {memory}; {usage.open_files} open files, {usage.mapped} weight files mapped"
         if (growth := self.growth()) is not None:
             yield f"memory since the warm-up: {growth:+.2%}"
 
@@ -338,7 +343,8 @@ class Soak:
 
     def measure(self) -> None:
         """Empty the caches of the idle server, wait until what it holds is steady, and note that."""
-        PatientClient(self.server.url).request("/free", {"unload_models": True, "free_memory": True})
+        client = PatientClient(self.server.url)
+        client.request("/free", {"unload_models": True, "free_memory": True})
         process = psutil.Process(self.server.process.pid)
         usage, steady_sec = Usage.of(process), 0
         for _ in range(60):
@@ -349,7 +355,10 @@ class Soak:
             usage = now
             if steady_sec == STEADY_SEC:
                 break
-        self.tally.usage.append(usage)
+        with contextlib.suppress(urllib.error.HTTPError):  # a server without soak_node.py
+            client.request("/soak/trim")
+        trimmed = Usage.of(process).memory_mib
+        self.tally.usage.append(usage._replace(memory_mib=trimmed, untrimmed_mib=usage.memory_mib))
 
     def whole(self, minutes: float) -> None:
         """Measure, warm up, measure, work, measure."""
