@@ -131,7 +131,7 @@ def _pop_widgets(inputs: dict, order: dict, with_widget: set, rest: list, prefix
     """Take the values of one level of inputs off the front of `rest`, in the order in which the editor saved them.
 
     An input that is linked keeps its value, and some widgets save one more: the control of a seed,
-    the button of an image upload.
+    the button of an image upload. Optional inputs that a graph was saved without have their defaults.
     """
     for section in ("required", "optional"):
         upload = False
@@ -139,6 +139,10 @@ def _pop_widgets(inputs: dict, order: dict, with_widget: set, rest: list, prefix
             kind, options = (*inputs[section][name], {})[:2]
             kind = "COMBO" if isinstance(kind, list) else options.get("widgetType", kind)
             if options.get("forceInput") or not (kind in WIDGET_TYPES or prefix + name in with_widget):
+                continue
+            if not rest and section == "optional":  # the graph is older than this input
+                if "default" in options:
+                    yield prefix + name, options["default"]
                 continue
             value = rest.pop(0)
             yield prefix + name, value

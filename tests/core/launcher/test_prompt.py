@@ -54,6 +54,10 @@ def test_values_follow_the_order_of_the_inputs():
     assert inputs == {"model": ["1", 0], "seed": 7, "steps": 2, "mode": "paper", "name": "b", "note": "hello"}
 
 
+def test_optional_inputs_that_are_newer_than_the_graph_have_their_defaults():
+    assert inputs_of(2, node(2, "Sampler", PAPER[:-1]))["note"] == ""
+
+
 def test_links_may_be_dictionaries():
     ui = workflow(LOADER, node(2, "Sampler", PAPER, [("model", "MODEL", 1)]))
     ui["links"] = [{"id": 1, "origin_id": 1, "origin_slot": 0, "target_id": 2, "target_slot": 0, "type": "MODEL"}]
@@ -124,7 +128,7 @@ def test_reroutes_primitives_and_notes_are_resolved():
     ("ui", "message"),
     [
         (workflow(node(9, "Nobody")), r"node 9 \(Nobody\): the server knows no node"),
-        (workflow(node(9, "Sampler", PAPER[:-1])), r"node 9 \(Sampler\): its 5 saved widget values are fewer"),
+        (workflow(node(9, "Sampler", PAPER[:-2])), r"node 9 \(Sampler\): its 4 saved widget values are fewer"),
         (workflow(node(9, "Sampler", [*PAPER, 1])), r"node 9 \(Sampler\): 1 of its 7 saved widget values belong"),
         ({**workflow(LOADER), "definitions": {"subgraphs": [{"id": "s"}]}}, "subgraphs"),
     ],
