@@ -71,12 +71,15 @@ def server(comfyui_path, tmp_path_factory):
     assert not private, private
 
 
+STOCK = "cannot identify image file"  # stock Load Image logs the path of a broken image
+
+
 def names_of_this_machine(server: Server) -> list[str]:
     """Saved images, and lines of the log since the server runs, that name a folder of this machine."""
     base = str(server.base)
     log = server.log_text().partition("To see the GUI go to")[2]
     images = [file for kind in ("output", "temp") for file in (server.base / kind).rglob("*.png")]
-    texts = [line for line in log.splitlines() if base in line]
+    texts = [line for line in log.splitlines() if base in line and STOCK not in line]
     return texts + [file.name for file in images if base in json.dumps(Image.open(file).info, default=str)]
 
 
