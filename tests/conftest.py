@@ -20,7 +20,11 @@ from launcher.client import Server  # noqa: E402
 from launcher.setup import prepare_base  # noqa: E402
 
 # The same examples on every machine and in every run; a test may take its time on a busy one.
-hypothesis.settings.register_profile("repository", derandomize=True, database=None, deadline=None)
+# Busy machines are slow, and a host's fixtures are the same for all examples.
+UNCHECKED = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
+hypothesis.settings.register_profile(
+    "repository", derandomize=True, database=None, deadline=None, suppress_health_check=UNCHECKED
+)
 hypothesis.settings.load_profile("repository")
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sprint_core.text.formats import text_preset
@@ -24,7 +24,7 @@ def split_weights(host):
 
 @given(PARTS)
 @example([("İ", None), ("a red", 1.3), ("  İstanbul", None)])
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 def test_marks_are_taken_out_and_weigh_their_characters(split_weights, clip, parts):
     """The marks of each part, in upper and in lower case; the stand-in's tokens are bytes."""
     prompt = "".join(text if weight is None else f"({text}:{weight!r})" for text, weight in parts)
@@ -43,7 +43,7 @@ def test_marks_are_taken_out_and_weigh_their_characters(split_weights, clip, par
 
 
 @given(st.text(st.sampled_from("a(b):1.é\\ -nif"), max_size=30))
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 def test_any_brackets_are_read(split_weights, clip, prompt):
     """Unbalanced, nested, escaped and without a number: a text that is in the prompt, with as many weights."""
     text, weights = split_weights(prompt)
