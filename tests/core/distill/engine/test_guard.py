@@ -83,6 +83,7 @@ ERRORS = (0.9, 0.5, 0.4, 0.5, 0.6, 0.7, 0.9, 0.9, 0.9)  # the best after step 10
 def test_a_training_ends_and_goes_on_from_the_best(tmp_path):
     best = Trainer(Checked(ERRORS), CHECKED, tmp_path / "a")
     best.train(until=10)
+    Trainer(Checked(ERRORS), CHECKED, tmp_path / "a").train(until=25)  # what is saved is later than the best
     with pytest.raises(TrainingFailed, match=r"after step 30; it was 0\.4 at step 10"):
         Trainer(Checked(ERRORS), CHECKED, tmp_path / "a").train()  # the guard's memory is in the state file
     lines = [json.loads(line) for line in (tmp_path / "a/toy/metrics.jsonl").read_text().splitlines()]
