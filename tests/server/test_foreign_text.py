@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from safetensors.torch import save_file
 
 from launcher.prompt import ComfyError
 
+ROOT = Path(__file__).resolve().parents[2]
 NOT_UTF8 = r"empty_\xff.safetensors: its name, or a folder's above it, is not UTF-8; rename it"
 FOREIGN = {
     "bytes": (b"empty_\xff.safetensors", NOT_UTF8),
@@ -111,6 +114,20 @@ def test_prompts_with_half_characters_paint(server, text):
     saved = server.images(server.run(prompt, timeout=120))[0]
     stored = json.loads(Image.open(io.BytesIO(server.view(saved))).info["prompt"])
     assert stored["text"]["inputs"]["text"] == f"a red {text} circle"
+
+
+def test_one_command_paints_into_any_folder_for_any_prompt(comfyui_path, tmp_path):
+    """With a terminal that shows ASCII alone."""
+    out = os.path.join(os.fsencode(tmp_path), b"folder_\xff", "caf\xe9.png".encode())
+    (tmp_path / "host").mkdir()
+    environment = os.environ | {"COMFYUI_PATH": str(comfyui_path), "SPRINT_PYTHON": sys.executable}
+    environment |= {"SPRINT_HOST": str(tmp_path / "host"), "PYTHONIOENCODING": "ascii"}
+    words = [sys.executable, str(ROOT / "run.py"), b"a red \xff circle", "--steps", "1", "--out", out]
+    ended = subprocess.run(list(map(os.fsencode, words)), env=environment, capture_output=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr.decode()
+    name, report = ended.stdout.decode("ascii").splitlines()
+    assert name.endswith(r"folder_\udcff/caf\xe9.png") and os.fsencode(json.loads(report)["image"]) == out
+    assert Image.open(os.fsdecode(out)).format == "PNG"
 
 
 # --- what stays at home ------------------------------------------------------------------------------
