@@ -75,7 +75,8 @@ def server(comfyui_path, tmp_path_factory):
     assert not private, private
 
 
-STOCK = "cannot identify image file"  # stock Load Image logs the path of a broken image
+# Stock Load Image logs the path of a broken image.
+STOCK = ("cannot identify image file", "Invalid data found when processing input")
 
 
 def names_of_this_machine(server: Server) -> list[str]:
@@ -83,7 +84,7 @@ def names_of_this_machine(server: Server) -> list[str]:
     base = str(server.base)
     log = server.log_text().partition("To see the GUI go to")[2]
     images = [file for kind in ("output", "temp") for file in (server.base / kind).rglob("*.png")]
-    texts = [line for line in log.splitlines() if base in line and STOCK not in line]
+    texts = [line for line in log.splitlines() if base in line and not any(words in line for words in STOCK)]
     return texts + [file.name for file in images if base in json.dumps(Image.open(file).info, default=str)]
 
 
