@@ -19,8 +19,8 @@ from torch import Tensor
 from .. import messages
 from ..models import controlnet
 from ..models.layers import Unset
-from . import part, presets, tensorfile
-from .kinds import foreign_family, parts_in, prefix_of
+from . import foreign_files, part, presets, tensorfile
+from .kinds import ADVICE, foreign_family, parts_in, prefix_of
 from .layouts import CONTROLNET, PARTS, TINY_AUTOENCODER, TRANSFORMER
 from .layouts.tiny_autoencoder import OTHER_HALF, halves_in, partner
 from .part import METADATA_KEY, QUANT_SUFFIXES, Config, Layout, MissingPart, Network, Weights, json_bytes, shapes_of
@@ -82,11 +82,21 @@ def load(
     source = opened(source)
     path, pipeline = _locate(source.path, layout)
     file = source.read(path)
+    if tool := foreign_files.quantised_by(file.tensors):
+        raise CheckpointError(
+            f"{path}: its weights are quantised by {tool}, which this pack does not read; {foreign_files.FULL}, or one "
+            "that python -m sprint_core.convert has quantised"
+        )
     prefix = prefix_of(file.tensors, layout)
     if prefix is None or layout.name not in parts_in(file.tensors):
         raise _refusal(path, layout, list(file.tensors))
     tensors = file.tensors | _quantised_layers(path, file.metadata)
     tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if kind := foreign_files.whole_numbers(tensors):
+        raise CheckpointError(
+            f"{path}: its weights are whole numbers ({kind}) without the scales that they need; {foreign_files.FULL}, "
+            "or one that python -m sprint_core.convert has quantised"
+        )
     stored = _stored(path, file.metadata, tensors, layout)
     config_json = _config_json(path)
     weights = part.read(layout, path, tensors, stored, config_json)
@@ -114,7 +124,7 @@ def load_tiny(source: Source | str | os.PathLike) -> Weights | None:
         missing = OTHER_HALF[next(iter(halves))]
         others = halves_in(source.read(other).tensors)
         if missing not in others:
-            raise CheckpointError(f"{other}: not a TAESANA {missing}, which {path.name} goes with; download it again")
+            raise CheckpointError(f"{other}: not a TAESANA {missing}, which {path.name} goes with; take the right one")
         halves[missing] = others[missing]
     tensors = {f"{half}.{name}": tensor for half, layers in halves.items() for name, tensor in layers.items()}
     weights = part.read(TINY_AUTOENCODER, path, tensors, None, None)
@@ -124,9 +134,11 @@ def load_tiny(source: Source | str | os.PathLike) -> Weights | None:
 
 def _refusal(path: Path, layout: Layout[Any, Any], names: list[str]) -> CheckpointError:
     titles = [PARTS[name].title for name in parts_in(names)]
-    content = foreign_family(names) or " and ".join(titles) or "something this pack does not know"
-    first = "" if titles else f" (its first tensors: {', '.join(sorted(names)[:3])})"
-    return MissingPart(f"{path}: this is {content}, not {layout.title}{first}; choose another file")
+    family = foreign_family(names)
+    content = family or " and ".join(titles) or "something this pack does not know"
+    first = "" if family or titles else f" (its first tensors: {', '.join(sorted(names)[:3])})"
+    advice = f"{path}: this is {content}, not {layout.title}{first}; choose another file"
+    return MissingPart(f"{advice}, {ADVICE[family]}" if family in ADVICE else advice)
 
 
 def _check_settings(weights: Weights) -> None:
@@ -163,6 +175,8 @@ def _parts_of_folder(path: Path) -> list[str]:
 def _locate(path: Path, layout: Layout[Any, Any]) -> tuple[Path, Path | None]:
     """File or folder of a part, and the pipeline folder around it, if there is one. Raises MissingPart."""
     place = _place(path, layout)
+    if (path / "model_index.json").is_file():
+        _require_sana(path, layout, there=place is not None)
     if place is None and (path / "model_index.json").is_file():
         raise MissingPart(f"{path}: this pipeline folder has no '{layout.folder}' folder; download it whole")
     if place is None:
@@ -171,6 +185,17 @@ def _locate(path: Path, layout: Layout[Any, Any]) -> tuple[Path, Path | None]:
     if place != path:
         return place, path
     return path, path.parent if path.is_dir() and (path.parent / "model_index.json").is_file() else None
+
+
+def _require_sana(pipeline: Path, layout: Layout[Any, Any], there: bool) -> None:
+    """Refuse pipelines of other models, but for a text encoder that may be SANA's. Raises MissingPart."""
+    kind = str(tensorfile.read_json(pipeline / "model_index.json").get("_class_name", "Sana"))
+    if ("Sana" in kind and "Video" not in kind) or (there and layout.name == "text_encoder"):
+        return
+    content = "SANA-Video, which makes videos" if "SanaVideo" in kind else "another model"
+    raise MissingPart(
+        f"{pipeline}: this is a {kind} of diffusers, {content}; choose one of {presets.HUB}'s SANA image models"
+    )
 
 
 def _stored(
@@ -184,7 +209,7 @@ def _stored(
         text = blob.numpy().tobytes().decode() if blob is not None else metadata.get(METADATA_KEY)
         return None if text is None else json.loads(text).get(layout.name)
     except (ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its {METADATA_KEY} metadata is damaged ({error}); download it again") from None
+        raise CheckpointError(f"{path}: its {METADATA_KEY} metadata is damaged ({error}); take another copy") from None
 
 
 def _quantised_layers(path: Path, metadata: Mapping[str, str]) -> dict[str, Tensor]:
@@ -193,7 +218,7 @@ def _quantised_layers(path: Path, metadata: Mapping[str, str]) -> dict[str, Tens
         layers = json.loads(metadata.get(QUANT_KEY, "{}")).get("layers", {})
         return {f"{name}.comfy_quant": json_bytes(description) for name, description in layers.items()}
     except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: its {QUANT_KEY} metadata is damaged ({error}); download it again") from None
+        raise CheckpointError(f"{path}: its {QUANT_KEY} metadata is damaged ({error}); take another copy") from None
 
 
 def preset_name(weights: Weights) -> str:
@@ -301,8 +326,9 @@ def check_names(weights: Weights, ignore: tuple[str, ...] = ()) -> None:
         if names
     ]
     if text:
+        advice = "download it again" if problems["missing"] else "choose another file"
         raise CheckpointError(
-            f"{weights.path}: not a complete file for {weights.layout.title}: {'; '.join(text)}; download it again"
+            f"{weights.path}: not a complete file for {weights.layout.title}: {'; '.join(text)}; {advice}"
         )
 
 

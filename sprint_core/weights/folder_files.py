@@ -94,10 +94,10 @@ def _names_in(index: Path, problems: list[str]) -> list[str]:
         weight_map = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
         names = sorted(set(map(str, weight_map.values())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        problems.append(f"{index.name} is no index of shards; download it again")
+        problems.append(f"{index.name} is no index of shards; take another copy of it")
         return []
     if not names:
-        problems.append(f"{index.name} lists no files; download it again")
+        problems.append(f"{index.name} lists no files; take another copy of it")
     return names
 
 

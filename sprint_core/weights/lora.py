@@ -176,7 +176,7 @@ def _check(lora: Lora, misfit: tuple | None, names: list[str], source: str) -> N
     if lora.idle:
         raise CheckpointError(
             f"{source}: none of its {len(lora.idle)} layers can be applied: {', '.join(lora.idle[:LISTED])}; it is "
-            "damaged or incomplete, save or download it again"
+            "damaged or incomplete; take another copy of it, or train it anew"
         )
     if lora.foreign and all(name.startswith(TEXT_ONLY) for name in lora.foreign):
         raise CheckpointError(

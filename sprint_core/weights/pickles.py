@@ -66,7 +66,9 @@ def read(path: Path, average: bool = False) -> dict[str, Tensor]:
         raise ValueError(f"refused, because {code}; use a safetensors version of it") from None
     except Exception as error:  # on damaged input the unpickler raises anything, IndexError included
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"truncated or damaged ({first_line}); download it again") from None
+        archive = zipfile.is_zipfile(path)
+        advice = "take another copy of it" if archive else "download it again"  # an archive's end is there
+        raise ValueError(f"truncated or damaged ({first_line}); {advice}") from None
     names: list[str] = []
     tensors = _average(data, names) if average else _weights(data, names)
     if not tensors and average:

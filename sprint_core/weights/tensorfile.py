@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .. import disk, messages
-from . import folder_files, pickles
-from .folder_files import PICKLES, SAFETENSORS, WEIGHT_SUFFIXES
+from . import folder_files, foreign_files, pickles
+from .folder_files import SAFETENSORS, WEIGHT_SUFFIXES
 from .folder_files import is_shard as is_shard
 
 
@@ -52,13 +52,16 @@ def read(path: str | os.PathLike, average: bool = False) -> TensorFile:
     _require_utf8(path)
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty; download it again")
-    if path.suffix.lower() in SAFETENSORS:
-        if average:
-            raise CheckpointError(f"{path}: a safetensors file has one set of weights, no moving average beside it")
-        return _read_safetensors(path)
-    if path.suffix.lower() in PICKLES:
+    if content := foreign_files.content(path):
+        raise CheckpointError(f"{path}: this is {content}")
+    if path.suffix.lower() not in WEIGHT_SUFFIXES:
+        raise CheckpointError(f"{path}: unknown file type; expected one of {', '.join(WEIGHT_SUFFIXES)}")
+    named_safetensors = path.suffix.lower() in SAFETENSORS
+    if foreign_files.is_pickle(path) if named_safetensors else not foreign_files.is_safetensors(path):
         return TensorFile(path, _read_pickle(path, average))
-    raise CheckpointError(f"{path}: unknown file type; expected one of {', '.join(WEIGHT_SUFFIXES)}")
+    if average:
+        raise CheckpointError(f"{path}: a safetensors file has one set of weights, no moving average beside it")
+    return _read_safetensors(path)
 
 
 def _require_utf8(path: Path) -> None:
@@ -74,7 +77,25 @@ def _read_safetensors(path: Path) -> TensorFile:
         with safe_open(path, framework="pt") as file:
             return TensorFile(path, {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {}))  # noqa: SIM118
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: truncated or not a safetensors file ({error}); download it again") from None
+        raise CheckpointError(f"{path}: {_why_unreadable(path, error)}") from None
+
+
+def _why_unreadable(path: Path, error: SafetensorError) -> str:
+    """Whether a safetensors file ends too soon, or is something else."""
+    if not foreign_files.is_safetensors(path):
+        return "not a safetensors file, whatever its name says; choose another file"
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        header_bytes = 8 + int.from_bytes(file.read(8), "little")
+        header = file.read(header_bytes - 8)
+    whole_bytes = header_bytes
+    if size_bytes >= header_bytes:
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            entries = json.loads(header).items()
+            whole_bytes += max(entry["data_offsets"][1] for name, entry in entries if name != "__metadata__")
+    if size_bytes < whole_bytes:
+        return f"truncated, {size_bytes:,} of {whole_bytes:,} bytes are there; download it again"
+    return f"its header is damaged ({error}); take another copy of it"
 
 
 def _read_pickle(path: Path, average: bool) -> dict[str, Tensor]:

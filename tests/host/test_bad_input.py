@@ -60,6 +60,28 @@ def test_a_truncated_file(refused, host, stored, slot):
     refused(*slot, path.name, "truncated", "download it again")
 
 
+@pytest.mark.parametrize("slot", SLOTS, ids=SLOT_IDS)
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9", ("pointer of Git LFS", "git lfs pull")),
+        (b"<!doctype html><html>Log in</html>", ("a web page", "hf download")),
+        (b"GGUF\x03\0\0\0" + b"\0" * 64, ("a GGUF file", "take the bf16")),
+    ],
+    ids=["LFS", "page", "GGUF"],
+)
+def test_what_holds_no_tensors(refused, file, slot, content, words):
+    assert "download it again" not in refused(*slot, file("foreign.safetensors", content), *words)
+
+
+@pytest.mark.parametrize("slot, kind", [(MODEL, "transformer"), (TEXT, "text_encoder"), (VAE, "autoencoder")])
+def test_whole_numbers_without_scales(refused, stored, slot, kind):
+    def rounded(tensors):
+        return {k: (t * 100).to(torch.int8) if t.ndim > 1 else t for k, t in tensors.items()}
+
+    refused(*slot, stored(kind, f"numbers-{kind}.safetensors", rounded), "whole numbers (int8) without the scales")
+
+
 @pytest.mark.parametrize("name", ["empty.safetensors", "empty.pth"])
 def test_an_empty_file(refused, file, name):
     refused(*MODEL, file(name, b""), "empty", "download it again")
