@@ -66,7 +66,10 @@ class SanaTokenizer:
         tokens, spans = prompts.tokens_and_spans(string)
         notice = prompts.unread_notice(string)
         if notice:
-            screen.warn(screen.running_node(), notice)
+            log.warning("%s", notice)
+            screen.hold(notice)
+        else:
+            screen.release()
         pairs = [(i, _weight_of(span, weights)) for i, span in zip(tokens.ids, spans, strict=True)]
         if return_word_ids:
             pairs = [(*pair, n) for n, pair in enumerate(pairs)]

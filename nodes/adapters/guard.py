@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_sampling
+import comfy.patcher_extension
 import torch
 from torch import Tensor
 
 from ...sprint_core import messages
 from ...sprint_core.latent import LATENT_CHANNELS
-from . import bypass, finite, screen
+from . import bypass, finite, patches, screen
 
 log = messages.logger(__name__)
 
@@ -41,8 +42,12 @@ def guard_run(
     sigmas = _checked(sigmas, model.sprint)
     _require_own_controls(guider)
     bypass.mend(guider.model_patcher)
-    with _without_cfg(guider) if model.sprint else contextlib.nullcontext():
+    notes: list[str] = []
+    with patches.followed(guider, latent_image, notes), _without_cfg(guider, notes):
+        if model.sprint:
+            _keep_cfg_1(guider.model_options, notes)
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    _tell(model, notes)
     if not torch.isfinite(samples).all():
         if fault := finite.sampling_fault(guider):
             raise ValueError(fault)
@@ -126,12 +131,17 @@ def _require_own_controls(guider: Any) -> None:
 
 
 @contextlib.contextmanager
-def _without_cfg(guider: Any) -> Iterator[None]:
-    """The guider's scales are 1 inside, with a warning where they were not."""
-    scales = {name: getattr(guider, name) for name in CFG_NAMES if hasattr(guider, name)}
+def _without_cfg(guider: Any, notes: list[str]) -> Iterator[None]:
+    """A Sprint's guider has scales of 1 inside, with a note where they were others."""
+    sprint = guider.model_patcher.model.sprint
+    scales = {name: getattr(guider, name) for name in CFG_NAMES if sprint and hasattr(guider, name)}
     ignored = [cfg for cfg in scales.values() if not math.isclose(cfg, 1.0)]
     if ignored:
-        _warn_of_cfg(guider.model_patcher.model, ignored[0])
+        note = (
+            f"SANA-Sprint has its guidance built in: cfg {ignored[0]:g} is treated as 1 and the negative prompt is "
+            "unused. Set cfg to 1, and steer with FluxGuidance or the guidance input."
+        )
+        notes += [note] if note not in notes else []
     try:
         for name in scales:
             setattr(guider, name, 1.0)
@@ -141,13 +151,22 @@ def _without_cfg(guider: Any) -> Iterator[None]:
             setattr(guider, name, cfg)
 
 
-def _warn_of_cfg(model: Any, cfg: float) -> None:
+def _keep_cfg_1(options: dict, notes: list[str]) -> None:
+    """Behind every other wrapper of a step: CFGOverride sets the guider's scale there."""
+
+    def wrapper(executor: Any, *args, **kwargs) -> Tensor:
+        with _without_cfg(executor.class_obj, notes):
+            return executor(*args, **kwargs)
+
+    wrappers = options["transformer_options"].setdefault("wrappers", {})
+    wrappers.setdefault(comfy.patcher_extension.WrappersMP.PREDICT_NOISE, {})["sana_sprint"] = [wrapper]
+
+
+def _tell(model: Any, notes: list[str]) -> None:
     """On the node at each run, and once per loaded model in the log."""
-    text = (
-        f"SANA-Sprint has its guidance built in: cfg {cfg:g} is treated as 1 and the negative prompt is unused. "
-        "Set cfg to 1, and steer with FluxGuidance or the guidance input."
-    )
-    if not getattr(model, "warned_cfg", False):
-        log.warning("%s", text)
-    model.warned_cfg = True
-    screen.hold(text)
+    if notes:
+        screen.hold("\n".join(notes))
+    for note in notes:
+        if note not in model.told:
+            log.warning("%s", note)
+    model.told.update(notes)

@@ -28,7 +28,7 @@ from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from ...sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from ...sprint_core.weights import checkpoint, layouts
 from ...sprint_core.weights.presets import GUIDANCE
-from . import bypass, quantised, screen
+from . import bypass, patches, quantised, screen
 from .guard import guard_run
 from .options import DEFAULT, LoaderOptions
 from .preview import Painter, factors_of
@@ -196,6 +196,14 @@ class SanaModel(comfy.model_base.BaseModel):
         super().__init__(model_config, comfy.model_base.ModelType.FLOW, device, HostedTransformer)
         sampling = TrigFlowSampling if self.sprint else FlowSampling
         self.model_sampling = sampling(model_config)
+        # What FreeU looks up; only now, since the network takes no such argument.
+        model_config.unet_config["model_channels"] = model_config.unet_config["config"].width
+        self.unread: set[patches.Owner] = set()  # who set options that the network did not read, in this run
+        self.told: set[str] = set()  # what the log was told about runs
+
+    @property
+    def depth(self) -> int:
+        return self.model_config.unet_config["config"].depth
 
     @property
     def sprint(self) -> bool:
@@ -204,6 +212,11 @@ class SanaModel(comfy.model_base.BaseModel):
     def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:
         """The network takes s itself; ModelSamplingSD3 and the like multiply it."""
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
+
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        options = transformer_options or {}  # guidance by skipped layers sets some for one prediction
+        self.unread |= patches.unread(options, self.depth)
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     def _require_own(self, text: Tensor) -> None:
         width = self.model_config.unet_config["config"].caption_width

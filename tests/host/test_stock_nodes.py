@@ -115,7 +115,7 @@ def test_other_samplers_run(ksample, name):
 def test_ksampler_on_its_defaults_gives_the_cfg_1_image_and_one_warning(
     node, model, positive, other, empty, caplog, ksample
 ):
-    model.model.warned_cfg = False
+    model.model.told.clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             latent = node("KSampler", model=model, positive=positive, negative=other, latent_image=empty, seed=1)
