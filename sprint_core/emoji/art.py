@@ -42,12 +42,15 @@ class Art:
 
 
 def load(path: Path) -> Art:
-    """Read sprites.zip. Raises OSError, ValueError for one of other concepts."""
-    with zipfile.ZipFile(path) as file:
-        if json.loads(file.read("concepts.json")) != [concept.label for concept in concepts()]:
-            raise ValueError(f"{path} holds sprites of other concepts; prepare it anew")
-        names = [name for name in file.namelist() if name.endswith(".webp")]
-        contents = [file.read(name) for name in names]
+    """Read sprites.zip. Raises OSError, ValueError for one that is damaged or of other concepts."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            if json.loads(file.read("concepts.json")) != [concept.label for concept in concepts()]:
+                raise ValueError(f"{path} holds sprites of other concepts; prepare it anew")
+            names = [name for name in file.namelist() if name.endswith(".webp")]
+            contents = [file.read(name) for name in names]
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(f"{path}: not sprites.zip, or damaged ({error}); prepare it anew") from None
     sprites = torch.zeros(len(STYLES), len(concepts()), 4, SPRITE_PX, SPRITE_PX, dtype=torch.uint8)
     has = torch.zeros(len(STYLES), len(concepts()), dtype=torch.bool)
 

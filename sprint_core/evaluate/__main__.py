@@ -1,7 +1,8 @@
 """Does a model paint what prompts say, and how close do its images come to true ones?
 
     python -m sprint_core.evaluate [--model demo|PATH] [--steps 1,2,4] [--prompts N] [--seed N] [--grid FILE]
-        the bundled model, or another of the same world: judged per category, with the Frechet distance
+        the bundled model, or another of the same world: judged row by row, with the Frechet distance
+        of emoji: [--sprites FILE] true scenes from sprites.zip, not from thumbnails; [--teacher FILE]; [--record]
     python -m sprint_core.evaluate --control FILE|demo [--prompts N] [--grid FILE]
         a ControlNet: do images keep to the edges of scenes, and colours to the prompt, with control and without
     python -m sprint_core.evaluate --model PATH --geneval evaluation_metadata.jsonl --out DIR
@@ -20,13 +21,14 @@ from tqdm import tqdm
 
 from .. import cli, disk, trigflow
 from ..devices import DTYPES, usable_device
+from ..emoji import art
 from ..images.files import check_image_name, write
 from ..pipeline import Pipeline
 from ..weights import checkpoint, layouts, presets
 from . import control as evaluate_control
-from . import frechet, sheet
+from . import emoji, emoji_run, frechet, sheet
 from .official import geneval_jobs, mjhq_jobs, paint_files
-from .scoring import TEACHER_STEPS, balanced_prompts, grid, score, student, summary, table, teacher
+from .scoring import TEACHER_STEPS, Painter, balanced_prompts, grid, score, student, summary, table, teacher
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -50,6 +52,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--control", metavar="FILE", help="a ControlNet of the model; demo: the bundled one")
     add("--grid", type=Path, metavar="FILE", help="write a grid of images")
     add("--inception", help="TorchScript InceptionV3 for the Frechet distance, instead of the bundled network")
+    add("--sprites", type=Path, metavar="FILE", help="sprites.zip, for true scenes of emoji")
+    add("--record", action="store_true", help="keep what an evaluation without --sprites and --teacher needs of them")
     add("--geneval", type=Path, metavar="FILE", help="GenEval's evaluation_metadata.jsonl")
     add("--mjhq", type=Path, metavar="FILE", help="MJHQ-30K's meta_data.json")
     add("--out", type=Path, help="folder for the images of --geneval and --mjhq")
@@ -74,6 +78,8 @@ def _checked(args: argparse.Namespace) -> list[int]:
         ]
         if unread:
             raise ValueError(f"--{unread[0]} is of no use with --control")
+    if args.record and not (args.sprites and args.teacher):
+        raise ValueError("--record needs --sprites and --teacher, of which it keeps what others lack")
     if (args.geneval or args.mjhq) and args.out is None:
         raise ValueError("--geneval and --mjhq need --out, the folder for the images")
     if args.grid:
@@ -98,18 +104,40 @@ def run(args: argparse.Namespace) -> dict:
         return {"painted": painted, "folders": {label: str(folder) for label, folder in folders.items()}}
     if args.control is not None:
         return _run_control(args, pipeline, steps)
+    if emoji.is_known_to(pipeline):
+        return _run_emoji(args, pipeline, steps)
+    if args.sprites:
+        raise ValueError(f"--sprites is of no use with {path}, which does not know emoji by their names")
     extractor = frechet.inception(args.inception, device) if args.inception else frechet.bundled()
     prompts = balanced_prompts(args.prompts, args.seed)
     true = frechet.extract(extractor, sheet.true_images(prompts))
     frechet.check_count(*true.shape)  # before anything is painted
-    painters = {str(n): student(pipeline, n, args.guidance) for n in steps}
-    if args.teacher:
-        painters[f"teacher{TEACHER_STEPS}"] = teacher(args.teacher, pipeline, TEACHER_STEPS, args.guidance)
+    painters = _painters(args, pipeline, steps)
     scores = {label: score(paint, prompts, args.seed, label) for label, paint in painters.items()}
     result = summary(scores, prompts, extractor, true)
     tqdm.write(table(result))
     if args.grid:
         write(grid(scores, prompts), args.grid)
+    return result
+
+
+def _painters(args: argparse.Namespace, pipeline: Pipeline, steps: Sequence[int]) -> dict[str, Painter]:
+    """By step count, and the teacher."""
+    painters = {str(n): student(pipeline, n, args.guidance) for n in steps}
+    if args.teacher:
+        painters[emoji_run.TEACHER] = teacher(args.teacher, pipeline, TEACHER_STEPS, args.guidance)
+    return painters
+
+
+def _run_emoji(args: argparse.Namespace, pipeline: Pipeline, steps: Sequence[int]) -> dict:
+    extractor = frechet.inception(args.inception, args.device) if args.inception else None
+    painters = _painters(args, pipeline, steps)
+    drawings = art.load(args.sprites) if args.sprites else None
+    evaluation = emoji_run.Evaluation(pipeline, painters, args.prompts, args.seed, extractor, drawings)
+    result, scores, prompts = evaluation.run(args.record)
+    tqdm.write(emoji.table(result))
+    if args.grid:
+        write(emoji.grid(scores, prompts), args.grid)
     return result
 
 

@@ -24,7 +24,9 @@ CHANNELS = (3, 16, 32, 64, 96)
 SAMPLES_PER_FEATURE = 10  # fewer, and the covariances are noise
 BATCH = 50
 TRIAL_PX = 128
+WORLD = "world"  # which the network was trained on, in a file's metadata
 
+Moments = tuple[Tensor, Tensor]
 Extractor = Callable[[Tensor], Tensor]  # images [b, h, w, 3] in [0, 1] -> features [b, d]
 
 
@@ -51,9 +53,12 @@ class FeatureNetwork(nn.Module):
 
 
 @cache
-def bundled(path: Path = FILE) -> Extractor:
-    """The features of the bundled network. Raises CheckpointError."""
-    tensors = {name: tensor.float() for name, tensor in tensorfile.read(path).tensors.items()}
+def bundled(path: Path = FILE, world: str = "shapes") -> Extractor:
+    """The features of the bundled network. Raises CheckpointError, also for a network of another world."""
+    file = tensorfile.read(path)
+    if (own := file.metadata.get(WORLD, "shapes")) != world:
+        raise CheckpointError(f"{path}: features of the world of {own}, not of {world}; train them anew")
+    tensors = {name: tensor.float() for name, tensor in file.tensors.items()}
     model = FeatureNetwork(len(tensors["out.bias"]))
     model.load_state_dict(tensors)
     return model.eval().requires_grad_(False).features
@@ -92,10 +97,21 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
     Raises ValueError as `check_count` does.
     """
-    check_count(min(len(a), len(b)), a.shape[1])
-    root = _root(a.T.cov())
-    overlap = torch.linalg.eigvalsh(root @ b.T.cov() @ root).clamp(min=0).sqrt().sum()
-    return float((a.mean(0) - b.mean(0)).square().sum() + a.var(0).sum() + b.var(0).sum() - 2 * overlap)
+    return distance(moments(a), moments(b))
+
+
+def moments(features: Tensor) -> Moments:
+    """The mean [d] and covariance [d, d] of features [n, d]. Raises ValueError as `check_count` does."""
+    check_count(*features.shape)
+    return features.mean(0), features.T.cov()
+
+
+def distance(a: Moments, b: Moments) -> float:
+    """The Frechet distance of two sets of features by their moments."""
+    (mean_a, cov_a), (mean_b, cov_b) = a, b
+    root = _root(cov_a)
+    overlap = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * overlap)
 
 
 def check_count(samples: int, width: int) -> None:
