@@ -176,12 +176,19 @@ def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proces
     return {"dry_run": result, "device": str(processes.device)}
 
 
+def command_of(argv: Sequence[str]) -> str:
+    """The command as the files of a run say it: those are published, and the folders of a machine are its user's."""
+    options = (word.rpartition("=") for word in argv)
+    words = [front + sign + (Path(end).name if Path(end).is_absolute() else end) for front, sign, end in options]
+    return " ".join(["python", "-m", "sprint_core.distill", *words])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     messages.carry_any_text()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # gains stay fp32 under autocast
     args = _arguments(argv)
-    command = " ".join(["python", "-m", "sprint_core.distill", *(argv if argv is not None else sys.argv[1:])])
+    command = command_of(argv if argv is not None else sys.argv[1:])
     started = time.perf_counter()
     try:
         recipe = _recipe(args)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sprint_core import messages
+from sprint_core.distill import __main__ as distill
 from sprint_core.weights import tensorfile
 from sprint_core.weights.tensorfile import CheckpointError
 
@@ -113,3 +114,10 @@ def test_a_name_that_is_not_utf8_is_told(tmp_path, suffix):
     for use in (tensorfile.read, lambda path: tensorfile.write(path, {}, {})):
         with pytest.raises(CheckpointError, match=r"model_\\xff.*: its name, .* is not UTF-8; rename it"):
             use(path)
+
+
+def test_the_command_in_published_files_names_no_folder():
+    words = ["--recipe", "control", "--out=/home/ada/runs", "--vae", "/home/ada/dc-ae.pth", "--data", "images/a"]
+    words += ["--set", "control.lr=1e-4"]
+    expected = "--recipe control --out=runs --vae dc-ae.pth --data images/a --set control.lr=1e-4"
+    assert distill.command_of(words) == f"python -m sprint_core.distill {expected}"
