@@ -5,8 +5,10 @@ leak of a few percent.
 """
 
 import ctypes
+import gc
 import sys
 
+import torch
 from aiohttp import web
 from server import PromptServer
 
@@ -15,8 +17,11 @@ NODE_CLASS_MAPPINGS: dict = {}
 
 @PromptServer.instance.routes.get("/soak/trim")
 async def trim(request: web.Request) -> web.Response:
-    """Answers whether the C library can: glibc, that is."""
-    library = ctypes.CDLL("libc.so.6") if sys.platform == "linux" else None
-    if library:
-        library.malloc_trim(0)
-    return web.json_response(library is not None)
+    """Trims where the C library can (glibc), and answers what Python holds: objects, and the bytes of its tensors."""
+    gc.collect()
+    objects = gc.get_objects()
+    stores = [one.untyped_storage() for one in objects if type(one) in (torch.Tensor, torch.nn.Parameter)]
+    sizes = {store.data_ptr(): store.nbytes() for store in stores}
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return web.json_response({"objects": len(objects), "tensor_bytes": sum(sizes.values())})

@@ -356,8 +356,9 @@ class Soak:
             if steady_sec == STEADY_SEC:
                 break
         with contextlib.suppress(urllib.error.HTTPError):  # a server without soak_node.py
-            client.request("/soak/trim")
-        trimmed = Usage.of(process).memory_mib
+            self.say(f"Python holds {client.json('/soak/trim')}")
+        trimmed, of_files = Usage.of(process).memory_mib, getattr(process.memory_info(), "shared", 0) / 2**20
+        self.say(f"resident: {trimmed:.1f} MiB, of which files (mapped libraries, too): {of_files:.1f} MiB")
         self.tally.usage.append(usage._replace(memory_mib=trimmed, untrimmed_mib=usage.memory_mib))
 
     def whole(self, minutes: float) -> None:
