@@ -27,12 +27,13 @@ from .. import cli, messages
 from ..weights import checkpoint, layouts, presets
 from . import recipes
 from .engine.processes import ProcessGroup, launched_processes
-from .runs import ablations, control, demo, estimate
+from .runs import ablations, control, demo, emoji, estimate
 from .runs.published import PublishedRun, Sources
 
 log = messages.logger(__name__)
 
 SCENES = "scenes"
+DATA_HELP = "scenes (demo), sprites.zip (emoji), or images with captions: folder, .parquet, webdataset .tar"
 NEEDED = {"teacher": "--teacher", "autoencoder": "--vae", "text_encoder": "--text-encoder"}
 
 
@@ -45,7 +46,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     stages = [*recipes.DEMO, "control", "all"]
     add("--stage", choices=stages, default="all", help="one, after those that it needs; all: the model")
     add("--out", type=Path, required=True, help="folder of this run; the same again resumes it")
-    add("--data", default=SCENES, help="scenes (demo), or images with captions: folder, .parquet, webdataset .tar")
+    add(
+        "--data",
+        default=SCENES,
+        help="scenes (demo), sprites.zip (emoji), or images with captions: folder, .parquet, webdataset .tar",
+    )
     add("--teacher", type=Path, help="full size: the multi-step SANA, any layout")
     add("--student", type=Path, help="distil on from this SANA-Sprint, rather than from its teacher")
     add("--vae", "--autoencoder", type=Path, dest="autoencoder", help="its DC-AE; demo: start from this one")
@@ -122,6 +127,25 @@ def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proce
         return []
     student = run.train_student(teacher, autoencoder, latents)
     return run.export(student, teacher, autoencoder, args.out, command) if processes.rank == 0 else []
+
+
+def _run_emoji(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
+    if args.data == SCENES:
+        raise ValueError("--recipe emoji needs --data sprites.zip; python -m sprint_core.distill.prepare makes it")
+    given = (Path(args.data), args.pool or emoji.POOL, args.autoencoder, processes, args.student)
+    run = emoji.EmojiRun(args.out, recipe, *given)
+    if args.stage in ("autoencoder", "decoder"):  # a DC-AE is of use only after both
+        return run.export_autoencoder(run.train_autoencoder(), command)
+    drawn = run.draw_scenes()
+    gemma = run.train_text_encoder(drawn)
+    if args.stage == "captioning":
+        return []
+    autoencoder = run.train_autoencoder()
+    dataset = run.dataset(run.encode_dataset(autoencoder, drawn), drawn)
+    teacher = run.train_teacher(gemma, dataset)
+    if args.stage == "teacher":
+        return []
+    return run.export(run.train_student(teacher, dataset), teacher, autoencoder, command)
 
 
 def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
@@ -203,6 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         else:
             run = _run_control if recipe.is_control else _run_published if recipe.preset else _run_demo
+            run = _run_emoji if args.recipe == "emoji" else run
             files = run(args, recipe, processes, command)
             result = {"files": [str(path) for path in files]}
     except (ValueError, OSError) as error:

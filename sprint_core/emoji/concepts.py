@@ -191,9 +191,16 @@ def concepts() -> tuple[Concept, ...]:
     return tuple(Concept(row["hexcode"], row["label"], tuple(row["names"]), row["group"]) for row in rows)
 
 
+def _head_and_rest(name: str) -> tuple[str, str]:
+    """Such as "slice", " of pizza"."""
+    head, *rest = re.split(r"(?= (?:of|with|on|in|and|from|without) )", name, maxsplit=1)
+    return head, "".join(rest)
+
+
 def is_plural(name: str) -> bool:
     """Whether a name is a plural already (grapes, french fries), which takes no article and no number."""
-    return name.endswith("s") and not name.endswith(("ss", "us", "is"))
+    head = _head_and_rest(name)[0]
+    return head.endswith("s") and not head.endswith(("ss", "us", "is"))
 
 
 def article(name: str) -> str:
@@ -212,7 +219,7 @@ IRREGULAR = {
 
 def plural(name: str) -> str:
     """Of a singular name: "cat" -> "cats", "slice of pizza" -> "slices of pizza"."""
-    head, *rest = re.split(r"(?= (?:of|with|on|in|and|from|without) )", name, maxsplit=1)
+    head, rest = _head_and_rest(name)
     *before, noun = head.split(" ")
     if noun in IRREGULAR:
         noun = IRREGULAR[noun]
@@ -222,7 +229,7 @@ def plural(name: str) -> str:
         noun = noun[:-1] + "ies"
     else:
         noun += "s"
-    return " ".join([*before, noun]) + "".join(rest)
+    return " ".join([*before, noun]) + rest
 
 
 def plain(text: str) -> str:

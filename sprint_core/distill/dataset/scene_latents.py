@@ -80,15 +80,22 @@ def latents_of(model: Autoencoder, seeds: Sequence[int], draw: Draw = scenes.ima
 def _shard(model: Autoencoder, folder: Path, seeds: range, draw: Draw, source: Mapping[str, str]) -> Tensor:
     """The latents of these scenes, from their file if that is whole and of the same source."""
     path = folder / f"latents_{seeds.start // SHARD:05d}.safetensors"
-    if path.is_file():
-        try:
-            file = tensorfile.read(path)
-            latents = file.tensors.get("latents")
-            same = all(file.metadata.get(name) == value for name, value in source.items())
-            if same and latents is not None and len(latents) == len(seeds):
-                return latents
-        except tensorfile.CheckpointError as error:
-            tqdm.write(f"{error}: encoding it again")
+    if (latents := stored_latents(path, source, len(seeds))) is not None:
+        return latents
     latents = latents_of(model, seeds, draw)
     tensorfile.write(path, {"latents": latents}, source)
     return latents
+
+
+def stored_latents(path: Path, source: Mapping[str, str], count: int) -> Tensor | None:
+    """Those of a file, if it is whole, of this source and as many."""
+    if not path.is_file():
+        return None
+    try:
+        file = tensorfile.read(path)
+    except tensorfile.CheckpointError as error:
+        tqdm.write(f"{error}: encoding it again")
+        return None
+    latents = file.tensors.get("latents")
+    is_same = all(file.metadata.get(name) == value for name, value in source.items())
+    return latents if is_same and latents is not None and len(latents) == count else None

@@ -4,29 +4,34 @@ autoencoder -> fold -> decoder -> captioning -> latents -> teacher -> distill ->
 """
 
 import dataclasses
-import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from ...emoji import art, scenes
 from ...emoji.art import Art
+from ...images import preview
 from ...latent import SCALE
 from ...models.autoencoder import Autoencoder
 from ...models.controlnet import SanaControlNet
 from ...models.gemma import Gemma
 from ...models.transformer import SanaTransformer
-from ...text.tokenizers import BOS, PAD
-from ...weights import checkpoint, layouts
+from ...text.tokenizers import BOS, PAD, tokenizer_state
+from ...weights import checkpoint, layouts, tensorfile
 from .. import recipes
 from ..dataset import emoji_scenes
 from ..dataset import scenes as scene_dataset
+from ..dataset.batch import weights_fingerprint
 from ..dataset.emoji_images import EmojiImages
 from ..dataset.emoji_scenes import CaptionedScenes
 from ..dataset.emoji_text import prompts
 from ..dataset.resident import ResidentLatents
+from ..dataset.scene_latents import stored_latents
 from ..dataset.tokenized import TokenizedCaptions
 from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from ..engine.randomness import initialise
@@ -35,15 +40,16 @@ from ..stages import autoencoder as autoencoder_stages
 from ..stages.base import Captioned
 from ..stages.captioning import CaptioningModel, TokenCaptioningStage
 from ..stages.control import ControlStage
-from ..stages.student import DistillStage
-from ..stages.teacher import TeacherStage
+from ..stages.student import DistillStage, continued
+from ..stages.teacher import TeacherStage, student_of
 from .run import Run, cpu_tensors
 
 SEED = 0
 POOL = 200_000  # captions
 WHOLE, SHAPES = 6000, 500  # images of the auto-encoder's pools
 PROBED = 1500  # scenes that tell the latents' mean and standard deviation
-BATCH = 250
+BATCH, SHARD = 250, 2000
+FITTED = 500  # scenes on which the colours of previews are fitted
 FLOW_SHIFT = 3.0
 WOBBLE_PX = 2.5
 
@@ -71,11 +77,13 @@ class EmojiRun(Run):
         pool: int = POOL,
         autoencoder: Path | None = None,
         processes: ProcessGroup = SINGLE_PROCESS,
+        student: Path | None = None,
         whole: int = WHOLE,
     ):
         super().__init__(out, recipe, processes, SEED)
         self.art: Art = art.load(sprites).to(self.device)
         self.pool, self.autoencoder, self.whole = pool, autoencoder, whole
+        self.start = continued(student) if student else student_of
         self.prompts = prompts()
 
     def train_autoencoder(self) -> Autoencoder:
@@ -87,21 +95,24 @@ class EmojiRun(Run):
         images = EmojiImages(self.art, self.whole, SHAPES)
         steps = self.recipe.stages["autoencoder"].steps
         folded = self.train(autoencoder_stages.WholeStage(model, images, steps))
-        self._save_autoencoder(folded, "whole.safetensors")
         with torch.no_grad():
             statistics = autoencoder_stages.latent_statistics(folded, images.batches(BATCH, PROBED))
         autoencoder_stages.fold(folded, *statistics)
         critic = autoencoder_stages.PatchCritic()
-        folded.decoder = self.train(autoencoder_stages.DecoderStage(folded, images, critic))
-        self._save_autoencoder(folded, "autoencoder.safetensors")
+        initialise(critic, SEED)
+        stage = autoencoder_stages.DecoderStage(folded, images, critic)
+        stage.settings |= {"encoder": weights_fingerprint(folded.encoder)}
+        folded.decoder = self.train(stage)
         return folded.eval().requires_grad_(False)
 
-    def _save_autoencoder(self, model: Autoencoder, name: str) -> None:
-        part = checkpoint.Weights(layouts.AUTOENCODER, model.config, cpu_tensors(model, torch.float32), self.out, {})
-        self.out.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(self.out / name, [part], {})
+    def export_autoencoder(self, model: Autoencoder, command: str = "") -> list[Path]:
+        """Write the DC-AE alone, for another run to start from."""
+        path = self.out / "autoencoder.safetensors"
+        checkpoint.save(path, [self._part(layouts.AUTOENCODER, model, {})], {"command": command})
+        return [path]
 
     def draw_scenes(self) -> CaptionedScenes:
+        """Those of the pool, with captions."""
         return emoji_scenes.draw(self.pool)
 
     def train_text_encoder(self, drawn: CaptionedScenes) -> Gemma:
@@ -109,20 +120,29 @@ class EmojiRun(Run):
         model = CaptioningModel(fresh_gemma(SEED), emoji_scenes.QUESTIONS)
         initialise(model.heads, SEED)
         tokens, labels = drawn.tokens.to(self.device), drawn.labels.to(self.device)
-        fingerprint = hashlib.sha256(drawn.tokens.numpy().tobytes()).hexdigest()[:32]
-        return self.train(TokenCaptioningStage(model, tokens, labels, fingerprint)).gemma
+        return self.train(TokenCaptioningStage(model, tokens, labels, drawn.fingerprint)).gemma
 
     @torch.inference_mode()
     def encode_dataset(self, autoencoder: Autoencoder, drawn: CaptionedScenes) -> Tensor:
-        """Scaled latents [images, 32, 8, 8] in fp16, on the device: of the packed scenes, then of the shapes."""
+        """Scaled latents [images, 32, 8, 8] in fp16 of packed scenes, then of shapes: in shards that are kept."""
+        source = {"autoencoder": weights_fingerprint(autoencoder), "scenes": drawn.fingerprint}
         parts = []
-        for start in range(0, len(drawn.packed), BATCH):
-            parts.append(self._encode(autoencoder, scenes.paint(drawn.packed[start : start + BATCH], self.art)))
-        for images in drawn.shapes.split(BATCH):
-            parts.append(self._encode(autoencoder, images.to(self.device)))
+        for name, images in (("emoji", drawn.packed), ("shapes", drawn.shapes)):
+            for number, chunk in enumerate(tqdm(images.split(SHARD), desc=f"latents of {name}", leave=False)):
+                path = self.out / "latents" / f"{name}_{number:04d}.safetensors"
+                latents = stored_latents(path, source, len(chunk))
+                if latents is None:
+                    latents = torch.cat([self._encode(autoencoder, self._painted(part)) for part in chunk.split(BATCH)])
+                    tensorfile.write(path, {"latents": latents.cpu()}, source)
+                parts.append(latents.to(self.device))
         return torch.cat(parts)
 
+    def _painted(self, images: Tensor) -> Tensor:
+        """Packed scenes, or images that are there already: [b, 3, 256, 256] uint8, where the art is."""
+        return scenes.paint(images, self.art) if images.ndim == 2 else images.to(self.device)
+
     def _encode(self, autoencoder: Autoencoder, images: Tensor) -> Tensor:
+        """Scaled latents in fp16 of images [b, 3, h, w] uint8."""
         pixels = (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             return (autoencoder.encode(pixels) * SCALE).half()
@@ -134,18 +154,42 @@ class EmojiRun(Run):
         null[0] = BOS
         captions = TokenizedCaptions(ids, ids != PAD, (null, null != PAD))
         image = drawn.image.to(latents.device)
-        fingerprint = hashlib.sha256(drawn.tokens.numpy().tobytes()).hexdigest()[:32]
         each = None if hints is None else hints[image]
-        return ResidentLatents(latents[image], captions, fingerprint, each, self.device)
+        return ResidentLatents(latents[image], captions, drawn.fingerprint, each, self.device)
 
     def train_teacher(self, gemma: Gemma, dataset: ResidentLatents) -> Captioned:
         transformer = SanaTransformer(dataclasses.replace(recipes.EMOJI_TRANSFORMER, guidance_embed=False))
         initialise(transformer, SEED)
         stage = TeacherStage(Captioned(transformer, gemma, self.prompts), dataset, FLOW_SHIFT)
+        stage.settings |= {"text_encoder": weights_fingerprint(gemma)}
         return self.train(stage)
 
     def train_student(self, teacher: Captioned, dataset: ResidentLatents) -> SanaTransformer:
-        return self.train(DistillStage(teacher, dataset, self.recipe.objective)).transformer
+        stage = DistillStage(teacher, dataset, self.recipe.objective, start=self.start)
+        stage.settings |= {"teacher": weights_fingerprint(teacher)}
+        return self.train(stage).transformer
+
+    def export(
+        self, student: SanaTransformer, teacher: Captioned, autoencoder: Autoencoder, command: str
+    ) -> list[Path]:
+        """Write the model as native files: the student with its encoder and DC-AE, and the teacher."""
+        text = {"instruction": None, "max_tokens": self.prompts.preset.max_tokens, "lower": False}
+        encoder = self._part(layouts.TEXT_ENCODER, teacher.gemma, {"text": text})
+        encoder.extras |= tokenizer_state(self.prompts.tokenizer)
+        fitted = EmojiImages(self.art, FITTED, 0).batches(BATCH, FITTED)
+        colours = preview.fit(autoencoder, fitted).factors()
+        decoder = self._part(layouts.AUTOENCODER, autoencoder, {preview.SETTING: dataclasses.asdict(colours)})
+        sizes = {"size_px": scenes.CANVAS_PX, "flow_shift": FLOW_SHIFT, "world": "emoji"}
+        sprint = self._part(layouts.TRANSFORMER, student, sizes)
+        multi_step = self._part(layouts.TRANSFORMER, teacher.transformer, sizes)
+        paths = [self.out / "sana_sprint_tiny.safetensors", self.out / "sana_tiny_teacher.safetensors"]
+        provenance = {"source": "trained from nothing on Fluent Emoji (Microsoft, MIT)", "command": command}
+        checkpoint.save(paths[0], [sprint, encoder, decoder], provenance)
+        checkpoint.save(paths[1], [multi_step], provenance)
+        return paths
+
+    def _part(self, layout: layouts.Layout, model: Any, settings: Mapping[str, Any]) -> checkpoint.Weights:
+        return checkpoint.Weights(layout, model.config, cpu_tensors(model, torch.float16), self.out, dict(settings))
 
     @torch.inference_mode()
     def encode_controlled(self, autoencoder: Autoencoder, drawn: CaptionedScenes) -> tuple[Tensor, Tensor]:
