@@ -57,7 +57,7 @@ def load(path: Path) -> Art:
     def read(name: str, content: bytes) -> None:
         style, number = name.removesuffix(".webp").split("/")
         at = STYLES.index(style), int(number)
-        sprites[at] = torch.from_numpy(np.array(Image.open(io.BytesIO(content)))).movedim(-1, 0)
+        sprites[at] = torch.from_numpy(np.array(Image.open(io.BytesIO(content)).convert("RGBA"))).movedim(-1, 0)
         has[at] = True
 
     with ThreadPoolExecutor() as pool:

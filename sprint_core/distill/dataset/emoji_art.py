@@ -22,19 +22,21 @@ Draw = Callable[[str], Image.Image | None]  # hexcode -> RGBA, None where the st
 def fit(image: Image.Image) -> np.ndarray:
     """[SPRITE_PX, SPRITE_PX, 4]: trimmed to its content, scaled to the sprite's longer side, centred, premultiplied."""
     image = image.convert("RGBA").convert("RGBa")
-    box = image.getchannel("a").point(lambda value: 255 if value > ALPHA_LEAST else 0).getbbox()
-    image = image.crop(box)
+    drawn = np.argwhere(np.asarray(image.getchannel("a")) > ALPHA_LEAST)
+    (top, left), (bottom, right) = drawn.min(0).tolist(), drawn.max(0).tolist()
+    image = image.crop((left, top, right + 1, bottom + 1))
     scale = SPRITE_PX / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
     canvas = Image.new("RGBa", (SPRITE_PX, SPRITE_PX))
-    canvas.paste(image.resize(size, Image.Resampling.LANCZOS), [(SPRITE_PX - side) // 2 for side in size])
+    image = image.resize((width, height), Image.Resampling.LANCZOS)
+    canvas.paste(image, ((SPRITE_PX - width) // 2, (SPRITE_PX - height) // 2))
     return np.asarray(canvas)
 
 
 def prepare(cache: Path, out: Path) -> Mapping[str, int]:
     """Write sprites.zip from the archives; returns how many concepts each style has. Raises OSError, ValueError."""
     drawers = {"3d": _fluent_3d(cache), "flat": _fluent_flat(cache)}
-    counts = dict.fromkeys(STYLES, 0)
+    counts: dict[str, int] = dict.fromkeys(STYLES, 0)
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as file:
         for number, concept in enumerate(concepts()):
             for style in STYLES:

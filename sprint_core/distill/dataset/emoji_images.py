@@ -32,7 +32,7 @@ class EmojiImages:
         drawn = scenes.pack([scenes.scene_and_caption(seed)[0] for seed in range(pool)])
         self.pool = torch.cat([scenes.paint(drawn[i : i + PAINTED], art) for i in range(0, pool, PAINTED)])
         renders = [shapes.render(examples.scene_and_caption(seed)[0]) for seed in range(shape_pool)]
-        self.shapes = as_tensor(renders).to(art.sprites.device)
+        self.shapes = as_tensor(renders).to(art.sprites.device) if renders else torch.zeros(0, 3, 0, 0)
         self.fingerprint = hashlib.sha256(self.pool[:16].cpu().numpy().tobytes()).hexdigest()[:32] + f" {pool}"
 
     def crops(self, random: SampleRandom, step: int) -> Tensor:

@@ -13,6 +13,7 @@ import random
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ CAPTIONS_PER_SHAPE = 5
 
 # A question about a caption is the list of its possible labels; None: the caption does not say.
 _CONCEPTS = [None, *range(len(concepts()))]
-EMOJI_QUESTIONS = (
+EMOJI_QUESTIONS: tuple[list[Any], ...] = (
     _CONCEPTS,
     _CONCEPTS,
     [None, *captions.PLACES],
@@ -55,12 +56,12 @@ _SWAPPED = {"right": "left", "below": "above"}
 
 def labels(requirement: captions.Requirement) -> list[int]:
     """What a caption of the emoji world says: for each of QUESTIONS the index of its label."""
-    first, second = (*requirement.concepts, None)[:2]
+    first, second = [*requirement.concepts, None][:2]
     relation = requirement.relation
     if relation in _SWAPPED:
         first, second, relation = second, first, _SWAPPED[relation]
-    answers = (first, second, requirement.place, requirement.size, requirement.style, requirement.ground)
-    answers = (*answers, requirement.count, relation)
+    said = (requirement.place, requirement.size, requirement.style, requirement.ground, requirement.count)
+    answers = (first, second, *said, relation)
     own = [question.index(answer) for question, answer in zip(EMOJI_QUESTIONS, answers, strict=True)]
     return own + [0] * len(SHAPE_QUESTIONS)
 

@@ -69,7 +69,8 @@ class Muon(torch.optim.Optimizer):
             kept = torch.where(self.found_inf > 0, state["momentum"], kept)
             update = torch.where(self.found_inf > 0, 0, update)
         state["momentum"].copy_(kept)
-        torch._foreach_add_(params, [u.view_as(p) for u, p in zip(update.unbind(), params, strict=True)], alpha=-lr)
+        for p, one in zip(params, update.unbind(), strict=True):
+            p.add_(one.view_as(p), alpha=-lr)
 
 
 def split(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

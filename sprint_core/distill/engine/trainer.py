@@ -157,7 +157,7 @@ class Trainer(Generic[Averaged]):
     def _update_average(self) -> None:
         """Exponential moving average; early on over fewer steps, so that the start is forgotten."""
         decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(*self._averaged, 1 - decay)
+        torch._foreach_lerp_(*self._averaged, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def _is_due(self, every: int, end: int) -> bool:
         return bool(every) and (self.step % every == 0 or self.step == end)

@@ -90,7 +90,8 @@ class EmojiRun(Run):
         """The DC-AE with unit latents: the one of the file, or after both of its stages."""
         if self.autoencoder is not None:
             return self.load_autoencoder(self.autoencoder)
-        model = Autoencoder(recipes.EMOJI_AUTOENCODER).to(self.device, memory_format=torch.channels_last)
+        model = Autoencoder(recipes.EMOJI_AUTOENCODER).to(self.device)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         initialise(model, SEED)
         images = EmojiImages(self.art, self.whole, SHAPES)
         steps = self.recipe.stages["autoencoder"].steps
@@ -128,7 +129,8 @@ class EmojiRun(Run):
         source = {"autoencoder": weights_fingerprint(autoencoder), "scenes": drawn.fingerprint}
         parts = []
         for name, images in (("emoji", drawn.packed), ("shapes", drawn.shapes)):
-            for number, chunk in enumerate(tqdm(images.split(SHARD), desc=f"latents of {name}", leave=False)):
+            chunks = images.split(SHARD) if len(images) else ()
+            for number, chunk in enumerate(tqdm(chunks, desc=f"latents of {name}", leave=False)):
                 path = self.out / "latents" / f"{name}_{number:04d}.safetensors"
                 latents = stored_latents(path, source, len(chunk))
                 if latents is None:

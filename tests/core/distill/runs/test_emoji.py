@@ -25,7 +25,7 @@ from sprint_core.emoji.concepts import concepts
 from sprint_core.models.autoencoder import Autoencoder
 from sprint_core.pipeline import Pipeline
 
-POOL = 40
+POOL = 60
 
 
 def draw_sprite(size: tuple[int, int], colour: tuple[int, int, int]) -> Image.Image:
