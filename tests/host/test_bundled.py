@@ -26,7 +26,7 @@ def test_a_file_with_all_parts_is_opened_once(host, node, monkeypatch):
     """Transformer, text encoder, VAE and the colours of its previews."""
     tensorfile, opened = host.pack("sprint_core.weights.tensorfile"), []
     read = tensorfile.read
-    monkeypatch.setattr(tensorfile, "read", lambda path: opened.append(path) or read(path))
+    monkeypatch.setattr(tensorfile, "read", lambda path, *args: opened.append(path) or read(path, *args))
     node("SanaSprintLoader", model=presets.BUNDLED_NAME)
     assert opened == [host.pack("sprint_core.weights.presets").BUNDLED]
 
