@@ -181,11 +181,11 @@ DEMO = {
     "distill":     Schedule( 2400, 32, 3e-4, decay=0.4, betas=(0.0, 0.99), clip=0.5, ema=0.998, precision="bf16"),
 }
 EMOJI = {  # for one GPU: see docs/training.md
-    "autoencoder": Schedule( 8000, 128, 1e-3, 200, decay=0.6, precision="bf16"),
+    "autoencoder": Schedule( 1200, 128, 2e-3, 200, decay=0.6, precision="bf16", optimizer="muon"),
     "decoder":     Schedule( 2500,  48, 5e-4, 100, decay=0.8, precision="bf16"),
-    "captioning":  Schedule( 3000, 512, 2e-3, 200, precision="bf16"),
-    "teacher":     Schedule( 6000,1024, 1.5e-3, 300, decay=0.6, precision="bf16"),
-    "distill":     Schedule( 2400, 512, 3e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.995, precision="bf16"),
+    "captioning":  Schedule( 2200,1536, 2e-3, 200, ema=0.995, precision="bf16"),
+    "teacher":     Schedule(12000, 128, 2e-3, 300, decay=0.6, precision="bf16", optimizer="muon"),
+    "distill":     Schedule( 2400, 128, 3e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.995, precision="bf16"),
 }
 EMOJI_CONTROL = Schedule(2000, 512, 5e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.99, precision="bf16")
 DEMO_CONTROL = Schedule(2000, 32, 5e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.995, precision="bf16")
