@@ -104,15 +104,25 @@ class Client:
 
 
 def _refusal(reply: dict) -> str:
-    lines = [
-        f"node {node} ({errors['class_type']}): {error['message']}: {error['details']}".rstrip(": ")
-        for node, errors in (reply.get("node_errors") or {}).items()
-        for error in errors["errors"]
-    ]
+    lines = list(
+        dict.fromkeys(
+            f"node {node} ({errors['class_type']}): {_reason(error)}"
+            for node, errors in (reply.get("node_errors") or {}).items()
+            for error in errors["errors"]
+        )
+    )
     error = reply.get("error") or {}
     if not lines:
         lines = [f"{error.get('message', error)}: {error.get('details', '')}".rstrip(": ")]
     return "the server refused the prompt:\n  " + "\n  ".join(lines)
+
+
+def _reason(error: dict) -> str:
+    """A node's own check answers for all the inputs that it reads, and ComfyUI repeats its sentence for each."""
+    _, dash, sentence = error["details"].partition(" - ")
+    if error["type"] == "custom_validation_failed" and dash:
+        return sentence
+    return f"{error['message']}: {error['details']}".rstrip(": ")
 
 
 def _checked(history: dict) -> dict:

@@ -152,6 +152,13 @@ def test_what_no_run_can_mend_is_refused_before_it(server, changes, widget, says
     assert f"{widget} - {says}" in red[widget]
 
 
+def test_a_refusal_before_the_run_is_one_line(server):
+    """ComfyUI repeats it for each widget that the node's check reads."""
+    line = r"refused the prompt:\n  node sampler \(SanaSprintSampler\): the paper's schedule has .* up to 40$"
+    with pytest.raises(ComfyError, match=line):
+        server.run(graph(sampler={"steps": 9}))
+
+
 def test_sizes_are_rounded_and_said(server):
     history = server.run(graph(latent={"width": 100, "height": 70}, sampler={"seed": 3}))
     image = server.view(server.images(history)[0])
