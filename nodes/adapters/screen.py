@@ -6,6 +6,7 @@ that: at the edge of this pack it becomes a ValueError of one sentence.
 
 import functools
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +26,7 @@ _held: set[str] = set()  # nodes that show a fault or a warning, until they run 
 
 def say(node_id: str | None, text: str) -> None:
     """Show a line on a node of the running graph. Quiet outside a server."""
-    from server import PromptServer
-
-    server = getattr(PromptServer, "instance", None)
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is not None and node_id is not None and hasattr(server, "send_progress_text"):
         server.send_progress_text(messages.clipped(messages.readable(text), LONGEST), node_id)
 

@@ -1,5 +1,7 @@
 """What one part hands to another inside ComfyUI, where no picture of the other tests would show that it is lost."""
 
+import sys
+
 import pytest
 import torch
 
@@ -43,3 +45,11 @@ def test_step_noise_of_a_custom_run_differs_from_image_to_image(node, model, pos
     close(both[:1], run(encoded, 5), LIMIT)
     close(both[1:], run(encoded, 6), LIMIT)
     assert not torch.allclose(both[:1], both[1:], atol=1e-2)
+
+
+def test_a_message_outside_a_server_loads_none(host, monkeypatch):
+    """ComfyUI's server module takes seconds, and other programs have modules of that name."""
+    screen = host.pack("nodes.adapters.screen")
+    monkeypatch.delitem(sys.modules, "server", raising=False)
+    screen.say("7", "a line")
+    assert "server" not in sys.modules
