@@ -53,8 +53,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--teacher", type=Path, help="full size: the multi-step SANA, any layout")
     add("--student", type=Path, help="distil on from this SANA-Sprint, rather than from its teacher")
-    add("--vae", "--autoencoder", type=Path, dest="autoencoder", help="its DC-AE; demo: start from this one")
-    add("--text-encoder", type=Path, help="full size: Gemma-2")
+    add("--vae", "--autoencoder", type=Path, dest="autoencoder", help="its DC-AE; demo, emoji: start from this one")
+    add("--text-encoder", type=Path, help="full size: Gemma-2; emoji: start from this one")
     add("--time-scale", type=float, choices=(1.0, 1000.0), help="full size: where the teacher's file does not say")
     add(
         "--hed", type=Path, help="control: take edges with this ControlNetHED.pth (default: soft edges without weights)"
@@ -97,7 +97,7 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
     elif args.hed or args.control:
         only = "--hed is of the recipe control" if args.hed else "--control is of the recipes demo-control and control"
         raise ValueError(only)
-    elif (unread or args.text_encoder) and not recipes.RECIPES[args.recipe].preset:
+    elif (unread or args.text_encoder) and not recipes.RECIPES[args.recipe].preset and args.recipe != "emoji":
         unread += ["--text-encoder"] * (args.text_encoder is not None)
         raise ValueError(f"{', '.join(unread)}: the demo learns from nothing; is --recipe sprint-0.6B missing?")
     if args.pool is not None and args.pool < 1:
@@ -133,7 +133,7 @@ def _run_emoji(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proc
     if args.data == SCENES:
         raise ValueError("--recipe emoji needs --data sprites.zip; python -m sprint_core.distill.prepare makes it")
     given = (Path(args.data), args.pool or emoji.POOL, args.autoencoder, processes, args.student)
-    run = emoji.EmojiRun(args.out, recipe, *given)
+    run = emoji.EmojiRun(args.out, recipe, *given, args.text_encoder)
     if args.stage in ("autoencoder", "decoder"):  # a DC-AE is of use only after both
         return run.export_autoencoder(run.train_autoencoder(), command)
     drawn = run.draw_scenes()

@@ -15,7 +15,7 @@ import random
 from dataclasses import dataclass
 
 from .art import STYLES
-from .concepts import article, concepts, is_plural, plural
+from .concepts import article, concepts, has_plural, plural
 
 SPLITS = ("train", "test")
 SPLIT_SEED = 7
@@ -117,7 +117,7 @@ def _in_order(requirement: Requirement) -> tuple[int, ...]:
 
 def countable() -> list[int]:
     """Concepts whose label has a plural."""
-    return [number for number, concept in enumerate(concepts()) if not is_plural(concept.names[0])]
+    return [number for number, concept in enumerate(concepts()) if has_plural(concept.names[0])]
 
 
 COUNTABLE = countable()
@@ -180,7 +180,7 @@ def write(requirement: Requirement, rng: random.Random) -> str:
 def _name(number: int, rng: random.Random, count: int) -> str:
     names = concepts()[number].names
     if count > 1:
-        several = [name for name in names if not is_plural(name)]
+        several = [name for name in names if has_plural(name)]
         return plural(several[0] if rng.random() < 0.7 else rng.choice(several))
     return names[0] if rng.random() < 0.55 else rng.choice(names)
 
@@ -205,7 +205,7 @@ def vocabulary() -> tuple[str, ...]:
     texts += ["a an on with background gradient from in style center"]
     for concept in concepts():
         texts += concept.names
-        texts += [plural(name) for name in concept.names if not is_plural(name)]
+        texts += [plural(name) for name in concept.names if has_plural(name)]
     return tuple(sorted({word for text in texts for word in text.split()}))
 
 

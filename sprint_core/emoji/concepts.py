@@ -203,6 +203,11 @@ def is_plural(name: str) -> bool:
     return head.endswith("s") and not head.endswith(("ss", "us", "is"))
 
 
+def has_plural(name: str) -> bool:
+    """Whether captions count things of this name; not where one of its words may be a plural already."""
+    return not (is_plural(name) or (name.endswith("s") and not name.endswith(("ss", "us", "is"))))
+
+
 def article(name: str) -> str:
     """The name with its article; plurals have none."""
     if is_plural(name):

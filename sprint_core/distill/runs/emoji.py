@@ -67,7 +67,11 @@ def fresh_gemma(seed: int) -> Gemma:
 
 
 class EmojiRun(Run):
-    """A run on the art in `sprites` (emoji/art.py). autoencoder: the file of a trained DC-AE."""
+    """A run on the art in `sprites` (emoji/art.py).
+
+    autoencoder, text_encoder: files of trained ones, to do without those stages. student: of a SANA-Sprint of the
+    teacher in this folder, to distil on from. Raises OSError, ValueError, CheckpointError.
+    """
 
     def __init__(
         self,
@@ -78,11 +82,11 @@ class EmojiRun(Run):
         autoencoder: Path | None = None,
         processes: ProcessGroup = SINGLE_PROCESS,
         student: Path | None = None,
-        whole: int = WHOLE,
+        text_encoder: Path | None = None,
     ):
         super().__init__(out, recipe, processes, SEED)
         self.art: Art = art.load(sprites).to(self.device)
-        self.pool, self.autoencoder, self.whole = pool, autoencoder, whole
+        self.pool, self.autoencoder, self.text_encoder = pool, autoencoder, text_encoder
         self.start = continued(student) if student else student_of
         self.prompts = prompts()
 
@@ -93,7 +97,7 @@ class EmojiRun(Run):
         model = Autoencoder(recipes.EMOJI_AUTOENCODER).to(self.device)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         initialise(model, SEED)
-        images = EmojiImages(self.art, self.whole, SHAPES)
+        images = EmojiImages(self.art, WHOLE, SHAPES)
         steps = self.recipe.stages["autoencoder"].steps
         folded = self.train(autoencoder_stages.WholeStage(model, images, steps))
         with torch.no_grad():
@@ -117,7 +121,9 @@ class EmojiRun(Run):
         return emoji_scenes.draw(self.pool)
 
     def train_text_encoder(self, drawn: CaptionedScenes) -> Gemma:
-        """Pre-trained by questions about captions."""
+        """The one of the file, or pre-trained by questions about captions."""
+        if self.text_encoder is not None:
+            return self.build_copy(checkpoint.load(self.text_encoder, layouts.TEXT_ENCODER)).requires_grad_(False)
         model = CaptioningModel(fresh_gemma(SEED), emoji_scenes.QUESTIONS)
         initialise(model.heads, SEED)
         tokens, labels = drawn.tokens.to(self.device), drawn.labels.to(self.device)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sprint_core.distill import __main__ as command
 from sprint_core.distill import recipes
-from sprint_core.distill.dataset import emoji_art, emoji_scenes, emoji_sources
+from sprint_core.distill.dataset import emoji_art, emoji_scenes, emoji_sources, emoji_text
 from sprint_core.distill.dataset.emoji_images import CROP_PX, EmojiImages
 from sprint_core.distill.engine.randomness import SampleRandom
 from sprint_core.distill.runs import emoji
@@ -22,10 +22,14 @@ from sprint_core.distill.stages import autoencoder as stages
 from sprint_core.emoji import captions, scenes, templates
 from sprint_core.emoji.art import SPRITE_PX, load
 from sprint_core.emoji.concepts import concepts
+from sprint_core.latent import SCALE
 from sprint_core.models.autoencoder import Autoencoder
 from sprint_core.pipeline import Pipeline
+from sprint_core.text.loading import find_tokenizer
+from sprint_core.weights import checkpoint, layouts, presets
 
 POOL = 60
+ENCODERS = presets.BUNDLED.with_name("emoji_encoders.safetensors")
 
 
 def draw_sprite(size: tuple[int, int], colour: tuple[int, int, int]) -> Image.Image:
@@ -175,7 +179,6 @@ def test_from_sprites_to_a_model(sprites, tmp_path, monkeypatch):
     monkeypatch.setattr(emoji, "WHOLE", 6)
     monkeypatch.setattr(emoji, "SHAPES", 2)
     monkeypatch.setattr(emoji, "FITTED", 4)
-    monkeypatch.setattr(emoji.EmojiRun.__init__, "__defaults__", (*emoji.EmojiRun.__init__.__defaults__[:-1], 6))
     settings = [f"--set={stage}.{key}=2" for stage in recipes.EMOJI for key in ("steps", "batch")]
     settings += [f"--set={stage}.precision=fp32" for stage in recipes.EMOJI] + ["--set=distill.ladd_from=1"]
     arguments = ["--recipe", "emoji", "--data", str(sprites), "--pool", str(POOL), "--device", "cpu", *settings]
@@ -187,6 +190,28 @@ def test_from_sprites_to_a_model(sprites, tmp_path, monkeypatch):
     before = path.read_bytes()
     assert command.main([*arguments, "--out", str(tmp_path / "run")]) == 0
     assert path.read_bytes() == before
+
+
+def test_the_shipped_encoders():
+    """They are of this world: unit latents, and a text encoder that hears which thing is above which."""
+    weights = checkpoint.load(ENCODERS, layouts.AUTOENCODER)
+    assert weights.config == recipes.EMOJI_AUTOENCODER
+    autoencoder = checkpoint.build(weights, dtype=torch.float32, device="cpu")
+    drawn = scenes.pack([scenes.scene_and_caption(seed)[0] for seed in range(12)])
+    images = scenes.paint(drawn, templates.load().art()).float() / 127.5 - 1
+    with torch.inference_mode():
+        latents = autoencoder.encode(images)
+        error = (autoencoder.decode(latents).clamp(-1, 1) - images).square().flatten(1).mean(1)
+    assert 0.8 < (latents * SCALE).std() < 1.25
+    assert (10 * (4 / error).log10()).mean() > 26  # of scenes from thumbnails; the true ones reach 30 dB
+    text = checkpoint.load(ENCODERS, layouts.TEXT_ENCODER)
+    gemma = checkpoint.build(text, dtype=torch.float32, device="cpu")
+    every_word = " ".join(emoji_text.tokenizer_vocabulary())
+    assert find_tokenizer(text).encode(every_word) == emoji_text.tokenizer().encode(every_word)
+    with torch.inference_mode():
+        ids = (emoji_text.prompts().tokens(f"a cat {way} a dog").ids for way in ("above", "below"))
+        one, other = (gemma(torch.tensor([tokens])) for tokens in ids)
+    assert (one[0, -1] - other[0, -1]).norm() > 0.3 * one[0, -1].norm()
 
 
 def test_the_recipe_says_what_it_needs(tmp_path, caplog):
