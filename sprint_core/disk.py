@@ -27,6 +27,7 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+NOT_TEXT = "neither UTF-8 nor text with a byte order mark"
 ABANDONED_SEC = 900  # since anything was written to a temporary file
 KEPT_OF_A_NAME = 50  # characters, as a temporary name must not be too long for the system
 
@@ -55,12 +56,23 @@ def is_text(text: str) -> bool:
     return "\0" not in text
 
 
+def is_name(text: str) -> bool:
+    """Whether it can name one file or folder, on every system; a path cannot, and so not lead out of a folder."""
+    return is_text(text) and text not in ("", ".", "..") and not any(sign in text for sign in "/\\:")
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """`decoded` of a file. Raises OSError, and ValueError without the file's name."""
+    try:
+        return decoded(Path(path).read_bytes())
+    except UnicodeDecodeError:
+        raise ValueError(f"{NOT_TEXT}; save it as UTF-8") from None
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """A JSON document, with or without a byte order mark. Raises OSError, and ValueError without the file's name."""
     try:
-        return json.loads(decoded(Path(path).read_bytes()))
-    except UnicodeDecodeError:
-        raise ValueError("neither UTF-8 nor text with a byte order mark; save it as UTF-8") from None
+        return json.loads(read_text(path))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

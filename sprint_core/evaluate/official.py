@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from .. import disk
+from ..images.files import save
 from ..weights import tensorfile
 from .scoring import Painter
 
@@ -16,7 +16,10 @@ GENEVAL_SAMPLES = 4  # of each prompt, from seeds 0 to 3, as its authors ask for
 
 def geneval_jobs(path: Path, out: Path) -> Iterator[tuple[str, int, Path]]:
     """(prompt, seed, file) for GenEval: 00000/samples/0000.png and so on, beside each prompt's metadata.jsonl."""
-    lines = _text(path).split("\n")  # what splits lines elsewhere may stand in a prompt
+    try:
+        lines = disk.read_text(path).split("\n")  # what splits lines elsewhere may stand in a prompt
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     for i, (number, line) in enumerate(rows):
         text = _prompt_of(line, f"{path}, line {number}")
@@ -25,13 +28,6 @@ def geneval_jobs(path: Path, out: Path) -> Iterator[tuple[str, int, Path]]:
             temporary.write_bytes(line.strip().encode())
         for j in range(GENEVAL_SAMPLES):
             yield text, j, folder / "samples" / f"{j:04d}.png"
-
-
-def _text(path: Path) -> str:
-    try:
-        return disk.decoded(path.read_bytes())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
 
 
 def _prompt_of(line: str, where: str) -> str:
@@ -56,6 +52,8 @@ def mjhq_jobs(path: Path, out: Path) -> Iterator[tuple[str, int, Path]]:
     for i, (name, entry) in enumerate(tensorfile.read_json(path).items()):
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("prompt", "category")):
             raise ValueError(f"{path}: {name} has no prompt and category, as MJHQ-30K's meta_data.json has")
+        if not (disk.is_name(name) and disk.is_name(entry["category"])):
+            raise ValueError(f"{path}: {name!r} of {entry['category']!r} cannot name a file in a folder; correct it")
         yield _checked(entry["prompt"], f"{path}: {name}"), i, out / entry["category"] / f"{name}.png"
 
 
@@ -63,7 +61,5 @@ def paint_files(paint: Painter, jobs: Sequence[tuple[str, int, Path]], seed: int
     """Paint what is missing, one image at a time; returns how many."""
     missing = [job for job in jobs if not job[2].is_file()]
     for text, offset, path in tqdm(missing, unit="images"):
-        pixels = paint([text], [seed + offset])[0].mul(255).round().byte().numpy()
-        with disk.replacing(path) as temporary:
-            Image.fromarray(pixels).save(temporary, "PNG")
+        save(paint([text], [seed + offset]), [path])
     return len(missing)

@@ -25,7 +25,6 @@ NOT_READ = ("heic", "heif", "jxl", "jp2", "psd", "svg", "exr", "hdr", "dng", "cr
 SIDECARS = ("txt", "caption", "text", "prompt", "json")  # in order of preference
 CAPTIONS = ("caption", "text", "prompt", "txt", "json")  # keys and columns, in order of preference
 TABLES = ("captions.json", "metadata.jsonl", "captions.jsonl", "metadata.csv", "captions.csv", "metadata.parquet")
-NOT_TEXT = "neither UTF-8 nor text with a byte order mark"
 
 
 class Stored(Protocol):
@@ -77,7 +76,7 @@ def opened(file: Stored) -> Image.Image:
 
 def checked(caption: str, where: str) -> tuple[str, str]:
     """(caption, ""), or ("", why) if it cannot be one."""
-    return (caption, "") if disk.is_text(caption) else ("", f"{where} is {NOT_TEXT}")
+    return (caption, "") if disk.is_text(caption) else ("", f"{where} is {disk.NOT_TEXT}")
 
 
 def caption_of(value: Any) -> str:
@@ -140,7 +139,7 @@ def _tables(files: Mapping[str, Stored], where: str) -> dict[str, str]:
             data, ending = files[name].read_bytes(), split(base)[1]
             text = "" if ending == "parquet" else lenient(data)
             if "\0" in text:
-                log.warning("%s/%s: left out: it is %s", where, name, NOT_TEXT)
+                log.warning("%s/%s: left out: it is %s", where, name, disk.NOT_TEXT)
                 continue
             table = f"{where}/{name}"
             rows = _rows_of_parquet(data, table) if ending == "parquet" else _rows(text, ending, table)

@@ -212,7 +212,7 @@ def test_prompts_in_any_encoding_and_with_any_character(tmp_path, encoding):
 
 def test_prompts_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "m.jsonl").write_bytes('{"prompt": "ein Käfer"}'.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"m\.jsonl: not UTF-8 .*save it as UTF-8"):
+    with pytest.raises(ValueError, match=r"m\.jsonl: neither UTF-8 .*save it as UTF-8"):
         list(official.geneval_jobs(tmp_path / "m.jsonl", tmp_path / "out"))
     (tmp_path / "m.jsonl").write_text('{"prompt": "a"}\n{"prompt": "half \\ud83d"}')
     with pytest.raises(ValueError, match=r"line 2: its prompt holds half of a surrogate pair"):
@@ -227,6 +227,26 @@ def test_bad_mjhq_files(tmp_path, text, message):
     path = tmp_path / "m.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
+        list(official.mjhq_jobs(path, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("name", "category"),
+    [
+        ("../escaped", "a"),
+        ("a", "../.."),
+        ("a", ".."),
+        ("/tmp/a", "b"),
+        ("a", "C:"),
+        ("a\\b", "c"),
+        ("a", ""),
+        ("a\0", "b"),
+    ],
+)
+def test_names_in_mjhq_stay_in_the_folder(tmp_path, name, category):
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps({name: {"prompt": "a cat", "category": category}}))
+    with pytest.raises(ValueError, match=r"m\.json: .* cannot name a file in a folder"):
         list(official.mjhq_jobs(path, tmp_path / "out"))
 
 
