@@ -46,11 +46,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     stages = [*recipes.DEMO, "control", "all"]
     add("--stage", choices=stages, default="all", help="one, after those that it needs; all: the model")
     add("--out", type=Path, required=True, help="folder of this run; the same again resumes it")
-    add(
-        "--data",
-        default=SCENES,
-        help="scenes (demo), sprites.zip (emoji), or images with captions: folder, .parquet, webdataset .tar",
-    )
+    add("--data", default=SCENES, help=DATA_HELP)
     add("--teacher", type=Path, help="full size: the multi-step SANA, any layout")
     add("--student", type=Path, help="distil on from this SANA-Sprint, rather than from its teacher")
     add("--vae", "--autoencoder", type=Path, dest="autoencoder", help="its DC-AE; demo, emoji: start from this one")
@@ -132,8 +128,9 @@ def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proce
 def _run_emoji(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
     if args.data == SCENES:
         raise ValueError("--recipe emoji needs --data sprites.zip; python -m sprint_core.distill.prepare makes it")
-    given = (Path(args.data), args.pool or emoji.POOL, args.autoencoder, processes, args.student)
-    run = emoji.EmojiRun(args.out, recipe, *given, args.text_encoder)
+    sprites, pool = Path(args.data), args.pool or emoji.POOL
+    run = emoji.EmojiRun(args.out, recipe, sprites, pool, args.autoencoder, processes, args.student, args.text_encoder)
+    run.resume_best = args.resume_best
     if args.stage in ("autoencoder", "decoder"):  # a DC-AE is of use only after both
         return run.export_autoencoder(run.train_autoencoder(), command)
     drawn = run.draw_scenes()
