@@ -7,20 +7,17 @@ fetched again. The last line is one JSON document.
 """
 
 import argparse
-import json
-import logging
 import random
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from einops import rearrange
 from PIL import Image
 
+from .. import cli
 from ..emoji import art, captions, scenes
+from ..images import files
 from .dataset import emoji_art
-
-log = logging.getLogger(__name__)
 
 SHEET = (6, 8)  # rows and columns of scenes
 
@@ -31,11 +28,18 @@ def sheet(sprites: art.Art, path: Path) -> None:
     drawn = [scenes.compose(prompt.requirement, rng) for prompt in captions.prompts(SHEET[0] * SHEET[1])]
     images = scenes.paint(scenes.pack(drawn), sprites)
     grid = rearrange(images, "(rows columns) c h w -> (rows h) (columns w) c", rows=SHEET[0])
-    Image.fromarray(grid.cpu().numpy()).save(path)
+    files.write(Image.fromarray(grid.cpu().numpy()), path)
+
+
+def run(out: Path, cache: Path) -> dict:
+    """Both files, from the archives in the cache: the JSON document. Raises OSError, ValueError."""
+    path = out / "sprites.zip"
+    counts = emoji_art.prepare(cache, path)
+    sheet(art.load(path), out / "sheet.png")
+    return {"file": str(path), "drawings": counts}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(
         prog="python -m sprint_core.distill.prepare",
         description=__doc__,
@@ -44,17 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the result")
     parser.add_argument("--cache", type=Path, help="folder of the archives (default: --out)")
     args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "sprites.zip"
-    try:
-        counts = emoji_art.prepare(args.cache or args.out, path)
-    except (OSError, ValueError, ImportError) as error:
-        log.error("error: %s", error)
-        return 1
-    sheet(art.load(path), args.out / "sheet.png")
-    print(json.dumps({"file": str(path), "drawings": counts}))
-    return 0
+    return cli.run(lambda: run(args.out, args.cache or args.out))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main())

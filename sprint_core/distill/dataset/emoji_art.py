@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ... import disk
 from ...emoji.art import SPRITE_PX, STYLES
 from ...emoji.concepts import Concept, concepts
 from . import emoji_sources as sources
@@ -37,7 +38,7 @@ def prepare(cache: Path, out: Path) -> Mapping[str, int]:
     """Write sprites.zip from the archives; returns how many concepts each style has. Raises OSError, ValueError."""
     drawers = {"3d": _fluent_3d(cache), "flat": _fluent_flat(cache)}
     counts: dict[str, int] = dict.fromkeys(STYLES, 0)
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as file:
+    with disk.replacing(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as file:
         for number, concept in enumerate(concepts()):
             for style in STYLES:
                 image = _drawn(drawers[style], concept)
@@ -77,8 +78,11 @@ def _fluent_3d(cache: Path) -> Draw:
 
 
 def _fluent_flat(cache: Path) -> Draw:
-    """Vector drawings, rendered at 256 px by resvg."""
-    import resvg_py
+    """Vector drawings, rendered at 256 px by resvg. Raises ValueError where that is missing."""
+    try:
+        import resvg_py
+    except ImportError:
+        raise ValueError("the flat drawings are rendered with resvg: pip install resvg_py") from None
 
     with tarfile.open(sources.archive(sources.FLUENT_FLAT, cache)) as file:
         names, icons = (json.load(file.extractfile(f"package/{name}.json")) for name in ("chars", "icons"))  # type: ignore[arg-type]

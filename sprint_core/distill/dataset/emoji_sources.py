@@ -12,6 +12,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from ... import disk
+
 REGISTRY = "https://registry.npmjs.org"
 
 
@@ -56,17 +58,16 @@ def archive(package: Package, cache: Path) -> Path:
     """The archive in the cache, downloaded where it is missing. Raises OSError, ValueError for another content."""
     path = cache / package.file_name
     if not path.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".part")
         try:
             with urllib.request.urlopen(package.url, timeout=60) as answer:
-                temporary.write_bytes(answer.read())
+                content = answer.read()
         except (urllib.error.URLError, TimeoutError) as error:
             raise OSError(
                 f"{path}: cannot fetch {package.url} ({error}); put the archive there (npm pack {package.name}@"
                 f"{package.version}) to work without a network"
             ) from None
-        os.replace(temporary, path)
+        with disk.replacing(path) as temporary:
+            temporary.write_bytes(content)
     if base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode() != package.sha512:
         raise ValueError(f"{path} is not {package.name} {package.version}: another sha512; delete it")
     return path
