@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tools import gpu_check
-from tools.gpu import timing
+from tools.gpu import timing, training
 
 CPU = torch.device("cpu")
 PARTS = {"step_0.6B", "step_0.6B_batch_8", "step_1.6B", "step_1.6B_batch_8", "controlnet", "decode", "encode"}
@@ -60,6 +60,14 @@ def test_a_section_ends_at_its_limit():
     row = gpu_check.run_section("card", work, 0.05)
     assert row["error"].startswith("stopped after 0 s: test_gpu_check.py:")
     assert row["seconds"] < 30 and row["before"] == 1 and "caught" not in row
+
+
+@pytest.mark.parametrize("name", training._BUILDERS)
+def test_stages_are_compared_with_the_cpu(name):
+    """The CPU agrees with itself to the last digit."""
+    numbers = training._agreement(name, CPU)
+    assert {"loss", "grad_norm"} <= set(numbers)
+    assert all(number["off"] == 0 for number in numbers.values())
 
 
 def test_waits_are_counted_by_their_line():

@@ -26,7 +26,7 @@ from sprint_core.distill.engine.randomness import SampleRandom, initialise
 from sprint_core.distill.engine.stage import Stage
 from sprint_core.distill.engine.trainer import Trainer
 from sprint_core.distill.runs import demo
-from sprint_core.distill.stages.autoencoder import WholeStage
+from sprint_core.distill.stages.autoencoder import SeededImages, WholeStage
 from sprint_core.distill.stages.base import Captioned, Embedded
 from sprint_core.distill.stages.captioning import CaptioningModel, CaptioningStage
 from sprint_core.distill.stages.control import ControlStage
@@ -136,7 +136,7 @@ def _embedded(guidance_embed: bool = False) -> Embedded:
 def _autoencoder() -> Stage:
     model = Autoencoder(recipes.DEMO_AUTOENCODER)
     initialise(model, 0)
-    return WholeStage(model, scenes.images, steps=1, pool=POOL)
+    return WholeStage(model, SeededImages(scenes.images, POOL), steps=1)
 
 
 def _captioning() -> Stage:
