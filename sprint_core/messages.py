@@ -9,10 +9,11 @@ import io
 import logging
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 LONGEST = 3000  # characters of a message
+LISTED = 5  # names in one
 NOT_UTF8 = r"\xNN stands for a byte that is not UTF-8"
 # Surrogates, control characters, line and paragraph separators, and marks that turn the direction of a line.
 UNREADABLE = re.compile("[\ud800-\udfff\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -40,6 +41,11 @@ def clipped(text: str, longest: int = LONGEST) -> str:
     if len(text) <= longest:
         return text
     return f"{text[: longest * 2 // 3]} ... {text[-(longest - longest * 2 // 3) :]}"
+
+
+def listed(names: Sequence[str], most: int = LISTED) -> str:
+    """The first few of some names: 'a, b, ...'."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def _escaped(match: re.Match) -> str:

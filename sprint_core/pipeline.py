@@ -27,7 +27,7 @@ from .models.transformer import SanaTransformer
 from .text.encoder import TextEncoder, pad_embeddings
 from .text.loading import find_tokenizer, prompt_format
 from .weights import checkpoint, layouts, part, presets
-from .weights.finite import listed, not_finite
+from .weights.finite import first_and_count, not_finite
 from .weights.part import Config, Layout, Network
 from .weights.tensorfile import CheckpointError
 
@@ -229,7 +229,9 @@ def _part(
 def _why_nan(what: str, networks: Mapping[str, torch.nn.Module], dtype: torch.dtype) -> str:
     for title, network in networks.items():
         if names := not_finite(network.state_dict()):
-            return f"{what}: {listed(names)} of {title} holds NaN or infinity; download or convert its file again"
+            return (
+                f"{what}: {first_and_count(names)} of {title} holds NaN or infinity; download or convert its file again"
+            )
     return f"{what} in {dtype}, though no weight holds any; try fp32"
 
 

@@ -30,7 +30,7 @@ from ...sprint_core.text.loading import find_tokenizer, prompt_format
 from ...sprint_core.text.prompts import PromptTokenizer, Tokens
 from ...sprint_core.text.tokenizers import BOS, PAD, Tokenizer, tokenizer_state
 from ...sprint_core.weights import checkpoint, layouts, part
-from ...sprint_core.weights.finite import listed, not_finite
+from ...sprint_core.weights.finite import first_and_count, not_finite
 from . import quantised, screen
 from .options import DEFAULT, LoaderOptions
 
@@ -199,7 +199,7 @@ class SanaTextModel(nn.Module):
 
     def _why_not_finite(self) -> str:
         if names := not_finite(self.encoder.transformer.state_dict()):
-            file = f"{self.path}: its tensor {listed(names)} holds NaN or infinity"
+            file = f"{self.path}: its tensor {first_and_count(names)} holds NaN or infinity"
             return f"{file}; download or convert it again, or take out LoRAs of the text encoder"
         return f"{self.path}: this text encoder makes NaN or infinity in {self.compute_dtype}; load it in fp32"
 

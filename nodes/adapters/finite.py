@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...sprint_core.weights.finite import listed, not_finite
+from ...sprint_core.weights.finite import first_and_count, not_finite
 
 NETWORK = "diffusion_model."
 
@@ -31,7 +31,7 @@ def weights_fault(patcher: Any, network: nn.Module, prefix: str = "") -> str | N
         return None
     made_by = getattr(patcher, "cached_patcher_init", None)  # for ComfyUI: (load, (file, options))
     file = made_by[1][0] if made_by else getattr(network, "path", "the model")
-    return f"{file}: its tensor {listed(names)} holds NaN or infinity; download or convert it again"
+    return f"{file}: its tensor {first_and_count(names)} holds NaN or infinity; download or convert it again"
 
 
 def _lora_fault(patcher: Any) -> str | None:

@@ -21,7 +21,6 @@ log = messages.logger(__name__)
 FOLDER = "loras"
 NETWORK = "diffusion_model."
 TEXT = f"{clip_adapter.NAME}.transformer."
-LISTED = 5
 
 
 def names() -> list[str]:
@@ -74,22 +73,24 @@ def _summary(matched: lora.Lora, name: str, with_text: bool) -> str:
         summary += f", {len(matched.text)} of the text encoder"
     if matched.foreign:
         log.warning(
-            "%s: %d tensors belong to no layer and are left out: %s", name, len(matched.foreign), _list(matched.foreign)
+            "%s: %d tensors belong to no layer and are left out: %s",
+            name,
+            len(matched.foreign),
+            messages.listed(matched.foreign),
         )
         summary += f"; {len(matched.foreign)} tensors left out"
     if matched.idle:
         log.warning(
-            "%s: %d layers cannot be applied and are left out: %s", name, len(matched.idle), _list(matched.idle)
+            "%s: %d layers cannot be applied and are left out: %s",
+            name,
+            len(matched.idle),
+            messages.listed(matched.idle),
         )
         summary += f"; {len(matched.idle)} layers left out: {matched.idle[0]}"
     if matched.is_zero:
         log.warning("%s: its matrices are zero, so that it changes nothing; has it been trained?", name)
         summary += "; all are zero and change nothing"
     return summary
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
 
 
 def _tensors(state: dict, prefix: str) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import messages
+from .. import disk, messages
 from ..models import controlnet
 from ..models.layers import Unset
 from . import foreign_files, part, presets, tensorfile
@@ -288,7 +288,7 @@ def _complete_controlnet(weights: Weights, time_scale: float | None, wiring: str
 
 def _shared_with(trunk: Any, weights: Weights) -> dict[str, Tensor]:
     """What a ControlNet's file leaves to the file of its trunk, beside it or bundled. Raises CheckpointError."""
-    if not isinstance(trunk, str) or Path(trunk).name != trunk:
+    if not isinstance(trunk, str) or not disk.is_name(trunk):
         raise CheckpointError(f"{weights.path}: its settings cannot be used: the trunk is {trunk!r}")
     neighbour = weights.path.parent / trunk
     path = presets.BUNDLED if trunk == presets.BUNDLED.name and not neighbour.is_file() else neighbour
@@ -321,9 +321,7 @@ def check_names(weights: Weights, ignore: tuple[str, ...] = ()) -> None:
         ],
     }
     text = [
-        f"{len(names)} tensors {what}: {', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}"
-        for what, names in problems.items()
-        if names
+        f"{len(names)} tensors {what}: {messages.listed(names, LISTED)}" for what, names in problems.items() if names
     ]
     if text:
         advice = "download it again" if problems["missing"] else "choose another file"

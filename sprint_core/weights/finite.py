@@ -18,6 +18,6 @@ def _is_finite(tensor: Tensor) -> bool:
     return all(bool(torch.isfinite(part.float()).all()) for part in slices)  # float8 knows no isfinite
 
 
-def listed(names: list[str]) -> str:
+def first_and_count(names: list[str]) -> str:
     """'blocks.0.attn.to_q.weight (and 3 more tensors)'."""
     return names[0] + (f" (and {len(names) - 1} more tensors)" if len(names) > 1 else "")

@@ -8,10 +8,11 @@
 Downloads of one variant leave the index of another behind, and hidden files, logs and states of a training lie beside.
 """
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+
+from .. import disk, messages
 
 SAFETENSORS = (".safetensors", ".sft")
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
@@ -21,7 +22,7 @@ STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 SHARD = re.compile(r"(?P<front>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<back>(?:\.\w+)?)\.(?P<suffix>\w+)\Z")
 # What trainers save beside the weights, and no weights.
 STATES = re.compile(r"(?:training_args|optimizer|scheduler|scaler|rng_state|random_states)[\w.-]*\Z")
-LISTED = 10
+LISTED = 10  # names in a message
 
 
 def is_shard(name: str) -> bool:
@@ -81,19 +82,19 @@ def _indexed(folder: Path, suffix: str, variant: str, problems: list[str]) -> li
         if not variant and stem.endswith(VARIANTS[1:]):
             continue
         names = _names_in(index, problems)
-        missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+        missing = [name for name in names if not disk.is_name(name) or not (folder / name).is_file()]
         if names and not missing:
             return [folder / name for name in names]
         if names:
-            problems.append(f"{index.name} lists files that are not there: {_listed(missing)}")
+            problems.append(f"{index.name} lists files that are not there: {messages.listed(missing, LISTED)}")
     return []
 
 
 def _names_in(index: Path, problems: list[str]) -> list[str]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
+        weight_map = disk.read_json(index)["weight_map"]
         names = sorted(set(map(str, weight_map.values())))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         problems.append(f"{index.name} is no index of shards; take another copy of it")
         return []
     if not names:
@@ -115,11 +116,6 @@ def _unindexed(folder: Path, suffix: str, variant: str, problems: list[str]) -> 
         missing = [number for number in range(1, int(count) + 1) if number not in files]
         if not missing:
             return [files[number] for number in sorted(files)]
-        names = (f"{front}-{number:05}-of-{count}{back}{suffix}" for number in missing[:LISTED])
-        problems.append(f"shards are missing: {_listed(names)}; download them, too")
+        names = [f"{front}-{number:05}-of-{count}{back}{suffix}" for number in missing]
+        problems.append(f"shards are missing: {messages.listed(names, LISTED)}; download them, too")
     return []
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(name[:100] for name in names[:LISTED]) + (", ..." if len(names) > LISTED else "")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .. import messages
 from . import adapters, keymaps
 from .layouts import TEXT_ENCODER, TRANSFORMER
 from .lora_settings import LoraSettings
@@ -33,7 +34,6 @@ PART = re.compile(
     r"|\.(?P<other>alpha|(?:lokr|hada)_\w+|oft_blocks|rescale|[ab][12]\.weight|diff|diff_b|set_weight|[wb]_norm))\Z"
 )
 TEXT_ONLY = ("text_encoder", "lora_te", "lora_text_encoder")  # begin the names of its tensors and no others
-LISTED = 5  # names in a message
 
 
 @dataclass
@@ -175,7 +175,7 @@ def _check(lora: Lora, misfit: tuple | None, names: list[str], source: str) -> N
         )
     if lora.idle:
         raise CheckpointError(
-            f"{source}: none of its {len(lora.idle)} layers can be applied: {', '.join(lora.idle[:LISTED])}; it is "
+            f"{source}: none of its {len(lora.idle)} layers can be applied: {messages.listed(lora.idle)}; it is "
             "damaged or incomplete; take another copy of it, or train it anew"
         )
     if lora.foreign and all(name.startswith(TEXT_ONLY) for name in lora.foreign):
@@ -184,7 +184,7 @@ def _check(lora: Lora, misfit: tuple | None, names: list[str], source: str) -> N
         )
     raise CheckpointError(
         f"{source}: none of its {len(names)} tensors belongs to this model; its first: "
-        f"{', '.join(sorted(names)[:LISTED]) or 'none'}. Is it a LoRA of another family?"
+        f"{messages.listed(sorted(names)) or 'none'}. Is it a LoRA of another family?"
     )
 
 

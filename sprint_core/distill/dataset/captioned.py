@@ -10,7 +10,6 @@ import collections
 import glob
 import io
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,6 @@ WHERE_CAPTIONS_BELONG = (
     'all images in captions.json ({file name: caption}), metadata.jsonl (a {"file_name": ..., "text": ...} on each '
     f"line) or metadata.csv; in parquet files it is a column of the name {', '.join(CAPTIONS)}"
 )
-LISTED = 5  # names in a warning
 NAMES_A_LINE = 20  # in the lines that follow it
 
 
@@ -96,17 +94,16 @@ def _with_captions(path: Path, items: Iterable[Item]) -> Iterator[Item]:
     count, without, unusable = 0, [], []
     for item in items:
         count += 1
-        name = os.fsencode(item.name).decode("utf-8", "backslashreplace")
         if item.caption:
             yield item
         elif item.without:
-            unusable.append(f"{name} ({item.without})")
+            unusable.append(f"{item.name} ({item.without})")
         else:
-            without.append(name)
+            without.append(item.name)
     if not count:
         raise ValueError(f"{path}: no images in it")
     if unusable and len(unusable) + len(without) == count:
-        raise ValueError(f"{path}: none of {count} images can be used: {listed([*unusable, *without])}")
+        raise ValueError(f"{path}: none of {count} images can be used: {messages.listed([*unusable, *without])}")
     if len(without) == count:
         raise ValueError(f"{path}: {count} images, but not one has a caption: {WHERE_CAPTIONS_BELONG}")
     name_left_out(f"{path}: {len(without)} of {count} images have no caption", without)
@@ -116,14 +113,9 @@ def _with_captions(path: Path, items: Iterable[Item]) -> Iterator[Item]:
 def name_left_out(sentence: str, names: Sequence[str]) -> None:
     """A warning with the first few names, and lines with the rest, so that each is named once."""
     if names:
-        log.warning("%s: %s", sentence, listed(names))
-    for start in range(LISTED, len(names), NAMES_A_LINE):
+        log.warning("%s: %s", sentence, messages.listed(names))
+    for start in range(messages.LISTED, len(names), NAMES_A_LINE):
         log.info("... and %s", ", ".join(names[start : start + NAMES_A_LINE]))
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few of some names, for a warning."""
-    return ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
 
 
 # --- webdataset shards and parquet files ------------------------------------------------------------

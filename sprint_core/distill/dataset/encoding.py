@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ... import messages
 from ...weights import tensorfile
-from .captioned import listed, name_left_out, square
+from .captioned import name_left_out, square
 from .latent_cache import LatentCache, Shard
 from .pairing import Item
 
@@ -80,7 +80,7 @@ class _Encoding:
                     if len(shards) == 1:
                         self._require_space(path.stat().st_size, -(-expected // SHARD))
         if not shards:
-            raise ValueError(f"none of {count} images can be used: {listed(skipped)}")
+            raise ValueError(f"none of {count} images can be used: {messages.listed(skipped)}")
         name_left_out(f"{len(skipped)} of {count} images are damaged and left out", skipped)
         return LatentCache(shards, null, self.fingerprint)
 

@@ -281,6 +281,12 @@ def test_shards_without_an_index(tmp_path, options):
         read(tmp_path)
 
 
+def test_more_missing_shards_than_are_named(tmp_path):
+    (tmp_path / "model-00001-of-00020.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"missing: model-00002-of.*00011-of-00020.safetensors, \.\.\.; download"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin.index.json", "model.bin.index.fp16.json"])
 def test_indexed_shards_of_pickles(tmp_path, name):
     shard_files(tmp_path, ".bin")
