@@ -62,21 +62,21 @@ def suspicious(world: World, row: Row) -> None:
     device = world.device
     ways = _ways(world.ours(MODEL))
     for name, paint in ways.items():
-        row[name] = found = {}
+        row[name] = measured = {}
         for _ in range(2):
             paint()
         memory = PeakMemory(device)
         memory.start()
-        found["finite"] = finite(paint())
-        found["peak_mib"] = memory.used()
+        measured["finite"] = finite(paint())
+        measured["peak_mib"] = memory.used()
         with synchronisations(device) as waits:
             paint()
-        found |= {"waits": sum(waits.values()), "waits_by_line": most_common(waits)}
+        measured |= {"waits": sum(waits.values()), "waits_by_line": most_common(waits)}
         with Casts() as casts:
             paint()
-        found |= {"operations": casts.operations, "casts": sum(casts.lines.values())}
-        found["casts_by_line"] = most_common(casts.lines)
-        found["kernels"] = attempt(functools.partial(kernels, paint, device))
+        measured |= {"operations": casts.operations, "casts": sum(casts.lines.values())}
+        measured["casts_by_line"] = most_common(casts.lines)
+        measured["kernels"] = attempt(functools.partial(kernels, paint, device))
     row["nan_check"] = _nan_checks(world)
 
 

@@ -51,6 +51,21 @@ class CaptioningModel(nn.Module):
         return [head(states) for head in self.heads]
 
 
+def answer_loss(answers: Sequence[Tensor], mask: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of the answers at each token, and the share of captions that are all right at their last one.
+
+    answers: logits [b, n, labels] of each question; mask: [b, n], true for a caption's tokens; targets: [b, questions].
+    """
+    shares = mask / mask.sum(1, keepdim=True) / len(mask)  # captions count alike, and in each one its tokens
+    last = (mask.sum(1) - 1)[:, None, None]
+    total, right = shares.new_zeros(()), []
+    for logits, target in zip(answers, targets.unbind(1), strict=True):
+        everywhere = target[:, None].expand(mask.shape)
+        total = total + (F.cross_entropy(logits.float().mT, everywhere, reduction="none") * shares).sum()
+        right.append(logits.argmax(-1, keepdim=True).gather(1, last)[:, 0, 0] == target)
+    return total, {"right": torch.stack(right).all(0).float().mean()}
+
+
 class CaptioningStage(Stage[CaptioningModel]):
     """Cross-entropy of each label at each token. The first tokens can only guess, because the mask is causal."""
 
@@ -67,14 +82,7 @@ class CaptioningStage(Stage[CaptioningModel]):
         targets = torch.tensor([labels(caption) for caption in texts], device=self.device)
         tokens = [self.prompts.tokens(caption) for caption in texts]
         states, mask = pad_embeddings(encode_ids(self.model.gemma, tokens, device=self.device))
-        shares = mask / mask.sum(1, keepdim=True) / len(mask)  # captions count alike, and in each one its tokens
-        last = (mask.sum(1) - 1)[:, None, None]
-        total, right = states.new_zeros(()), []
-        for logits, target in zip(self.model(states), targets.unbind(1), strict=True):
-            everywhere = target[:, None].expand(mask.shape)
-            total = total + (F.cross_entropy(logits.mT, everywhere, reduction="none") * shares).sum()
-            right.append(logits.argmax(-1, keepdim=True).gather(1, last)[:, 0, 0] == target)
-        return total, {"right": torch.stack(right).all(0).float().mean()}
+        return answer_loss(self.model(states), mask, targets)
 
 
 class TokenCaptioningStage(Stage[CaptioningModel]):
@@ -94,11 +102,4 @@ class TokenCaptioningStage(Stage[CaptioningModel]):
         ids, targets = (rows[chosen].to(self.device, torch.long) for rows in (self.tokens, self.labels))
         mask = ids != PAD
         states = self.model.gemma(ids)
-        shares = mask / mask.sum(1, keepdim=True) / len(mask)  # captions count alike, and in each one its tokens
-        last = (mask.sum(1) - 1)[:, None, None]
-        total, right = states.new_zeros(()), []
-        for logits, target in zip(self.model(states), targets.unbind(1), strict=True):
-            everywhere = target[:, None].expand(mask.shape)
-            total = total + (F.cross_entropy(logits.float().mT, everywhere, reduction="none") * shares).sum()
-            right.append(logits.argmax(-1, keepdim=True).gather(1, last)[:, 0, 0] == target)
-        return total, {"right": torch.stack(right).all(0).float().mean()}
+        return answer_loss(self.model(states), mask, targets)
