@@ -75,8 +75,8 @@ def server(comfyui_path, tmp_path_factory):
     assert not private, private
 
 
-# Stock Load Image logs the path of a broken image.
-STOCK = ("cannot identify image file", "Invalid data found when processing input")
+# Stock Load Image logs the path of a broken image, and the oldest ComfyUI the query that its database in memory fails.
+STOCK = ("cannot identify image file", "Invalid data found when processing input", "[parameters: ('")
 
 
 def names_of_this_machine(server: Server) -> list[str]:
