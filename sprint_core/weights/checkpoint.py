@@ -50,7 +50,7 @@ class Source:
         """Raises CheckpointError."""
         if path not in self._files:
             file = tensorfile.read(path, self.average)
-            file.tensors = {WRAPPERS.sub("", name): tensor for name, tensor in file.tensors.items()}
+            file.tensors = tensorfile.united(path, [{WRAPPERS.sub("", k): v} for k, v in file.tensors.items()])
             self._files[path] = file
         return self._files[path]
 
@@ -97,6 +97,8 @@ def load(
             f"{path}: its weights are whole numbers ({kind}) without the scales that they need; {foreign_files.FULL}, "
             "or one that python -m sprint_core.convert has quantised"
         )
+    if kind := foreign_files.foreign_type(tensors):
+        raise CheckpointError(f"{path}: its weights are {kind}, which no SANA's are; {foreign_files.FULL}")
     stored = _stored(path, file.metadata, tensors, layout)
     config_json = _config_json(path)
     weights = part.read(layout, path, tensors, stored, config_json)

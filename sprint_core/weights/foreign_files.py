@@ -39,7 +39,8 @@ QUANTISED = (
     (r"\.weight_packed\Z|\.weight_zero_point\Z", "compressed-tensors"),
     (r"\.(?:tensor_impl|layout_tensor)\b|\.weight:_data\Z", "torchao"),
 )
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+INTEGERS = (*UNSIGNED, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
 
 def content(path: Path) -> str | None:
@@ -86,5 +87,14 @@ def whole_numbers(tensors: Mapping[str, Tensor]) -> str | None:
         layer = name.removesuffix(".weight")
         described = f"{layer}.comfy_quant" in tensors
         if name.endswith((".weight", ".bias")) and tensor.dtype in INTEGERS and not described:
+            return str(tensor.dtype).removeprefix("torch.")
+    return None
+
+
+def foreign_type(tensors: Mapping[str, Tensor]) -> str | None:
+    """The type of weights that would lose their phase or their sign: complex numbers, and bare exponents."""
+    for name, tensor in tensors.items():
+        exponents = str(tensor.dtype) == "torch.float8_e8m0fnu"  # which not every torch has
+        if name.endswith((".weight", ".bias")) and (tensor.is_complex() or exponents):
             return str(tensor.dtype).removeprefix("torch.")
     return None

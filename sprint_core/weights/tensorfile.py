@@ -113,7 +113,25 @@ def _read_folder(folder: Path, average: bool) -> TensorFile:
     if len(names) == 1:
         return read(names[0], average)
     shards = [read(name, average) for name in names]
-    return TensorFile(folder, {k: v for shard in shards for k, v in shard.tensors.items()}, shards[0].metadata)
+    return TensorFile(folder, united(folder, [shard.tensors for shard in shards]), shards[0].metadata)
+
+
+def united(path: Path, parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of all parts; one may be there twice, if both are the same. Raises CheckpointError."""
+    tensors: dict[str, Tensor] = {}
+    for part in parts:
+        for name, tensor in part.items():
+            if (other := tensors.setdefault(name, tensor)) is not tensor and not _same(other, tensor):
+                raise CheckpointError(
+                    f"{path}: it holds {name} twice, with different numbers; take another copy of it, without the "
+                    "files of other versions"
+                )
+    return tensors
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether all bytes are the same, NaN's too."""
+    return (one.shape, one.dtype) == (other.shape, other.dtype) and hash_of({"": one}) == hash_of({"": other})
 
 
 def unmap(tensors: Iterable[Tensor]) -> None:

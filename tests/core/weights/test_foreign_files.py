@@ -10,7 +10,7 @@ import torch
 from tiny_networks import NATIVE, SPRINT, save
 
 from sprint_core.weights import layouts, presets, quantise
-from sprint_core.weights.checkpoint import load
+from sprint_core.weights.checkpoint import Source, load
 from sprint_core.weights.tensorfile import WEIGHT_SUFFIXES, CheckpointError, read
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 3217030792\n"
@@ -93,13 +93,41 @@ def test_weights_that_other_tools_quantised(tmp_path, tool, beside):
         load(path, layouts.TRANSFORMER)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.uint16, torch.uint64, torch.int32, torch.int64])
 @pytest.mark.parametrize("kind", ["transformer", "text_encoder", "autoencoder"])
 def test_whole_numbers_are_no_weights(tmp_path, kind, dtype):
     tensors = {name: t.to(dtype) if t.ndim > 1 else t for name, t in NATIVE[kind].items()}
     words = rf"x\.safetensors: its weights are whole numbers \({str(dtype)[6:]}\) without the scales that they need"
     with pytest.raises(CheckpointError, match=words):
         load(save(tmp_path / "x.safetensors", tensors), layouts.PARTS[kind])
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "float8_e8m0fnu"])
+def test_weights_that_would_lose_phase_or_sign_are_refused(tmp_path, dtype):
+    name = f"{LINEAR}.weight"
+    tensors = NATIVE["transformer"] | {name: NATIVE["transformer"][name].to(getattr(torch, dtype))}
+    with pytest.raises(CheckpointError, match=rf"x\.safetensors: its weights are {dtype}, which no SANA's are"):
+        load(save(tmp_path / "x.safetensors", tensors), layouts.TRANSFORMER)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_one_tensor_twice_is_read_only_where_both_are_the_same(tmp_path, wrapped):
+    """Under a wrapper's name in one file, or in two shards, of which the second used to win without a word."""
+    name, good = f"{LINEAR}.weight", NATIVE["transformer"]
+
+    def stored(folder: Path, second: torch.Tensor) -> Source:
+        folder.mkdir()
+        if wrapped:
+            return Source(save(folder / "x.safetensors", good | {f"module.{name}": second}))
+        save(folder / "model-00001-of-00002.safetensors", good)
+        save(folder / "model-00002-of-00002.safetensors", {name: second})
+        return Source(folder)
+
+    same = stored(tmp_path / "same", good[name].clone())
+    assert torch.equal(same.read(same.path).tensors[name], good[name])
+    other = stored(tmp_path / "other", -good[name])
+    with pytest.raises(CheckpointError, match=rf"other.*: it holds {name} twice, with different numbers"):
+        other.read(other.path)
 
 
 def test_our_own_int8_files_stay_readable(tmp_path, monkeypatch):
