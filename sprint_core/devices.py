@@ -9,9 +9,12 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 def usable_device(name: str) -> torch.device:
     """The device of this name, such as 'cpu' or 'cuda:1'. Raises ValueError where torch cannot use it."""
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # the second from a torch without CUDA
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    if device.type == "meta":
+        raise ValueError(f"--device {name}: it holds no numbers; choose cpu or cuda")
+    return device
 
 
 def fp32(x: Tensor) -> Tensor:

@@ -50,6 +50,8 @@ def check_image_name(path: Path, option: str) -> None:
     """Of an image to be written, checked before the work whose result it is. Raises ValueError, OSError."""
     if path.suffix.lower() not in WRITTEN:
         raise ValueError(f"{option} {path}: name it .png, .jpg or .webp")
+    if path.is_dir():
+        raise ValueError(f"{option} {path}: this is a folder; choose another name")
     disk.check_writable(path)
 
 

@@ -186,6 +186,22 @@ def process(*words: object) -> subprocess.CompletedProcess:
     return subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--device", "meta"), "--device meta: it holds no numbers"),
+        (("--out", "folder.png"), "--out folder.png: this is a folder; choose another name"),
+    ],
+)
+def test_what_can_never_work_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, caplog, options, says):
+    """A traceback after the last step, and an error after the image was made."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder.png").mkdir()
+    with caplog.at_level(logging.INFO):
+        assert __main__.main(["a cat", "--size", "64x64", *options]) == 1
+    assert says in caplog.text and "parameters" not in caplog.text
+
+
 def test_a_process_shows_its_help():
     shown = process("--help")
     assert shown.returncode == 0 and shown.stdout.startswith("usage: python -m sprint_core")
