@@ -6,8 +6,8 @@ credits stand beside the model.
 
 import base64
 import hashlib
+import http.client
 import os
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ def archive(package: Package, cache: Path) -> Path:
         try:
             with urllib.request.urlopen(package.url, timeout=60) as answer:
                 content = answer.read()
-        except (urllib.error.URLError, TimeoutError) as error:
+        except (OSError, http.client.HTTPException) as error:  # the second where it breaks off
             raise OSError(
                 f"{path}: cannot fetch {package.url} ({error}); put the archive there (npm pack {package.name}@"
                 f"{package.version}) to work without a network"

@@ -2,9 +2,11 @@
 
 import base64
 import hashlib
+import http.server
 import io
 import json
 import tarfile
+import threading
 import zipfile
 
 import numpy as np
@@ -87,6 +89,27 @@ def test_archives_are_checked(tmp_path, monkeypatch):
     (tmp_path / "cache" / package.file_name).write_bytes(b"other")
     with pytest.raises(ValueError, match="another sha512"):
         emoji_sources.archive(package, tmp_path / "cache")
+
+
+def test_a_download_that_breaks_off_is_named(tmp_path, monkeypatch):
+    """Nothing of it stays in the cache."""
+
+    class Breaking(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"art")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Breaking) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        monkeypatch.setenv("NPM_CONFIG_REGISTRY", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(OSError, match=r"art-1\.0\.0\.tgz: cannot fetch .*IncompleteRead"):
+            emoji_sources.archive(emoji_sources.Package("art", "1.0.0", ""), tmp_path / "cache")
+    assert not list(tmp_path.rglob("*art*"))
 
 
 def test_art_of_archives(tmp_path, monkeypatch):
