@@ -20,6 +20,14 @@ from . import bypass, finite, patches, screen
 log = messages.logger(__name__)
 
 CFG_NAMES = ("cfg", "cfg1", "cfg2")  # where CFGGuider and DualCFGGuider keep their scales
+UNREAD = {  # images and tokens in a CONDITIONING that other families' networks read
+    "clip_vision_output",
+    "concat_image",
+    "concat_latent_image",
+    "cross_attn_controlnet",
+    "reference_latents",
+    "unclip_conditioning",
+}
 ROUNDING = 1e-4  # above 1: published angles write pi/2 as 1.5708, which makes sigma 1.0000037
 TAKE_OURS = "take TrigFlow Schedule, or Basic Scheduler for multi-step models"
 
@@ -42,7 +50,7 @@ def guard_run(
     sigmas = _checked(sigmas, model.sprint)
     _require_own_controls(guider)
     bypass.mend(guider.model_patcher)
-    notes: list[str] = []
+    notes = _unread(guider)
     with patches.followed(guider, latent_image, notes), _without_cfg(guider, notes):
         if model.sprint:
             _keep_cfg_1(guider.model_options, notes)
@@ -125,6 +133,13 @@ def _require_own_controls(guider: Any) -> None:
                         "instead"
                     )
                 control = control.previous_controlnet
+
+
+def _unread(guider: Any) -> list[str]:
+    """A note of what the prompts carry that a SANA does not read."""
+    conds = getattr(guider, "conds", {}).values()
+    names = UNREAD & {key for prompt in conds for cond in prompt for key in cond}
+    return [f"of this prompt, SANA does not read {', '.join(sorted(names))}; it paints without"] if names else []
 
 
 # --- cfg --------------------------------------------------------------------------------------------

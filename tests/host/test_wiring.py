@@ -53,3 +53,16 @@ def test_a_message_outside_a_server_loads_none(host, monkeypatch):
     monkeypatch.delitem(sys.modules, "server", raising=False)
     screen.say("7", "a line")
     assert "server" not in sys.modules
+
+
+def test_images_in_a_prompt_that_a_sana_does_not_read_are_said(node, positive, encoded, sample, model, caplog):
+    """Once in the log, and the image is that of the prompt without them."""
+    from comfy_extras.nodes_edit_model import ReferenceLatent
+
+    referring = ReferenceLatent.execute(positive, encoded).result[0]
+    plain = sample(positive=positive)
+    model.model.told.clear()
+    with caplog.at_level("WARNING"):
+        assert torch.equal(sample(positive=referring), plain) and torch.equal(sample(positive=referring), plain)
+    says = "of this prompt, SANA does not read reference_latents; it paints without"
+    assert [record.getMessage() for record in caplog.records] == [says]
