@@ -174,6 +174,7 @@ class SanaControl(comfy.controlnet.ControlNet):
             raise ValueError(
                 f"the ControlNet has {count} control images for {images} images; connect one, or one for each"
             )
+        _require_crop(self.cond_hint_original, x_noisy)
         sizes = zip(self.cond_hint_original.shape[-2:], x_noisy.shape[-2:], strict=True)
         shrinks = min(side / (cells * DOWNSCALE) for side, cells in sizes) > 1  # after cropping to the proportions
         self.upscale_algorithm = COARSER if shrinks else FINER
@@ -195,6 +196,17 @@ def _require_image(hint: Tensor) -> None:
         raise ValueError(
             f"the control image has {hint.shape[1]} channels; it needs the 3 of an image without alpha; "
             "use Split Image with Alpha"
+        )
+
+
+def _require_crop(hint: Tensor, latent: Tensor) -> None:
+    """Refuse hints [b, 3, h, w] so thin that nothing is left of them in the latent's proportions. Raises ValueError."""
+    (height, width), (rows, columns) = hint.shape[-2:], latent.shape[-2:]
+    kept = ((height, min(height, width * rows / columns)), (width, min(width, height * columns / rows)))
+    if any(side - 2 * round((side - part) / 2) < 1 for side, part in kept):  # as ComfyUI crops
+        raise ValueError(
+            f"the control image is {width} x {height}, of which nothing is left in the proportions of the result, "
+            f"{columns * DOWNSCALE} x {rows * DOWNSCALE}; take a wider one"
         )
 
 

@@ -388,6 +388,12 @@ def test_batches_that_do_not_fit(applied, sample, pixels, empty, unchanged):
         sample(positive=applied(image=pixels.expand(3, -1, -1, -1)), latent_image=two)
 
 
+def test_an_image_too_thin_for_the_proportions(applied, sample, unchanged):
+    """ComfyUI crops it to nothing: a RuntimeError of torch's interpolation."""
+    with unchanged(), pytest.raises(ValueError, match="1 x 4000, of which nothing is left in the prop"):
+        sample(positive=applied(image=torch.rand(1, 4000, 1, 3)))
+
+
 def test_another_width(node, applied, sample, stored_control, unchanged):
     weights = standin.control(AUTHORS, width=96, cross_heads=3)
     wide = node("SanaSprintControlNetLoader", control_net=stored_control("wide.safetensors", weights))
