@@ -142,7 +142,8 @@ def _run_emoji(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proc
     teacher = run.train_teacher(gemma, dataset)
     if args.stage == "teacher":
         return []
-    return run.export(run.train_student(teacher, dataset), teacher, autoencoder, command)
+    student = run.train_student(teacher, autoencoder, dataset)
+    return run.export(student, teacher, autoencoder, command) if processes.rank == 0 else []
 
 
 def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:

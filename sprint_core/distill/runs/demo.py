@@ -17,7 +17,7 @@ from ...evaluate.frechet import FeatureNetwork
 from ...images import preview
 from ...latent import SCALE
 from ...models.autoencoder import Autoencoder
-from ...models.gemma import Gemma
+from ...models.gemma import Gemma, GemmaConfig
 from ...models.transformer import SanaTransformer
 from ...shapes import captions, examples, judge
 from ...text.formats import TextPreset
@@ -69,13 +69,13 @@ def prompts() -> PromptTokenizer:
     return PromptTokenizer(tokenizer(), TextPreset(instruction=None, max_tokens=MAX_TOKENS))
 
 
-def fresh_gemma(seed: int) -> Gemma:
-    """The demo's text encoder before training, with unit embeddings and norms of gain 1 + 0.
+def fresh_gemma(seed: int, config: GemmaConfig = recipes.DEMO_TEXT) -> Gemma:
+    """A text encoder before training, with unit embeddings and norms of gain 1 + 0.
 
     Gemma scales its embeddings by sqrt(width): of torch's own N(0, 1) they would drown what the layers add,
     and the encoder would stay a bag of words, without word order.
     """
-    model = Gemma(recipes.DEMO_TEXT)
+    model = Gemma(config)
     initialise(model, seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ...emoji import art, scenes
+from ...emoji import art, captions, judge, scenes
 from ...emoji.art import Art
 from ...images import preview
 from ...latent import SCALE
@@ -37,11 +37,12 @@ from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from ..engine.randomness import initialise
 from ..recipes import Recipe
 from ..stages import autoencoder as autoencoder_stages
-from ..stages.base import Captioned
+from ..stages.base import Captioned, Watch
 from ..stages.captioning import CaptioningModel, TokenCaptioningStage
 from ..stages.control import ControlStage
 from ..stages.student import DistillStage, continued
 from ..stages.teacher import TeacherStage, student_of
+from .demo import fresh_gemma, scaled_decoder
 from .run import Run, cpu_tensors
 
 SEED = 0
@@ -51,19 +52,8 @@ PROBED = 1500  # scenes that tell the latents' mean and standard deviation
 BATCH, SHARD = 250, 2000
 FITTED = 500  # scenes on which the colours of previews are fitted
 FLOW_SHIFT = 3.0
+JUDGED = 60  # prompts while it distils
 WOBBLE_PX = 2.5
-
-
-def fresh_gemma(seed: int) -> Gemma:
-    """The text encoder before training, with unit embeddings and norms of gain 1 + 0 (see demo.py)."""
-    model = Gemma(recipes.EMOJI_TEXT)
-    initialise(model, seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.zero_()
-        model.model.embed_tokens.weight.mul_(model.config.width**-0.5)
-    return model
 
 
 class EmojiRun(Run):
@@ -124,7 +114,7 @@ class EmojiRun(Run):
         """The one of the file, or pre-trained by questions about captions."""
         if self.text_encoder is not None:
             return self.build_copy(checkpoint.load(self.text_encoder, layouts.TEXT_ENCODER)).requires_grad_(False)
-        model = CaptioningModel(fresh_gemma(SEED), emoji_scenes.QUESTIONS)
+        model = CaptioningModel(fresh_gemma(SEED, recipes.EMOJI_TEXT), emoji_scenes.QUESTIONS)
         initialise(model.heads, SEED)
         tokens, labels = drawn.tokens.to(self.device), drawn.labels.to(self.device)
         return self.train(TokenCaptioningStage(model, tokens, labels, drawn.fingerprint)).gemma
@@ -160,10 +150,10 @@ class EmojiRun(Run):
         ids = drawn.tokens.long()
         null = torch.full((ids.shape[1],), PAD)
         null[0] = BOS
-        captions = TokenizedCaptions(ids, ids != PAD, (null, null != PAD))
+        tokenized = TokenizedCaptions(ids, ids != PAD, (null, null != PAD))
         image = drawn.image.to(latents.device)
         each = None if hints is None else hints[image]
-        return ResidentLatents(latents[image], captions, drawn.fingerprint, each, self.device)
+        return ResidentLatents(latents[image], tokenized, drawn.fingerprint, each, self.device)
 
     def train_teacher(self, gemma: Gemma, dataset: ResidentLatents) -> Captioned:
         transformer = SanaTransformer(dataclasses.replace(recipes.EMOJI_TRANSFORMER, guidance_embed=False))
@@ -172,8 +162,9 @@ class EmojiRun(Run):
         stage.settings |= {"text_encoder": weights_fingerprint(gemma)}
         return self.train(stage)
 
-    def train_student(self, teacher: Captioned, dataset: ResidentLatents) -> SanaTransformer:
-        stage = DistillStage(teacher, dataset, self.recipe.objective, start=self.start)
+    def train_student(self, teacher: Captioned, autoencoder: Autoencoder, dataset: ResidentLatents) -> SanaTransformer:
+        watch = _watch(autoencoder, dataset)
+        stage = DistillStage(teacher, dataset, self.recipe.objective, start=self.start, watch=watch)
         stage.settings |= {"teacher": weights_fingerprint(teacher)}
         return self.train(stage).transformer
 
@@ -213,6 +204,19 @@ class EmojiRun(Run):
         trunk = Captioned(student, gemma, self.prompts)
         objective = recipes.RECIPES["demo-control"].objective
         return self.train(ControlStage(trunk, dataset, objective)).branch
+
+
+def _watch(autoencoder: Autoencoder, dataset: ResidentLatents) -> Watch:
+    """Held-out prompts, judged."""
+    prompts, decode = captions.prompts(JUDGED), scaled_decoder(autoencoder)
+    requirements = [prompt.requirement for prompt in prompts]
+
+    @torch.no_grad()
+    def share_right(scaled: Tensor) -> float:
+        return judge.judge(decode(scaled).float(), requirements).names.float().mean().item()
+
+    texts = [prompt.text for prompt in prompts]
+    return Watch(texts, tuple(dataset.latents.shape[1:]), FLOW_SHIFT, share_right)
 
 
 def control_images(images: Tensor, seed: int) -> Tensor:
