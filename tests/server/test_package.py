@@ -16,7 +16,7 @@ from launcher.client import Server
 from launcher.setup import PACK_NAME, prepare_base
 
 ROOT = Path(__file__).resolve().parents[2]
-START_LIMIT_S = 0.3
+START_LIMIT_S = 0.6  # an idle machine takes 0.2, and one heavy import more than 1
 PEERS = (  # node ids of the packs that ran SANA before: ComfyUI_ExtraModels with its forks, and ComfyUI-SANA
     "SanaCheckpointLoader", "SanaResolutionSelect", "SanaTextEncode", "SanaResolutionCond", "EmptySanaLatentImage",
     "ScmModelSampling", "GemmaLoader", "GemmaTextEncode", "ExtraVAELoader", "EmptyDCAELatentImage",
