@@ -78,6 +78,7 @@ class ControlNetApply(io.ComfyNode):
     def execute(
         cls, positive, control_net, image, vae, strength, start_percent, end_percent, negative=None
     ) -> io.NodeOutput:
+        screen.require(positive=positive, control_net=control_net, image=image, vae=vae)
         if not isinstance(control_net, adapter.SanaControl):
             raise ValueError("this CONTROL_NET is not of SANA; connect Load SANA ControlNet, or use Apply ControlNet")
         if strength == 0.0:
@@ -145,6 +146,7 @@ class SoftEdges(io.ComfyNode):
     @classmethod
     @screen.one_sentence
     def execute(cls, image, method, scribble, resolution) -> io.NodeOutput:
+        screen.require(image=image)
         if image.ndim != 4 or image.shape[-1] != 3 or 0 in image.shape:
             raise ValueError(
                 f"this image has shape {list(image.shape)}; Soft Edges needs the 3 channels of an image without "

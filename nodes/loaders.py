@@ -280,6 +280,7 @@ class LoadLoRA(io.ComfyNode):
     @classmethod
     @screen.one_sentence
     def execute(cls, model, lora_name, strength_model, strength_clip, clip=None) -> io.NodeOutput:
+        screen.require(model=model)
         if not (math.isfinite(strength_model) and math.isfinite(strength_clip)):
             raise ValueError(f"the LoRA's strengths are {strength_model:g} and {strength_clip:g}; enter numbers")
         if strength_model == 0.0 and (clip is None or strength_clip == 0.0):

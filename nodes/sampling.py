@@ -155,5 +155,6 @@ class Sampler(io.ComfyNode):
     @classmethod
     @screen.one_sentence
     def execute(cls, model, positive, latent_image, seed, guidance, steps, schedule, denoise, angles) -> io.NodeOutput:
+        screen.require(model=model, positive=positive, latent_image=latent_image)
         sigmas = sigmas_of(cls.hidden.unique_id, steps, schedule, denoise, angles)
         return io.NodeOutput(adapter.sample(model, positive, latent_image, sigmas, seed, guidance))

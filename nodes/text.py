@@ -57,6 +57,7 @@ class TextEncode(io.ComfyNode):
     @classmethod
     @screen.one_sentence
     def execute(cls, clip, text, instruction, prompt_format, custom_instruction="") -> io.NodeOutput:
+        screen.require(clip=clip)
         preset = adapter.preset_of(clip, instruction, prompt_format, custom_instruction)
         tokens = clip.tokenize(text, sana_preset=preset)
         return io.NodeOutput(clip.encode_from_tokens_scheduled(tokens))

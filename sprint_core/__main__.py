@@ -22,6 +22,7 @@ log = messages.logger(__name__)
 
 SPRINTS = [name for name, preset in presets.PRESETS.items() if preset.transformer.guidance_embed]
 EDGES = ("soft", "scribble", "none")  # how the command line makes a control image
+STRENGTH = 0.6  # of --image
 DEFAULT_OUT = Path("output", "sana_sprint.png")  # in the working directory
 
 
@@ -40,7 +41,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch", type=int, default=1, help="images, from seed, seed + 1, ...")
     add("--size", help="WxH in pixels (default: the image's, or the model's own)")
     add("--image", help="start from this image")
-    add("--strength", type=float, default=0.6, help="with --image: 1 keeps nothing of it")
+    add("--strength", type=float, help=f"with --image (default: {STRENGTH}): 1 keeps nothing of it")
     add("--control", help="steer by the edges of this image")
     add("--control-model", help="ControlNet file or folder (default: the bundled model's own)")
     add("--control-strength", type=float, default=1.0)
@@ -69,6 +70,15 @@ def _size(args: argparse.Namespace, image: Image.Image | None, native_px: int) -
     if size != tuple(requested):
         log.warning("size %dx%d rounded to %dx%d: multiples of 32", *requested, *size)
     return size
+
+
+def _strength(args: argparse.Namespace) -> float:
+    """Of image-to-image; 1 without --image. Raises ValueError where nothing would read --strength."""
+    if args.image is None and args.strength is not None:
+        raise ValueError("--strength: of no use without --image IMAGE")
+    if args.image is None:
+        return 1.0
+    return STRENGTH if args.strength is None else args.strength
 
 
 def _load_pipeline(args: argparse.Namespace) -> Pipeline:
@@ -145,7 +155,7 @@ def run(args: argparse.Namespace) -> dict:
     image_files.check_image_name(args.out or DEFAULT_OUT, "--out")
     source = image_files.read(args.image, "--image") if args.image is not None else None
     request = _control_request(args)
-    strength = args.strength if source else 1.0
+    strength = _strength(args)
     steps = len(trigflow.sigmas(args.schedule, args.steps, strength)) - 1
     started = time.perf_counter()
     pipeline = _load_pipeline(args)

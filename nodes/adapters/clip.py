@@ -40,6 +40,7 @@ NAME = "gemma2_2b"  # ComfyUI's name for this encoder: in its files, and in its 
 SELECTION = "sana_selection"  # entry of a token dictionary: positions that the transformer reads
 FORMATS = {"authors": "nvlabs", "diffusers": "diffusers"}
 DEEPEST_BRACKETS = 100
+HEAVIEST = 1e6  # weight of a word; far beyond what still paints, and far from what no type can hold
 NO_NUMBER = "a weight in the prompt is not a finite number; write weights as (word:1.2)"
 BYTES_PER_TOKEN = 4 * 2**20  # activations of one layer, generously
 
@@ -100,8 +101,15 @@ def split_weights(string: str) -> tuple[str, list[float]]:
 
 def check_prompt(text: str) -> None:
     """Refuse brackets too deep and weights that are no numbers, as they are known before a run. Raises ValueError."""
-    if not all(map(math.isfinite, split_weights(text)[1])):
+    _require_weights(split_weights(text)[1])
+
+
+def _require_weights(weights: list[float]) -> None:
+    """Refuse weights that are no numbers, or so large that the model makes infinity of them. Raises ValueError."""
+    if not all(map(math.isfinite, weights)):
         raise ValueError(NO_NUMBER)
+    if (largest := max(map(abs, weights), default=0.0)) > HEAVIEST:
+        raise ValueError(f"a weight in the prompt is {largest:g}, {HEAVIEST:g} is the most; write it as (word:1.2)")
 
 
 def _weight_of(span: tuple[int, int] | None, weights: list[float]) -> float:
@@ -183,8 +191,7 @@ class SanaTextModel(nn.Module):
         keep, instruction = token_weight_pairs.get(SELECTION, (range(len(ids)), []))
         batch = [Tokens(ids, list(keep))]
         weights = torch.tensor([pairs[i][1] for i in keep])
-        if not torch.isfinite(weights).all():
-            raise ValueError(NO_NUMBER)
+        _require_weights(weights.tolist())
         weighted = bool((weights != 1.0).any())
         if weighted:  # towards what an empty prompt says at the same positions, as in ComfyUI
             empty = (instruction or [BOS])[: len(ids)]

@@ -70,6 +70,8 @@ def guard_run(
 
 def require_latent(latent: Tensor) -> None:
     """Refuse latents that are no SANA's: not [b, 32, h, w], or empty. Raises ValueError."""
+    if latent.is_nested:
+        raise ValueError("this latent is nested, of video and sound; start from Empty SANA Latent")
     if latent.ndim == 5:
         raise ValueError(
             f"this latent is a video's, of shape {list(latent.shape)}; SANA's have {LATENT_CHANNELS} channels and no "

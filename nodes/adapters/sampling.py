@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...sprint_core import sampler as core
+from ...sprint_core.latent import DOWNSCALE
 from ...sprint_core.weights import presets
 from . import guard
 from . import model as model_adapter
@@ -59,6 +60,19 @@ def sampler(seeds: list[int] | None = None) -> comfy.samplers.KSAMPLER:
     return comfy.samplers.KSAMPLER(sprint_sampler, {"seeds": seeds})
 
 
+def _require_cells(samples: Tensor, ratio: float | None) -> None:
+    """Refuse what ComfyUI's fitting of an empty latent stumbles over: nested, without 4 axes, or too small.
+
+    ratio: pixels to a cell of the latent, where it is an empty one for any model. Raises ValueError.
+    """
+    if samples.is_nested or samples.ndim < 4:
+        guard.require_latent(samples)
+    sides = [samples.shape[-1], samples.shape[-2]]
+    if ratio is not None and 0 in (round(side * ratio / DOWNSCALE) for side in sides):
+        pixels = " x ".join(f"{side * ratio:g}" for side in sides)
+        raise ValueError(f"this empty latent is for {pixels} pixels; SANA's smallest cell is {DOWNSCALE}: enlarge it")
+
+
 def sample(
     model: comfy.model_patcher.ModelPatcher, positive: list, latent: dict, sigmas: Tensor, seed: int, guidance: float
 ) -> dict:
@@ -71,6 +85,7 @@ def sample(
     if not 0.0 < guidance < math.inf:
         raise ValueError(f"guidance is {guidance:g}; it must be above 0 ({presets.GUIDANCE:g} is the model's default)")
     ratio = latent.get("downscale_ratio_spacial")
+    _require_cells(latent["samples"], ratio)
     start = comfy.sample.fix_empty_latent_channels(model, latent["samples"], ratio)
     guard.require_latent(start)
     seeds = [seed + int(i) for i in latent.get("batch_index") or range(len(start))]

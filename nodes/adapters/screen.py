@@ -67,6 +67,12 @@ def places() -> dict[str, str]:
     return {os.path.join(folder, ""): short for folder, short in shortened.items() if len(folder) > 1}
 
 
+def require(**inputs: Any) -> None:
+    """Refuse inputs that came as None, which other packs' nodes hand over. Raises ValueError."""
+    if missing := [name for name, value in inputs.items() if value is None]:
+        raise ValueError(f"{', '.join(missing)}: nothing came in; the node that is connected there made none, check it")
+
+
 def one_sentence(method: Callable) -> Callable:
     """Of what ComfyUI calls: an error that people can mend leaves it as ValueError of one sentence, shown on the node.
 

@@ -65,6 +65,8 @@ def read(path: Path, average: bool = False) -> dict[str, Tensor]:
         code = f"it names {name[1]}: unpickling it would run code" if name else "it is not a PyTorch file of tensors"
         raise ValueError(f"refused, because {code}; use a safetensors version of it") from None
     except Exception as error:  # on damaged input the unpickler raises anything, IndexError included
+        if "weights_only" in str(error):  # torch's advice, to switch it off, would run what the file says
+            raise ValueError("PyTorch can read it only by running its code; use a safetensors version of it") from None
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         archive = zipfile.is_zipfile(path)
         advice = "take another copy of it" if archive else "download it again"  # an archive's end is there
@@ -75,11 +77,22 @@ def read(path: Path, average: bool = False) -> dict[str, Tensor]:
         raise ValueError(f"holds no moving average of its weights ({AVERAGE} or the like); read its weights instead")
     if not tensors:
         raise ValueError("holds no tensors")
+    _require_dense(tensors)
     if names:
         others = [name for name in (WEIGHTS, *AVERAGES) if name in data and name not in names]
         also = f"; the file also has {', '.join(others)}" if others else ""
         log.info("%s: weights of %s%s", path.name, " > ".join(names), also)
     return tensors
+
+
+def _require_dense(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that nothing here reads as numbers in rows. Raises ValueError."""
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise ValueError(f"its tensor {name} has no numbers (meta); take another copy of it")
+        if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
+            kind = "nested" if tensor.is_nested else "quantised by PyTorch" if tensor.is_quantized else "sparse"
+            raise ValueError(f"its tensor {name} is {kind}; save it dense (to_dense, dequantize), or take another copy")
 
 
 @contextlib.contextmanager

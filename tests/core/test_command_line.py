@@ -191,6 +191,8 @@ def process(*words: object) -> subprocess.CompletedProcess:
     [
         (("--device", "meta"), "--device meta: it holds no numbers"),
         (("--out", "folder.png"), "--out folder.png: this is a folder; choose another name"),
+        (("--image", "folder.png"), "--image folder.png: this is a folder; name an image in it"),
+        (("--strength", "0.6"), "--strength: of no use without --image IMAGE"),
     ],
 )
 def test_what_can_never_work_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, caplog, options, says):

@@ -473,3 +473,59 @@ def test_weights_that_are_no_number(node, clip, weight):
 
 def test_half_a_surrogate_pair_is_no_error(node, clip):
     assert node("CLIPTextEncode", clip=clip, text="a cat \ud83d")[0][0].isfinite().all()
+
+
+def test_a_weight_that_no_model_can_hold_is_named(node, clip, sample):
+    import nodes
+
+    with pytest.raises(ValueError, match=r"weight in the prompt is 1e\+38, 1e\+06 is the most"):
+        node("CLIPTextEncode", clip=clip, text="a (cat:1e38)")
+    assert "1e+38" in nodes.NODE_CLASS_MAPPINGS["SanaSprintTextEncode"].validate_inputs(text="a (cat:1e38)")
+    assert sample(positive=node("CLIPTextEncode", clip=clip, text="a (cat:1e6)")).isfinite().all()
+
+
+def test_an_empty_latent_of_less_than_a_cell(node, sample, unchanged):
+    latent = node("EmptyLatentImage", width=16, height=512)
+    with unchanged(), pytest.raises(ValueError, match=r"for 16 x 512 pixels; SANA's smallest cell is 32"):
+        sample(latent_image=latent)
+    assert sample(latent_image=node("EmptyLatentImage", width=32, height=64)).shape == (1, 32, 2, 1)
+
+
+@pytest.mark.parametrize("samples", [torch.zeros(32, 3, 4), "nested"], ids=["three axes", "nested"])
+def test_empty_latents_that_are_no_image(sample, unchanged, samples):
+    from comfy.nested_tensor import NestedTensor
+
+    if isinstance(samples, str):
+        samples = NestedTensor([torch.zeros(1, 32, 3, 4), torch.zeros(1, 8, 3)])
+    with unchanged(), pytest.raises(ValueError, match=r"this latent (is nested|has 3 channels).*Empty SANA Latent"):
+        sample(latent_image={"samples": samples, "downscale_ratio_spacial": 8})
+
+
+@pytest.mark.parametrize(
+    "id, name",
+    [
+        ("SanaSprintSampler", "model"),
+        ("SanaSprintSampler", "positive"),
+        ("SanaSprintSampler", "latent_image"),
+        ("SanaSprintTextEncode", "clip"),
+        ("SanaSprintLoraLoader", "model"),
+        ("SanaSprintControlNetApply", "vae"),
+        ("SanaSprintControlNetApply", "image"),
+        ("SanaSprintSoftEdges", "image"),
+    ],
+)
+def test_another_packs_node_that_hands_over_none(node, clip, vae, model, positive, empty, unchanged, id, name):
+    inputs = {
+        "SanaSprintSampler": {"model": model, "positive": positive, "latent_image": empty},
+        "SanaSprintTextEncode": {"text": "a cat"},
+        "SanaSprintLoraLoader": {"lora_name": "any.safetensors"},
+        "SanaSprintControlNetApply": {
+            "positive": positive,
+            "control_net": object(),
+            "image": torch.zeros(1, 64, 64, 3),
+            "vae": vae,
+        },
+        "SanaSprintSoftEdges": {},
+    }[id]
+    with unchanged(), pytest.raises(ValueError, match=f"^{name}: nothing came in"):
+        node(id, **(inputs | {name: None}))

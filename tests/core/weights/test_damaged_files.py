@@ -1,6 +1,7 @@
 """Damage by chance: a reader raises CheckpointError, or reads; nothing else comes out of it."""
 
 import random
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,3 +122,29 @@ def test_damage_by_chance(tmp_path, files, damage):
         path.write_bytes(damage(whole.read_bytes(), chance))
         read_as_everything(path)
         path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "what"),
+    [
+        (torch.eye(3).to_sparse(), "is sparse; save it dense"),
+        (torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8), "is quantised by PyTorch; save it dense"),
+        (torch.nested.nested_tensor([torch.eye(2), torch.eye(3)]), "is nested; save it dense"),
+        (torch.eye(3, device="meta"), r"has no numbers \(meta\)"),
+    ],
+    ids=["sparse", "quantised", "nested", "meta"],
+)
+def test_tensors_of_pytorch_that_are_no_dense_numbers(tmp_path, tensor, what):
+    torch.save({"a": torch.eye(3), "b": tensor}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=rf"x\.pth: its tensor b {what}"):
+        tensorfile.read(tmp_path / "x.pth")
+
+
+def test_pytorchs_oldest_format_quotes_no_advice_to_run_code(tmp_path):
+    """PyTorch's error for it advises weights_only=False."""
+    with tarfile.open(tmp_path / "x.pth", "w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            archive.addfile(tarfile.TarInfo(name))
+    with pytest.raises(CheckpointError, match=r"x\.pth: PyTorch can read it only by running its code") as error:
+        tensorfile.read(tmp_path / "x.pth")
+    assert "weights_only" not in str(error.value)
