@@ -159,8 +159,8 @@ def _watch(options: dict) -> list[_Watched]:
     for key, plain in zip(CFG_FUNCTIONS, plains, strict=True):
         functions = options.get(key, [])
         single = not isinstance(functions, list)
-        found = [_Watched(f, plain, owner_of(f)) for f in ([functions] if single else functions)]
-        if found:
-            options[key] = found[0] if single else found
-        watched += found
+        stand_ins = [_Watched(f, plain, owner_of(f)) for f in ([functions] if single else functions)]
+        if stand_ins:
+            options[key] = stand_ins[0] if single else stand_ins
+        watched += stand_ins
     return watched

@@ -60,8 +60,8 @@ def labels(requirement: captions.Requirement) -> list[int]:
     relation = requirement.relation
     if relation in _SWAPPED:
         first, second, relation = second, first, _SWAPPED[relation]
-    said = (requirement.place, requirement.size, requirement.style, requirement.ground, requirement.count)
-    answers = (first, second, *said, relation)
+    attributes = (requirement.place, requirement.size, requirement.style, requirement.ground, requirement.count)
+    answers = (first, second, *attributes, relation)
     own = [question.index(answer) for question, answer in zip(EMOJI_QUESTIONS, answers, strict=True)]
     return own + [0] * len(SHAPE_QUESTIONS)
 

@@ -143,8 +143,8 @@ def _tables(files: Mapping[str, Stored], where: str) -> dict[str, str]:
                 continue
             table = f"{where}/{name}"
             rows = _rows_of_parquet(data, table) if ending == "parquet" else _rows(text, ending, table)
-            found = {_key(posixpath.join(folder, file)): caption_of(row) for file, row in rows}
-            captions |= {file: caption for file, caption in found.items() if caption}
+            of_table = {_key(posixpath.join(folder, file)): caption_of(row) for file, row in rows}
+            captions |= {file: caption for file, caption in of_table.items() if caption}
     return captions
 
 

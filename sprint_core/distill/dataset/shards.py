@@ -34,7 +34,7 @@ def members(shard: Path) -> tuple[dict[str, Member], str]:
     with open(shard, "rb") as file:
         if file.read(6).startswith(COMPRESSED):
             raise ValueError(f"{shard}: compressed; unpack it, since its images are read where they lie")
-    found: dict[str, Member] = {}
+    members: dict[str, Member] = {}
     wrong, places = "", {}
     try:
         with tarfile.open(shard, "r:") as archive:
@@ -45,11 +45,11 @@ def members(shard: Path) -> tuple[dict[str, Member], str]:
                 elif member.islnk() and member.linkname in places:  # stored once, as an earlier file
                     places[member.name] = places[member.linkname]
                 if member.name in places and not any(part.startswith(".") for part in name.split("/")):
-                    found[name] = places[member.name]
+                    members[name] = places[member.name]
     except (tarfile.TarError, OSError, EOFError) as error:
-        if not found:
+        if not members:
             raise ValueError(f"{shard}: {error}") from None
         wrong = str(error) or type(error).__name__
     size = shard.stat().st_size
-    whole = {name: member for name, member in found.items() if member.start + member.size <= size}
-    return whole, wrong or ("truncated" if len(whole) < len(found) else "")
+    whole = {name: member for name, member in members.items() if member.start + member.size <= size}
+    return whole, wrong or ("truncated" if len(whole) < len(members) else "")
