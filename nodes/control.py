@@ -78,7 +78,7 @@ class ControlNetApply(io.ComfyNode):
     def execute(
         cls, positive, control_net, image, vae, strength, start_percent, end_percent, negative=None
     ) -> io.NodeOutput:
-        screen.require(positive=positive, control_net=control_net, image=image, vae=vae)
+        screen.require(positive=positive, control_net=control_net, image=image)
         if not isinstance(control_net, adapter.SanaControl):
             raise ValueError("this CONTROL_NET is not of SANA; connect Load SANA ControlNet, or use Apply ControlNet")
         if strength == 0.0:

@@ -30,7 +30,7 @@ def rgb(image: Image.Image, background: str = "white") -> Image.Image:
 
 def read(path: str | os.PathLike, option: str, background: str = "white") -> Image.Image:
     """`rgb` of a file that an option names. Raises ValueError."""
-    if Path(path).is_dir():
+    if os.fspath(path) and Path(path).is_dir():  # an empty name would be the working directory
         raise ValueError(f"{option} {path}: this is a folder; name an image in it")
     if not Path(path).is_file():
         raise ValueError(f"{option} {path}: no such file")

@@ -509,7 +509,6 @@ def test_empty_latents_that_are_no_image(sample, unchanged, samples):
         ("SanaSprintSampler", "latent_image"),
         ("SanaSprintTextEncode", "clip"),
         ("SanaSprintLoraLoader", "model"),
-        ("SanaSprintControlNetApply", "vae"),
         ("SanaSprintControlNetApply", "image"),
         ("SanaSprintSoftEdges", "image"),
     ],
