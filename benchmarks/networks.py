@@ -21,7 +21,7 @@ from sprint_core.shapes import captions
 from sprint_core.text.encoder import TextEncoder
 from sprint_core.text.formats import text_preset
 from sprint_core.text.loading import find_tokenizer, prompt_format
-from sprint_core.text.tokenizers import BOS, PAD
+from sprint_core.text.tokenizers import BOS, PAD, Span
 from sprint_core.weights import checkpoint, layouts, presets
 
 MODELS = {"demo": "", "0.6B": "sprint-0.6B", "1.6B": "sprint-1.6B"}
@@ -44,8 +44,12 @@ class Words:
         self.size = size
 
     def encode(self, prompt: str) -> list[int]:
-        words = re.findall(r"\w+|[^\w\s]", prompt)
-        return [BOS, *(8 + zlib.crc32(word.encode()) % (self.size - 8) for word in words)]
+        return self.encode_spans(prompt)[0]
+
+    def encode_spans(self, prompt: str) -> tuple[list[int], list[Span]]:
+        words = list(re.finditer(r"\w+|[^\w\s]", prompt))
+        ids = [8 + zlib.crc32(word[0].encode()) % (self.size - 8) for word in words]
+        return [BOS, *ids], [(0, 0), *(word.span() for word in words)]
 
     def __call__(self, prompts: Sequence[str], *, max_length: int, **_) -> SimpleNamespace:
         rows = [torch.tensor(self.encode(prompt)[:max_length]) for prompt in prompts]

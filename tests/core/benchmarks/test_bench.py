@@ -132,7 +132,7 @@ def test_both_sides_train_by_the_same_losses(tiny_training, capsys):
     """Student and critic of ours against the same formulas on diffusers' transformer: losses, tangents, logits."""
     sides = [training.Training(side, CPU, torch.float32).turn(1) for side in ("ours", "theirs")]
     torch.testing.assert_close(*sides, rtol=1e-3, atol=1e-5)
-    assert len(sides[0]) == 9  # of sCM, its tangents and LADD, and of the critic
+    assert len(sides[0]) == 8  # of sCM, its tangents and LADD, and of the critic
     words = ["--parts", "train", "--against", "diffusers", "--runs", "1", "--device", "cpu", "--dtype", "fp32"]
     assert bench.main(words) == 0
     row = last_line(capsys)["parts"]["train"]
