@@ -135,7 +135,7 @@ def test_killed_at_any_moment(tmp_path, kind, count):
     result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.splitlines()[-1])
-    assert report["kills"] == count and (report["in_writing"] or kind == "fitting_previews")
+    assert report["kills"] == count and (report["in_writing"] or kind in ("fitting_previews", "converting_a_file"))
 
 
 # --- full disks, and folders that cannot be written -------------------------------------------------
