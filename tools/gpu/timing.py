@@ -92,13 +92,13 @@ def finite(x: Tensor) -> bool:
 
 
 def repository_line() -> str:
-    """'file:line' of the innermost caller in this repository, but for these tools."""
-    own = [
-        frame
-        for frame in traceback.extract_stack(sys._getframe(1))
-        if Path(frame.filename).is_relative_to(ROOT) and not Path(frame.filename).is_relative_to(ROOT / "tools" / "gpu")
-    ]
-    return f"{Path(own[-1].filename).relative_to(ROOT)}:{own[-1].lineno}" if own else "elsewhere"
+    """'file:line' of the innermost caller in this repository, but for these tools and what run.py installs in it."""
+    for frame in reversed(traceback.extract_stack(sys._getframe(1))):
+        if (path := Path(frame.filename)).is_relative_to(ROOT):
+            place = path.relative_to(ROOT).as_posix()
+            if not place.startswith((".", "tools/gpu/")):
+                return f"{place}:{frame.lineno}"
+    return "elsewhere"
 
 
 @contextlib.contextmanager
