@@ -6,13 +6,13 @@ that lie straight in a folder of ComfyUI's; their files are not listed. All othe
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import folder_paths
 
+from ...sprint_core import disk
 from ...sprint_core.images import preview
 from ...sprint_core.weights import layouts, presets
 from ...sprint_core.weights.folder_files import WEIGHT_SUFFIXES, files_of, is_shard, is_standard, shards_of
@@ -56,9 +56,9 @@ def _is_model(folder: Path) -> bool:
     if (folder / "model_index.json").is_file() or shards_of(folder):
         return True
     try:
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+        described = disk.read_json(folder / "config.json")
         return bool({"_class_name", "model_type", "architectures"} & set(described)) and bool(files_of(folder))
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError):
         return False
 
 

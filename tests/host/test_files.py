@@ -121,6 +121,20 @@ def test_shards_without_a_description_are_one_entry(node, text_encoders):
     assert entries == ["no-config"]
 
 
+@pytest.mark.parametrize("encoding, is_entry", [("utf-16", True), ("utf-8-sig", True), ("utf-16-le", False)])
+def test_a_description_by_its_byte_order_mark(node, host, pipeline_folder, encoding, is_entry):
+    """As all other JSON is read; without a mark it is no text, and the folder's file is listed instead."""
+    folder = host.base / "models" / "diffusion_models" / "described"
+    shutil.copytree(pipeline_folder / "transformer", folder)
+    config = folder / "config.json"
+    config.write_bytes(config.read_text().encode(encoding))
+    try:
+        entries = [name for name in listed(node, "SanaSprintModelLoader", "model") if name.startswith("described")]
+        assert entries == ["described" if is_entry else "described/diffusion_pytorch_model.safetensors"]
+    finally:
+        shutil.rmtree(folder)
+
+
 def test_every_file_of_the_stock_lists_is_listed(node, host, pipeline_folder):
     """At any depth; a stray config.json hides none, nor does a pipeline's folder or a link that leads in a circle."""
     import folder_paths
