@@ -3,7 +3,7 @@
 
   python run.py ["PROMPT"] [--model NAME] [--steps N] [--seed N] [--out FILE]   make an image, headless
   python run.py serve [--port N]                 open ComfyUI, with the workflows among its templates
-  python run.py test [pytest arguments]          run the tests
+  python run.py test [pytest arguments]          run the tests; installs Chromium if no browser is found
   python run.py test --oldest                    run some of them on the oldest supported ComfyUI
   python run.py python [arguments]               run the prepared Python
 
@@ -28,9 +28,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from launcher.browser import chromium, install_chromium, wanted
 from launcher.client import free_port
 from launcher.prompt import ComfyError, edit
-from launcher.setup import ROOT, Fault, chromium, comfyui_server, oldest_host, say, set_up, test_python
+from launcher.setup import ROOT, Fault, comfyui_server, oldest_host, say, set_up, test_python
 
 WORKFLOW = ROOT / "workflows" / "01_text_to_image.json"
 PROMPT = "a red circle to the left of a blue square"
@@ -113,10 +114,8 @@ def test(argv: list[str]) -> int:
         host = set_up()
         python = test_python(host)
     environment = {**os.environ, "SPRINT_COMFYUI": str(host.comfyui)}
-    if browser := chromium():
+    if browser := chromium() or (wanted(argv) and install_chromium(python)):
         environment["SPRINT_CHROMIUM"] = browser
-    else:
-        say("  no Chromium or Chrome found: tests/browser will fail (on Debian and Ubuntu: apt-get install chromium)")
     os.chdir(ROOT)
     return hand_over([str(python), "-m", "pytest", *(argv or ["--numprocesses=2", "--dist=loadfile"])], environment)
 

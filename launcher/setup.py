@@ -49,14 +49,6 @@ NETWORK = "check the connection to the package index and run the same command ag
 MODEL_FOLDERS = ("checkpoints", "diffusers", "diffusion_models", "loras", "text_encoders", "vae")
 MODEL_FOLDERS += ("annotators", "controlnet", "vae_approx")
 
-CHROMIUM = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge"]
-CHROMIUM_ELSEWHERE = [
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-    "/Applications/Chromium.app/Contents/MacOS/Chromium",
-    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
-    r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
-]
-
 
 class Fault(Exception):
     """A failure that the user can do something about; the message says what."""
@@ -282,12 +274,6 @@ def comfyui_server(port: int | None = None) -> Server:
     arguments = [*device_arguments(host.python), *model_arguments(host)]
     say("  starting ComfyUI ...")
     return Server(host.python, host.comfyui, HOME / "base", HOME / "comfyui.log", tuple(arguments), port)
-
-
-def chromium() -> str | None:
-    """The browser that SPRINT_CHROMIUM names, or one that is installed."""
-    places = [*CHROMIUM, *CHROMIUM_ELSEWHERE]
-    return os.environ.get("SPRINT_CHROMIUM") or next(filter(None, map(shutil.which, places)), None)
 
 
 def prepare_base(base: Path, comfyui: Path, pack: Path) -> None:

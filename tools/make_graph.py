@@ -16,6 +16,7 @@ from editor import graph_clip, launch_chromium, open_editor, plain_canvas  # noq
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
 from launcher import setup  # noqa: E402
+from launcher.browser import chromium  # noqa: E402
 
 MARGIN_PX = 24
 SHOWN = "app.graph.nodes.some(node => node.imgs?.some(image => image.complete && image.naturalWidth > 0))"
@@ -33,9 +34,9 @@ def photograph(page: Page, ui: dict, path: Path) -> None:
 
 def main() -> None:
     ui = json.loads((ROOT / "workflows" / "01_text_to_image.json").read_text(encoding="utf-8"))
-    chromium = setup.chromium() or sys.exit("no Chromium or Chrome found")
+    path = chromium() or sys.exit("no Chromium or Chrome found")
     with setup.comfyui_server() as server, sync_playwright() as playwright, plain_canvas(server):
-        browser = launch_chromium(playwright, chromium)
+        browser = launch_chromium(playwright, path)
         page = browser.new_page(viewport={"width": 1600, "height": 900})
         open_editor(page, server)
         photograph(page, ui, ROOT / "assets" / "graph.png")

@@ -25,6 +25,7 @@ sys.path += [str(ROOT), str(ROOT / "tests")]
 from editor import graph_clip, launch_chromium, open_editor, plain_canvas  # noqa: E402
 
 from launcher import setup  # noqa: E402
+from launcher.browser import chromium  # noqa: E402
 from launcher.client import Server  # noqa: E402
 from launcher.prompt import WIDGET_TYPES  # noqa: E402
 from sprint_core.weights.presets import BUNDLED_NAME  # noqa: E402
@@ -168,12 +169,12 @@ def photograph(page: Page, node: str) -> Image.Image:
 
 def photograph_all(server: Server, definitions: Mapping[str, Mapping]) -> None:
     """The images of the help pages, DOCS/<node id>.png."""
-    chromium = setup.chromium() or sys.exit("no Chromium or Chrome found")
+    path = chromium() or sys.exit("no Chromium or Chrome found")
     lora = server.base / "models" / "loras" / LORA
     lora.parent.mkdir(exist_ok=True)
     lora.touch()
     with sync_playwright() as playwright, plain_canvas(server):
-        browser = launch_chromium(playwright, chromium)
+        browser = launch_chromium(playwright, path)
         page = browser.new_page(viewport={"width": 1200, "height": 900}, device_scale_factor=SCALE)
         open_editor(page, server)
         for node, definition in definitions.items():
