@@ -128,7 +128,9 @@ def lock() -> Iterator[None]:
 
 def make_venv(venv: Path, maker: Path) -> Path:
     def create() -> None:
-        command([maker, "-m", "venv", "--clear", venv], "on Debian and Ubuntu: apt-get install python3-venv")
+        advice = "on Debian and Ubuntu: apt-get install python3-venv"
+        command([maker, "-c", "import ensurepip, venv"], advice)  # before --clear takes away what there was
+        command([maker, "-m", "venv", "--clear", venv], advice)
         pip(venv_python(venv), "--upgrade", "pip>=25.1")  # the first that installs dependency groups
 
     step(venv, "virtual environment", [os.path.realpath(maker), sys.version_info[:2]], create)

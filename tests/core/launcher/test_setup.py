@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import sys
 import tarfile
 from pathlib import Path
@@ -57,6 +58,20 @@ def test_failed_command_names_itself_its_log_and_a_way_on(tmp_path, monkeypatch)
     monkeypatch.setattr(setup, "LOG", tmp_path / "setup.log")
     with pytest.raises(setup.Fault, match=r"(?s)failed with code 1.*broken here.*setup\.log.*try that"):
         setup.command([sys.executable, "-c", "raise SystemExit('broken here')"], "try that")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
+def test_a_python_that_makes_no_environment_leaves_the_old_one(tmp_path, monkeypatch):
+    """As Debian's without python3-venv."""
+    monkeypatch.setattr(setup, "LOG", tmp_path / "setup.log")
+    kept, maker = tmp_path / "venv" / "kept", tmp_path / "python"
+    kept.parent.mkdir()
+    kept.touch()
+    maker.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "import sys; sys.modules[\'ensurepip\'] = None; $2"\n')
+    maker.chmod(0o755)
+    with pytest.raises(setup.Fault, match="apt-get install python3-venv"):
+        setup.make_venv(tmp_path / "venv", maker)
+    assert kept.exists()
 
 
 def test_comfyui_path_without_comfyui_is_an_error(tmp_path, monkeypatch):
