@@ -160,8 +160,8 @@ class Pipeline:
         return self.decode(x0)
 
     def encode_text(self, prompts: Sequence[str]) -> Caption:
-        """The Caption of these prompts, in the transformer's dtype. The log names the part of one that is not read."""
-        for notice in filter(None, map(self.text_encoder.unread_notice, dict.fromkeys(prompts))):
+        """The Caption of these prompts, in the transformer's dtype. The log names what is not known or not read."""
+        for notice in filter(None, map(self.text_encoder.notice, dict.fromkeys(prompts))):
             log.warning("%s", notice)
         rows = self.text_encoder.encode(prompts)
         caption, mask = pad_embeddings(rows)

@@ -59,13 +59,13 @@ class SanaTokenizer:
     ) -> dict:
         """Pairs (id, weight) of instruction and prompt; `(a:1.2)` weighs the prompt's tokens.
 
-        The log and the running node name the part of a prompt that is not read.
+        The log and the running node name what of a prompt is not known or not read.
         sana_preset: the TextPreset of SANA-Sprint Text Encode, instead of the loader's.
         """
         prompts = PromptTokenizer(self.tokenizer, sana_preset or self.preset)
         string, weights = split_weights(string)
         tokens, spans = prompts.tokens_and_spans(string)
-        notice = prompts.unread_notice(string)
+        notice = prompts.notice(string)
         if notice:
             log.warning("%s", notice)
             screen.hold(notice)

@@ -157,9 +157,9 @@ class TextEncoder:
         """What Gemma reads for a prompt, and which of it the transformer reads."""
         return self.prompts.tokens(prompt)
 
-    def unread_notice(self, prompt: str) -> str:
-        """A sentence that names the end of a prompt that is not read; '' where all of it is."""
-        return self.prompts.unread_notice(prompt)
+    def notice(self, prompt: str) -> str:
+        """A sentence that names what of a prompt the model does not know or not read; '' where there is nothing."""
+        return self.prompts.notice(prompt)
 
     @torch.no_grad()  # the encoder is frozen, and a cached prefix must not keep a graph alive
     def encode(self, prompts: Sequence[str], *, layer: int = -1) -> list[Tensor]:

@@ -52,8 +52,20 @@ class PromptTokenizer:
         ids = self.tokenizer.encode(self.preset.full_text(prompt))
         return select_tokens(ids, len(self.instruction_ids), self.preset.max_tokens)
 
-    def unread_notice(self, prompt: str) -> str:
-        """A sentence that names the end of a prompt that is not read; '' where all of it is."""
+    def notice(self, prompt: str) -> str:
+        """A sentence that names what of a prompt the model does not know or not read; '' where there is nothing."""
+        return "; ".join(filter(None, (self._unknown_notice(prompt), self._unread_notice(prompt))))
+
+    def _unknown_notice(self, prompt: str) -> str:
+        unknown = self.tokenizer.unknown(prompt)
+        if not unknown:
+            return ""
+        shown = ", ".join(f'"{word}"' for word in unknown)
+        alike = ", ".join(dict.fromkeys(word for words in unknown.values() for word in words))
+        known = f" (it knows {alike})" if alike else f" (it knows {self.tokenizer.size} words)"
+        return f"this model does not know {shown[:SHOWN]}{known}"
+
+    def _unread_notice(self, prompt: str) -> str:
         text = self.preset.full_text(prompt)
         limit = token_limit(len(self.instruction_ids), self.preset.max_tokens)
         _, spans = self.tokenizer.encode_spans(text)

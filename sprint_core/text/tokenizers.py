@@ -1,5 +1,6 @@
 """Gemma's tokenizer from its two file formats, tokenizer.model and tokenizer.json, which give equal ids."""
 
+import difflib
 import re
 from pathlib import Path
 from typing import Protocol
@@ -10,6 +11,8 @@ from torch import Tensor
 from .. import disk
 
 PAD, BOS = 0, 2  # Gemma's ids
+UNKNOWN = "<unk>"
+ALIKE, LIKENESS = 2, 0.75  # how many words are named beside an unknown one, and how like it they are at least
 Span = tuple[int, int]
 
 
@@ -30,6 +33,10 @@ class Tokenizer(Protocol):
 
     def piece(self, id: int) -> str:
         """The vocabulary entry of an id. Raises IndexError where there is none."""
+        ...
+
+    def unknown(self, text: str) -> dict[str, list[str]]:
+        """Words that the vocabulary cannot spell, in lower case and in their order, and the words of it like each."""
         ...
 
 
@@ -85,6 +92,9 @@ class SentencePieceTokenizer:
     def piece(self, id: int) -> str:
         return self._model.id_to_piece(id)
 
+    def unknown(self, text: str) -> dict[str, list[str]]:
+        return {}  # what is in no vocabulary is spelt by bytes
+
 
 class HFTokenizer:
     """Gemma's tokenizer.json. Raises ValueError if it is another model's."""
@@ -116,6 +126,12 @@ class HFTokenizer:
         if token is None:
             raise IndexError(f"the vocabulary has no token {id}")
         return token
+
+    def unknown(self, text: str) -> dict[str, list[str]]:
+        encoding = self._model.encode(text, add_special_tokens=False)
+        spans = [span for span, token in zip(encoding.offsets, encoding.tokens, strict=True) if token == UNKNOWN]
+        words = dict.fromkeys(text[begin:end].lower() for begin, end in spans)
+        return {word: difflib.get_close_matches(word, self._model.get_vocab(), ALIKE, LIKENESS) for word in words}
 
 
 def load_tokenizer(source: str | Path | bytes | Tensor) -> Tokenizer:

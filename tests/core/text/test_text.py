@@ -18,6 +18,7 @@ from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
+from sprint_core.distill.dataset import emoji_text as bundled
 from sprint_core.models.gemma import Gemma, GemmaConfig
 from sprint_core.text.encoder import LRUCache, PromptEmbeddingCache, TextEncoder, encode_ids, pad_embeddings
 from sprint_core.text.formats import TextPreset, load_instruction, text_preset
@@ -222,17 +223,35 @@ def test_a_notice_names_what_is_not_read(folder, kind, instruction):
     prompt = LONG[:150].strip()
     read = "".join(tokenizer.piece(i) for i in prompts.tokens(prompt).ids[1:]).replace("▁", " ")
     read = read.removeprefix(instruction or "")
-    notice = prompts.unread_notice(prompt)
+    notice = prompts.notice(prompt)
     assert notice.endswith(f'not read: "{prompt.removeprefix(read).strip()}"') and prompt.startswith(read) and read
     assert "20 tokens" in notice
-    assert prompts.unread_notice(read.strip()) == ""
+    assert prompts.notice(read.strip()) == ""
 
 
 def test_a_notice_is_one_short_line(folder):
     prompts = PromptTokenizer(load_tokenizer(folder), TextPreset(None, max_tokens=4))
-    notice = prompts.unread_notice("one two three\n" + LONG)
+    notice = prompts.notice("one two three\n" + LONG)
     assert notice.endswith(' ..."') and "\n" not in notice and len(notice) < 220
-    assert PromptTokenizer(load_tokenizer(folder), text_preset()).unread_notice(SHORT) == ""
+    assert PromptTokenizer(load_tokenizer(folder), text_preset()).notice(SHORT) == ""
+
+
+def test_a_notice_names_unknown_words_and_known_ones_like_them():
+    """Of the bundled model; what is spelt by a published vocabulary, which falls back to bytes, is never unknown."""
+    notice = bundled.prompts().notice
+    assert (
+        notice("a red ballloon, and a BALLLOON") == 'this model does not know "ballloon" (it knows balloon, balloons)'
+    )
+    size = bundled.tokenizer().size
+    assert notice("qqqq") == f'this model does not know "qqqq" (it knows {size} words)'
+    assert notice("a slice of pizza") == ""
+    many = notice(" ".join(["ballloon", *["a"] * 40]))
+    assert many.startswith("this model does not know") and "; the prompt is longer than the 32 tokens" in many
+
+
+@pytest.mark.parametrize("kind", ["tokenizer.model", "tokenizer.json"])
+def test_a_vocabulary_with_bytes_knows_every_word(folder, kind):
+    assert load_tokenizer(folder / kind).unknown("Zyxgrmpf \u2603") == {}
 
 
 # --- embeddings -----------------------------------------------------------------------------------
