@@ -3,8 +3,10 @@
     python tests/core/crashes.py KIND FOLDER COUNT SEED
 
 The script prepares two contents of a file or folder, A and B. Then, COUNT times, a copy of the process writes them in
-turn until SIGKILL ends it, and what lies there must be A or B to the byte. Every second moment is one at which a
-temporary file is there. It ends with one JSON line: how many of the kills found one.
+turn until SIGKILL ends it, and what lies there must be A or B to the byte. The moments are of three kinds in turn:
+"held", where the process stays at a random step of the writing until it is killed, with a temporary file there;
+"begun", a random time after a writing began, and within what one takes; and "any". The last line is JSON: how many of
+each kind found a temporary file.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from PIL import Image
@@ -31,6 +34,7 @@ from sprint_core.weights import presets
 
 Write = Callable[[int], object]  # 0 writes A, 1 writes B
 Content = dict[str, bytes]
+WAYS = ("held", "begun", "any")
 
 
 def visible(place: Path) -> Content:
@@ -106,30 +110,66 @@ KINDS = {
 }  # fmt: skip
 
 
+# --- when to kill -------------------------------------------------------------------------------------
+
+
+class Watch:
+    """Follows a process by Python's own audit events, which come just before a file is opened, renamed or removed.
+
+    A step is such an event at which a temporary file is there. The folder is listed just before one is made.
+    """
+
+    def __init__(self, place: Path):
+        self.place, self.began = str(place), 0.0
+        self.steps: list[float] = []  # seconds since the writing began
+        self.stop_at, self.pipe = -1, -1
+
+    def __call__(self, event: str, args: tuple) -> None:
+        path = os.fspath(args[0]) if args and isinstance(args[0], str | os.PathLike) else ""
+        if not (isinstance(path, str) and path.startswith(self.place)):
+            return
+        if ".tmp-" in path and os.path.exists(path):
+            self.steps.append(time.monotonic() - self.began)
+            if len(self.steps) - 1 == self.stop_at:
+                self._report("held")
+                time.sleep(600)
+        elif event in ("os.listdir", "os.scandir"):
+            self.began = time.monotonic()
+            self._report("begun")
+
+    def _report(self, word: str) -> None:
+        if self.pipe >= 0:
+            os.write(self.pipe, f"{word}\n".encode())
+
+
 @contextlib.contextmanager
-def writing(write: Write) -> Iterator[int]:
-    """A copy of this process that writes A and B in turn; killed at the end."""
+def writing(write: Write, watch: Watch, stop_at: int = -1) -> Iterator[BinaryIO]:
+    """A copy of this process that writes A and B in turn; killed at the end. Yields what it reports.
+
+    stop_at: the number of the step, counted from 0, at which it stays.
+    """
+    reading, watch.pipe = os.pipe()
+    watch.stop_at, watch.steps = stop_at, []
     pid = os.fork()
     if not pid:
-        while True:
-            for i in (1, 0):
-                write(i)
-    try:
-        yield pid
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        try:
+            while True:
+                for i in (1, 0):
+                    write(i)
+        finally:
+            os._exit(1)
+    os.close(watch.pipe)
+    watch.stop_at = watch.pipe = -1
+    with open(reading, "rb") as reports:
+        try:
+            yield reports
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def temporaries(place: Path) -> list[Path]:
     return [file for file in place.rglob(".*") if ".tmp-" in file.name]
-
-
-def wait_for_a_temporary(place: Path) -> None:
-    """Until the copy is about to write, so that half of the moments are among those that matter most."""
-    before, deadline = temporaries(place), time.monotonic() + 60
-    while temporaries(place) == before and time.monotonic() < deadline:
-        time.sleep(0.0005)
 
 
 def clear_temporaries(place: Path) -> list[Path]:
@@ -144,25 +184,31 @@ def main(kind: str, folder: str, count: str, seed: str) -> None:
     torch.set_num_threads(1)  # the pool of threads does not live on in a copy of the process
     place, moments = Path(folder) / "place", random.Random(int(seed))
     place.mkdir(parents=True)
-    write = KINDS[kind](place)
+    write, watch = KINDS[kind](place), Watch(place)
+    sys.addaudithook(watch)
     contents, started = [], time.monotonic()
     for i in (1, 0):
         write(i)
         contents.append(visible(place))
-    both_sec = time.monotonic() - started
+    both_sec, steps, window_sec = time.monotonic() - started, len(watch.steps), max(watch.steps)
     assert contents[0] != contents[1]
-    ended, in_writing = [], 0
-    for _ in range(int(count)):
-        with writing(write):
-            if len(ended) % 2:
-                time.sleep(moments.uniform(0, 2 * both_sec))
+    hits = dict.fromkeys(WAYS, 0)
+    for number in range(int(count)):
+        way = WAYS[number % len(WAYS)]
+        with writing(write, watch, moments.randrange(steps) if way == "held" else -1) as reports:
+            if way == "held":
+                assert any(line == b"held\n" for line in reports)
+            elif way == "begun":
+                reports.readline()
+                time.sleep(moments.uniform(0, window_sec))
             else:
-                wait_for_a_temporary(place)
-                time.sleep(moments.uniform(0, 0.01))
-        ended.append(visible(place))
-        assert ended[-1] in contents, f"neither the old nor the new: {sorted(ended[-1])}"
-        in_writing += bool(clear_temporaries(place))
-    print(json.dumps({"kind": kind, "kills": len(ended), "in_writing": in_writing}))
+                time.sleep(moments.uniform(0, 2 * both_sec))
+        left = visible(place)
+        assert left in contents, f"neither the old nor the new: {sorted(left)}"
+        found = bool(clear_temporaries(place))
+        assert found or way != "held", "the writing was held, and no temporary file is there"
+        hits[way] += found
+    print(json.dumps({"kind": kind, "kills": int(count), "steps": steps, "in_writing": hits}))
 
 
 if __name__ == "__main__":
