@@ -67,7 +67,11 @@ def test_a_python_that_makes_no_environment_leaves_the_old_one(tmp_path, monkeyp
     kept, maker = tmp_path / "venv" / "kept", tmp_path / "python"
     kept.parent.mkdir()
     kept.touch()
-    maker.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "import sys; sys.modules[\'ensurepip\'] = None; $2"\n')
+    without = "import sys; sys.modules['ensurepip'] = None"
+    maker.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && exec "{sys.executable}" -c "{without}; $2"\n'
+        f'"{sys.executable}" -m venv --without-pip --clear "$4"; exit 1\n'  # as far as it comes
+    )
     maker.chmod(0o755)
     with pytest.raises(setup.Fault, match="apt-get install python3-venv"):
         setup.make_venv(tmp_path / "venv", maker)
