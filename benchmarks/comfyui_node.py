@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent / "comfyui-sana-sprint"))  # copied beside the pack
+sys.path.append(str(Path(__file__).resolve().parent / "sana-sprint"))  # copied beside the pack
 
 import comfy.model_management as mm
 import torch
@@ -66,4 +66,5 @@ class Drop:
         return {"ui": {"text": [f"{image.mean().item():.6f}"]}}
 
 
-NODE_CLASS_MAPPINGS = {"BenchCoreTextToImage": CoreTextToImage, "BenchDrop": Drop}
+NODES = {"BenchCoreTextToImage": CoreTextToImage, "BenchDrop": Drop}
+NODE_CLASS_MAPPINGS = NODES  # ComfyUI-Manager takes a literal here for nodes of this pack

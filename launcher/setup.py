@@ -26,7 +26,7 @@ from launcher.client import Server
 ROOT = Path(__file__).resolve().parents[1]
 HOME = Path(os.environ.get("SPRINT_HOST") or ROOT / ".host").resolve()
 LOG = HOME / "setup.log"
-PACK_NAME = "comfyui-sana-sprint"  # the folder under custom_nodes, and so the name in the template browser
+PACK_NAME = "sana-sprint"  # the folder under custom_nodes, and so the name in the template browser
 
 
 class Release(NamedTuple):
@@ -285,6 +285,10 @@ def prepare_base(base: Path, comfyui: Path, pack: Path) -> None:
     for example in (comfyui / "input").glob("*.png"):
         if not (base / "input" / example.name).exists():
             shutil.copyfile(example, base / "input" / example.name)
+    for other in (base / "custom_nodes").iterdir():
+        if other.name != PACK_NAME and other.resolve() == pack.resolve():  # an older name: it would be loaded twice
+            with contextlib.suppress(OSError):
+                other.unlink() if other.is_symlink() else other.rmdir()
     link_folder(base / "custom_nodes" / PACK_NAME, pack)
 
 

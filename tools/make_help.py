@@ -1,4 +1,5 @@
-"""From the live node definitions: English texts, the reference in the help pages, and their images of the nodes.
+"""From the live node definitions: English texts, the reference in the help pages, their images of the nodes, and the
+list of nodes that ComfyUI-Manager finds the pack by.
 
     python run.py python tools/make_help.py [--translated]
 
@@ -32,6 +33,7 @@ from sprint_core.weights.presets import BUNDLED_NAME  # noqa: E402
 from sprint_core.weights.tensorfile import WEIGHT_SUFFIXES  # noqa: E402
 
 DOCS, ENGLISH = ROOT / "nodes" / "web" / "docs", ROOT / "locales" / "en" / "nodeDefs.json"
+NODE_LIST = ROOT / "node_list.json"
 TRANSLATED = ROOT / "tests" / "translated.json"  # hashes of the English that the other languages say
 PREFIX = "SanaSprint"
 BEGIN, END = "<!-- made by tools/make_help.py -->", "<!-- end -->"
@@ -185,12 +187,18 @@ def photograph_all(server: Server, definitions: Mapping[str, Mapping]) -> None:
     lora.unlink()
 
 
+def node_list(definitions: Mapping[str, Mapping]) -> dict[str, str]:
+    """What ComfyUI-Manager reads of nodes that it cannot find in the code, as of all of today's API: id -> name."""
+    return {node: definition["display_name"] for node, definition in sorted(definitions.items())}
+
+
 def main() -> None:
     with setup.comfyui_server() as server:
         ours = {name: node for name, node in sorted(server.object_info().items()) if name.startswith(PREFIX)}
         photograph_all(server, ours)
     english = json.dumps({node: texts(definition) for node, definition in ours.items()}, indent=2, ensure_ascii=False)
     ENGLISH.write_text(english + "\n", "utf-8", newline="\n")
+    NODE_LIST.write_text(json.dumps(node_list(ours), indent=2) + "\n", "utf-8", newline="\n")
     if "--translated" in sys.argv[1:]:
         digests = json.dumps(hashes(json.loads(english)), indent=0)
         TRANSLATED.write_text(digests + "\n", "utf-8", newline="\n")

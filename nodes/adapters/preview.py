@@ -87,7 +87,7 @@ class Painter:
         """
         if _file() is None:
             return TINY_DECODER
-        return f"[no stock TAESD reads {TINY_DECODER}; comfyui-sana-sprint paints the previews]"
+        return f"[no stock TAESD reads {TINY_DECODER}; SANA-Sprint paints the previews]"
 
 
 def factors_of(source: Weights | checkpoint.Source) -> Factors | None:

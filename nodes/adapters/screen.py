@@ -19,7 +19,7 @@ from ...sprint_core import messages
 
 log = messages.logger(__name__)
 
-PACK = "comfyui-sana-sprint"
+PACK = "sana-sprint"
 LONGEST = 400  # characters on a node
 _held: set[str] = set()  # nodes that show a fault or a warning, until they run again
 

@@ -18,7 +18,7 @@ import torch
 
 HERE = Path(__file__).parent
 ROOT = HERE.resolve().parents[1]
-PACK = "comfyui-sana-sprint"
+PACK = "sana-sprint"
 EXTRAS = (
     "custom_sampler", "flux", "model_advanced", "differential_diffusion", "model_merging", "torch_compile", "mask",
     "latent", "hooks", "slg", "cond", "controlnet", "easycache", "lumina2",

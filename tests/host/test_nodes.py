@@ -26,7 +26,7 @@ def test_every_node_is_registered_under_its_id(host):
     ids = [schema.node_id for schema in schemas(host)]
     assert len(set(ids)) == len(ids)
     for id in ids:
-        assert nodes.NODE_CLASS_MAPPINGS[id].RELATIVE_PYTHON_MODULE == "custom_nodes.comfyui-sana-sprint"
+        assert nodes.NODE_CLASS_MAPPINGS[id].RELATIVE_PYTHON_MODULE == "custom_nodes.sana-sprint"
 
 
 @pytest.mark.parametrize("what", ["members", "samplers", "schedulers", "models", "folders"])

@@ -88,7 +88,7 @@ def test_it_paints_previews(sample, ksample, files, tiny, method, monkeypatch, c
     shown = torch.frombuffer(bytearray(images[-1][1].tobytes()), dtype=torch.uint8).reshape(96, 128, 3).float() / 255
     expected = (tiny.decode(result[:1])[0] / 2 + 0.5).clamp(0, 1).movedim(0, -1)
     assert (shown - expected).abs().max() <= 1.5 / 255 and expected.std() > 0.1
-    assert "comfyui-sana-sprint paints the previews" in caplog.text
+    assert "SANA-Sprint paints the previews" in caplog.text
 
 
 def test_other_methods_paint_colours(model, files, method, bundled_colours):

@@ -155,4 +155,4 @@ def test_an_error_says_what_to_do_and_nothing_of_the_program(server):
     assert error["exception_type"] == "ValueError"
     assert error["exception_message"].strip() == "empty.safetensors: the file is empty; download it again"
     assert str(server.base) not in json.dumps(error)
-    assert re.search(r'File "comfyui-sana-sprint/nodes/adapters/screen.py"', error["traceback"][-1])
+    assert re.search(r'File "sana-sprint/nodes/adapters/screen.py"', error["traceback"][-1])

@@ -37,6 +37,11 @@ def test_english_is_what_the_nodes_say(ours):
     assert locale("en") == {name: make_help.texts(node) for name, node in ours.items()}, RENEW
 
 
+def test_the_manager_finds_every_node(ours):
+    """ComfyUI-Manager knows by this file which pack a graph lacks."""
+    assert json.loads(make_help.NODE_LIST.read_text(encoding="utf-8")) == make_help.node_list(ours), RENEW
+
+
 @pytest.mark.parametrize("language", LANGUAGES[1:])
 def test_translations_are_complete(language):
     """Every text is there, and every sentence is translated."""

@@ -120,3 +120,14 @@ def test_link_replaces_what_was_there(tmp_path):
     (link / "stale").touch()
     setup.link_folder(link, new)
     assert link.resolve() == new
+
+
+def test_the_pack_is_linked_once(tmp_path):
+    """Under its name, not under an older one as well; what others put there stays."""
+    base, pack, custom_nodes = tmp_path / "base", tmp_path / "pack", tmp_path / "base" / "custom_nodes"
+    pack.mkdir()
+    (custom_nodes / "another").mkdir(parents=True)
+    setup.link_folder(custom_nodes / "older-name", pack)
+    setup.prepare_base(base, tmp_path, pack)
+    assert sorted(path.name for path in custom_nodes.iterdir()) == sorted(["another", setup.PACK_NAME])
+    assert (custom_nodes / setup.PACK_NAME).resolve() == pack
