@@ -27,13 +27,13 @@ from .. import cli, messages
 from ..weights import checkpoint, layouts, presets
 from . import recipes
 from .engine.processes import ProcessGroup, launched_processes
-from .runs import ablations, control, demo, emoji, estimate
+from .runs import ablations, control, demo, emoji, emoji_control, estimate
 from .runs.published import PublishedRun, Sources
 
 log = messages.logger(__name__)
 
 SCENES = "scenes"
-DATA_HELP = "scenes (demo), sprites.zip (emoji), or images with captions: folder, .parquet, webdataset .tar"
+DATA_HELP = "scenes (demo), sprites.zip (emoji...), or images with captions: folder, .parquet, webdataset .tar"
 NEEDED = {"teacher": "--teacher", "autoencoder": "--vae", "text_encoder": "--text-encoder"}
 
 
@@ -85,13 +85,13 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
             raise ValueError(f"{', '.join(unread)}: a ControlNet has no teacher; --student takes its SANA-Sprint")
         if args.stage not in ("control", "all"):
             raise ValueError(f"--stage {args.stage}: {args.recipe} has the stage control")
-        scenes = args.recipe == "demo-control"
+        scenes = args.recipe != "control"
         if args.hed and scenes:
             raise ValueError("--hed: the edges of scenes are made without weights; --recipe control takes it")
         if args.pool is not None and not scenes:
             raise ValueError("--pool: of scenes; --recipe control learns from all images of --data")
     elif args.hed or args.control:
-        only = "--hed is of the recipe control" if args.hed else "--control is of the recipes demo-control and control"
+        only = "--hed is of the recipe control" if args.hed else "--control is of the recipes of a ControlNet"
         raise ValueError(only)
     elif (unread or args.text_encoder) and not recipes.RECIPES[args.recipe].preset and args.recipe != "emoji":
         unread += ["--text-encoder"] * (args.text_encoder is not None)
@@ -148,17 +148,20 @@ def _run_emoji(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proc
 
 def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
     parts = {"--student": args.student, "--vae": args.autoencoder, "--text-encoder": args.text_encoder}
-    if args.recipe == "demo-control":
-        if args.data != SCENES:
-            raise ValueError(f"--data {args.data}: demo-control learns from scenes; --recipe control takes images")
+    emoji_scenes = args.recipe == "emoji-control"
+    if args.recipe == "demo-control" and args.data != SCENES:
+        raise ValueError(f"--data {args.data}: demo-control learns from scenes; --recipe control takes images")
+    if args.recipe != "control":
         parts = {option: path or presets.BUNDLED for option, path in parts.items()}
     missing = [*(option for option, path in parts.items() if path is None)]
-    missing += ["--data"] * (args.recipe == "control" and args.data == SCENES)
+    missing += ["--data"] * (args.recipe != "demo-control" and args.data == SCENES)
     if missing:
         raise ValueError(f"--recipe {args.recipe} needs {', '.join(missing)}")
-    images = None if args.data == SCENES else Path(args.data)
-    sources = control.ControlSources(*parts.values(), images=images, hed=args.hed, branch=args.control)
-    run = control.ControlRun(args.out, recipe, sources, args.pool or control.POOL, processes)
+    data = {} if args.data == SCENES else {"sprites" if emoji_scenes else "images": Path(args.data)}
+    sources = control.ControlSources(*parts.values(), **data, hed=args.hed, branch=args.control)
+    run = (emoji_control.EmojiControlRun if emoji_scenes else control.ControlRun)(
+        args.out, recipe, sources, args.pool or control.POOL, processes
+    )
     estimate.check_memory(estimate.of_recipe(recipe, processes, run.trunk), processes)
     branch = run.train_branch(run.encode_dataset())
     return run.export(branch, command) if processes.rank == 0 else []

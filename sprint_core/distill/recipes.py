@@ -202,6 +202,7 @@ RECIPES = {
     "sprint-0.6B": Recipe(PUBLISHED, Objective(), "sprint-0.6B"),
     "sprint-1.6B": Recipe(PUBLISHED, Objective(), "sprint-1.6B"),
     "demo-control": Recipe({"control": DEMO_CONTROL}, ROBUST),
+    "emoji-control": Recipe({"control": EMOJI_CONTROL}, ROBUST),
     "control": Recipe({"control": PUBLISHED["distill"]}, Objective(), "sprint-1.6B"),
 }
 

@@ -24,7 +24,7 @@ from ...text.prompts import PromptTokenizer
 from ...weights import checkpoint, layouts, presets, tensorfile
 from ...weights.checkpoint import CheckpointError
 from ..dataset import scenes
-from ..dataset.batch import weights_fingerprint
+from ..dataset.batch import Dataset, weights_fingerprint
 from ..dataset.captioned import captioned
 from ..dataset.latent_cache import LatentCache
 from ..dataset.scene_latents import SceneLatents, encode_controlled_scenes
@@ -49,6 +49,7 @@ class ControlSources:
     autoencoder: Path
     text_encoder: Path
     images: Path | None = None  # None: scenes
+    sprites: Path | None = None  # of scenes of emoji (emoji/art.py)
     hed: Path | None = None  # finds the edges of images; None: without weights
     branch: Path | None = None  # a ControlNet to train on from
 
@@ -88,7 +89,7 @@ class ControlRun(Run):
             raise CheckpointError(f"{path}: a ControlNet of another model than {self.sources.student}")
         return weights
 
-    def encode_dataset(self) -> SceneLatents | LatentCache:
+    def encode_dataset(self) -> Dataset:
         """Latents of scenes or of the user's images, and of their control images."""
         if self.sources.images is None:
             autoencoder = self.load_autoencoder(self.sources.autoencoder)
@@ -106,14 +107,15 @@ class ControlRun(Run):
         with self.processes.main_process_first():
             return encoders.encode(captioned(self.sources.images), self.out / "encoded", control, fingerprint)
 
-    def train_branch(self, dataset: SceneLatents | LatentCache) -> controlnet.SanaControlNet:
+    def train_branch(self, dataset: Dataset) -> controlnet.SanaControlNet:
         """The ControlNet, trained to the end."""
         transformer = self.build_copy(self.trunk)
         branch = None if self.branch is None else self.build_copy(self.branch)
         if isinstance(dataset, LatentCache):
-            trunk, preview = Embedded(transformer, dataset.null), None
+            trunk = Embedded(transformer, dataset.null)
         else:
-            trunk, preview = self._with_text_encoder(transformer), self._preview()
+            trunk = self._with_text_encoder(transformer)
+        preview = self._preview() if isinstance(dataset, SceneLatents) else None
         schedule = self.recipe.stages["control"]
         stage = ControlStage(trunk, dataset, self.recipe.objective, preview, schedule.activation_checkpointing, branch)
         stage.settings |= {

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,14 +17,12 @@ from ...emoji.art import Art
 from ...images import preview
 from ...latent import SCALE
 from ...models.autoencoder import Autoencoder
-from ...models.controlnet import SanaControlNet
 from ...models.gemma import Gemma
 from ...models.transformer import SanaTransformer
 from ...text.tokenizers import BOS, PAD, tokenizer_state
 from ...weights import checkpoint, layouts, tensorfile
 from .. import recipes
 from ..dataset import emoji_scenes
-from ..dataset import scenes as scene_dataset
 from ..dataset.batch import weights_fingerprint
 from ..dataset.emoji_images import EmojiImages
 from ..dataset.emoji_scenes import CaptionedScenes
@@ -39,7 +36,6 @@ from ..recipes import Recipe
 from ..stages import autoencoder as autoencoder_stages
 from ..stages.base import Captioned, Watch
 from ..stages.captioning import CaptioningModel, TokenCaptioningStage
-from ..stages.control import ControlStage
 from ..stages.student import DistillStage, continued
 from ..stages.teacher import TeacherStage, student_of
 from .demo import fresh_gemma, scaled_decoder
@@ -51,9 +47,8 @@ WHOLE, SHAPES = 6000, 500  # images of the auto-encoder's pools
 PROBED = 1500  # scenes that tell the latents' mean and standard deviation
 BATCH, SHARD = 250, 2000
 FITTED = 500  # scenes on which the colours of previews are fitted
-FLOW_SHIFT = 3.0
+FLOW_SHIFT = 12.0  # below s = 0.9 a thing shows through the noise: only above it does a model learn its name
 JUDGED = 60  # prompts while it distils
-WOBBLE_PX = 2.5
 
 
 class EmojiRun(Run):
@@ -130,7 +125,7 @@ class EmojiRun(Run):
                 path = self.out / "latents" / f"{name}_{number:04d}.safetensors"
                 latents = stored_latents(path, source, len(chunk))
                 if latents is None:
-                    latents = torch.cat([self._encode(autoencoder, self._painted(part)) for part in chunk.split(BATCH)])
+                    latents = torch.cat([encode(autoencoder, self._painted(part)) for part in chunk.split(BATCH)])
                     tensorfile.write(path, {"latents": latents.cpu()}, source)
                 parts.append(latents.to(self.device))
         return torch.cat(parts)
@@ -139,21 +134,10 @@ class EmojiRun(Run):
         """Packed scenes, or images that are there already: [b, 3, 256, 256] uint8, where the art is."""
         return scenes.paint(images, self.art) if images.ndim == 2 else images.to(self.device)
 
-    def _encode(self, autoencoder: Autoencoder, images: Tensor) -> Tensor:
-        """Scaled latents in fp16 of images [b, 3, h, w] uint8."""
-        pixels = (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            return (autoencoder.encode(pixels) * SCALE).half()
-
-    def dataset(self, latents: Tensor, drawn: CaptionedScenes, hints: Tensor | None = None) -> ResidentLatents:
+    def dataset(self, latents: Tensor, drawn: CaptionedScenes) -> ResidentLatents:
         """Latents with the captions of their images."""
-        ids = drawn.tokens.long()
-        null = torch.full((ids.shape[1],), PAD)
-        null[0] = BOS
-        tokenized = TokenizedCaptions(ids, ids != PAD, (null, null != PAD))
         image = drawn.image.to(latents.device)
-        each = None if hints is None else hints[image]
-        return ResidentLatents(latents[image], tokenized, drawn.fingerprint, each, self.device)
+        return ResidentLatents(latents[image], tokenized(drawn), drawn.fingerprint, device=self.device)
 
     def train_teacher(self, gemma: Gemma, dataset: ResidentLatents) -> Captioned:
         transformer = SanaTransformer(dataclasses.replace(recipes.EMOJI_TRANSFORMER, guidance_embed=False))
@@ -190,20 +174,20 @@ class EmojiRun(Run):
     def _part(self, layout: layouts.Layout, model: Any, settings: Mapping[str, Any]) -> checkpoint.Weights:
         return checkpoint.Weights(layout, model.config, cpu_tensors(model, torch.float16), self.out, dict(settings))
 
-    @torch.inference_mode()
-    def encode_controlled(self, autoencoder: Autoencoder, drawn: CaptionedScenes) -> tuple[Tensor, Tensor]:
-        """Scaled latents of the images, and of the control images: soft edges, scribbles, some of them wobbly."""
-        images, hints = [], []
-        for number, packed in enumerate(drawn.packed.split(BATCH)):
-            painted = scenes.paint(packed, self.art)
-            images.append(self._encode(autoencoder, painted))
-            hints.append(self._encode(autoencoder, control_images(painted, number)))
-        return torch.cat(images), torch.cat(hints)
 
-    def train_control(self, student: SanaTransformer, gemma: Gemma, dataset: ResidentLatents) -> SanaControlNet:
-        trunk = Captioned(student, gemma, self.prompts)
-        objective = recipes.RECIPES["demo-control"].objective
-        return self.train(ControlStage(trunk, dataset, objective)).branch
+def encode(autoencoder: Autoencoder, images: Tensor) -> Tensor:
+    """Scaled latents in fp16 of images [b, 3, h, w] uint8."""
+    pixels = (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+        return (autoencoder.encode(pixels) * SCALE).half()
+
+
+def tokenized(drawn: CaptionedScenes) -> TokenizedCaptions:
+    """The captions of drawn scenes, and the empty one."""
+    ids = drawn.tokens.long()
+    null = torch.full((ids.shape[1],), PAD)
+    null[0] = BOS
+    return TokenizedCaptions(ids, ids != PAD, (null, null != PAD))
 
 
 def _watch(autoencoder: Autoencoder, dataset: ResidentLatents) -> Watch:
@@ -217,23 +201,3 @@ def _watch(autoencoder: Autoencoder, dataset: ResidentLatents) -> Watch:
 
     texts = [prompt.text for prompt in prompts]
     return Watch(texts, tuple(dataset.latents.shape[1:]), FLOW_SHIFT, share_right)
-
-
-def control_images(images: Tensor, seed: int) -> Tensor:
-    """[b, 3, h, w] uint8 -> control images of the same kind: soft edges and scribbles, half of them as by a hand."""
-    edges = scene_dataset.control_images(images.float() / 127.5 - 1)
-    generator = torch.Generator(images.device).manual_seed(seed)
-    drawn = wobbled(edges, generator)
-    half = torch.arange(len(images), device=images.device) // 2 % 2 == 1
-    edges = torch.where(half[:, None, None, None], drawn, edges)
-    return edges.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def wobbled(edges: Tensor, generator: torch.Generator) -> Tensor:
-    """Moved by a smooth random field of some px, as by an unsteady hand: [b, 3, h, w] in [-1, 1]."""
-    b, _, h, w = edges.shape
-    field = torch.randn(b, 2, 7, 7, generator=generator, device=edges.device) * (WOBBLE_PX * 2 / w)
-    field = F.interpolate(field, (h, w), mode="bicubic", align_corners=True).movedim(1, -1)
-    identity = torch.eye(2, 3, device=edges.device).expand(b, -1, -1)
-    grid = F.affine_grid(identity, [b, 1, h, w], align_corners=False)
-    return F.grid_sample(edges + 1, grid + field, align_corners=False) - 1

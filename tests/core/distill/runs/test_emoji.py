@@ -19,7 +19,7 @@ from sprint_core.distill import recipes
 from sprint_core.distill.dataset import emoji_art, emoji_scenes, emoji_sources, emoji_text
 from sprint_core.distill.dataset.emoji_images import CROP_PX, EmojiImages
 from sprint_core.distill.engine.randomness import SampleRandom
-from sprint_core.distill.runs import emoji
+from sprint_core.distill.runs import emoji, emoji_control
 from sprint_core.distill.stages import autoencoder as stages
 from sprint_core.emoji import captions, scenes, templates
 from sprint_core.emoji.art import SPRITE_PX, load
@@ -169,9 +169,9 @@ def test_drawn_scenes_are_the_same_for_any_number_of_processes(monkeypatch):
 
 def test_hints_of_a_hand_move_little():
     image = scenes.paint(scenes.pack([scenes.scene_and_caption(seed)[0] for seed in range(4)]), templates.load().art())
-    hints = emoji.control_images(image, seed=0)
+    hints = emoji_control.control_images(image, seed=0)
     assert hints.shape == image.shape and hints.dtype == torch.uint8
-    assert torch.equal(hints, emoji.control_images(image, seed=0))
+    assert torch.equal(hints, emoji_control.control_images(image, seed=0))
     assert 0.005 < hints.float().mean() / 255 < 0.5
 
 
@@ -214,6 +214,38 @@ def test_from_sprites_to_a_model(sprites, tmp_path, monkeypatch):
     assert command.main([*arguments, "--out", str(tmp_path / "run")]) == 0
     assert path.read_bytes() == before
     assert (tmp_path / "run" / "distill" / "best.safetensors").is_file()  # it was watched
+    _train_a_controlnet(path, sprites, tmp_path / "control")
+
+
+def _train_a_controlnet(trunk, sprites, out):
+    """Two steps move what is the branch's own, and no more."""
+    parts = [f"{option}={trunk}" for option in ("--student", "--vae", "--text-encoder")]
+    settings = ["steps=2", "batch=2", "precision=fp32", "ladd_from=1"]
+    arguments = [
+        "--recipe",
+        "emoji-control",
+        "--data",
+        str(sprites),
+        "--pool",
+        "4",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
+    assert command.main([*arguments, *parts, *(f"--set=control.{one}" for one in settings)]) == 0
+    branch = checkpoint.load(out / "sana_controlnet.safetensors", layouts.CONTROLNET).tensors
+    shared = checkpoint.load(trunk, layouts.TRANSFORMER).tensors
+    assert torch.equal(branch["caption_norm.weight"].float(), shared["caption_norm.weight"].float())
+    assert branch["controlnet_blocks.0.weight"].abs().max() > 0
+
+
+def test_a_controlnet_of_another_world_is_refused(sprites, tmp_path, caplog):
+    arguments = ["--recipe", "emoji-control", "--data", str(sprites), "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert command.main([*arguments, "--text-encoder", str(presets.BUNDLED)]) == 1
+    assert f"{presets.BUNDLED}: has other words than scenes of emoji" in caplog.text
+    assert command.main(["--recipe", "emoji-control", "--out", str(tmp_path / "out")]) == 1
+    assert "--recipe emoji-control needs --data" in caplog.text
 
 
 def test_the_shipped_encoders():

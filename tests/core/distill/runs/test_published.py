@@ -202,7 +202,10 @@ def test_stabilisers_keep_the_weights_and_start_fresh():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recipe": "sprint-7B"}, "no recipe sprint-7B; there are demo, emoji, sprint-0.6B, sprint-1.6B, demo-control"),
+        (
+            {"recipe": "sprint-7B"},
+            "no recipe sprint-7B; there are demo, emoji, sprint-0.6B, sprint-1.6B, demo-control, emoji-control",
+        ),
         ({"teacher": None, "text_encoder": None, "data": None}, "tiny needs --teacher, --text-encoder, --data"),
         ({"vae": None}, "tiny needs --vae"),
         ({"stage": "decoder"}, "--stage decoder: tiny has the stages teacher, distill"),
