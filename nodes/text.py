@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from .adapters import clip as adapter
-from .adapters import screen
+from .adapters import lines, screen
 
 INSTRUCTIONS = ("model default", "off", "custom")
 
@@ -46,6 +46,15 @@ class TextEncode(io.ComfyNode):
                     optional=True,
                     tooltip="Used when instruction is 'custom'; the prompt is appended to it as it stands.",
                 ),
+                io.Boolean.Input(
+                    "one_prompt_per_line",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Each line of the text is a prompt of its own: line 1 for the first image of the batch, "
+                    "line 2 for the second. If there are more images than lines, it begins again with line 1. Empty "
+                    "lines are left out. Set batch_size of Empty SANA Latent to the number of lines.",
+                ),
             ],
             outputs=[io.Conditioning.Output(tooltip="For the positive input of any sampler or guider.")],
         )
@@ -56,8 +65,12 @@ class TextEncode(io.ComfyNode):
 
     @classmethod
     @screen.one_sentence
-    def execute(cls, clip, text, instruction, prompt_format, custom_instruction="") -> io.NodeOutput:
+    def execute(
+        cls, clip, text, instruction, prompt_format, custom_instruction="", one_prompt_per_line=False
+    ) -> io.NodeOutput:
         screen.require(clip=clip)
         preset = adapter.preset_of(clip, instruction, prompt_format, custom_instruction)
+        if one_prompt_per_line:
+            return io.NodeOutput(lines.encode_lines(clip, text, preset))
         tokens = clip.tokenize(text, sana_preset=preset)
         return io.NodeOutput(clip.encode_from_tokens_scheduled(tokens))

@@ -6,6 +6,7 @@ weight) plus one entry of ours that says which of them the transformer reads.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -183,7 +184,7 @@ class SanaTextModel(nn.Module):
     def memory_estimation_function(self, token_weight_pairs: dict, device: torch.device | None = None) -> int:
         return BYTES_PER_TOKEN * sum(len(pairs) for pairs in token_weight_pairs.get(NAME, ()))
 
-    @screen.one_sentence
+    @functools.partial(screen.one_sentence, keep=True)  # what the tokenizer has shown
     def encode_token_weights(self, token_weight_pairs: dict) -> tuple[Tensor, None]:
         """Conditioning [1, n, width] in fp32 of one prompt, without padding; nothing pooled."""
         pairs = token_weight_pairs[NAME][0]

@@ -49,6 +49,7 @@ def guard_run(
     _require_flow(guider.model_patcher)
     sigmas = _checked(sigmas, model.sprint)
     _require_own_controls(guider)
+    _require_images(guider, len(latent_image))
     bypass.mend(guider.model_patcher)
     notes = _unread(guider)
     with patches.followed(guider, latent_image, notes), _without_cfg(guider, notes):
@@ -135,6 +136,19 @@ def _require_own_controls(guider: Any) -> None:
                         "instead"
                     )
                 control = control.previous_controlnet
+
+
+def _require_images(guider: Any, images: int) -> None:
+    """Refuse a batch of prompts of which some would have no image. Raises ValueError."""
+    for conds in getattr(guider, "conds", {}).values():
+        for cond in conds:
+            text = cond.get("cross_attn")
+            if text is not None and len(text) > images:
+                have = "1 image" if images == 1 else f"{images} images"
+                raise ValueError(
+                    f"the conditioning holds {len(text)} prompts and the latent {have}; set batch_size of Empty SANA "
+                    f"Latent to {len(text)}, or write fewer lines"
+                )
 
 
 def _unread(guider: Any) -> list[str]:

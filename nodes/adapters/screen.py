@@ -73,15 +73,17 @@ def require(**inputs: Any) -> None:
         raise ValueError(f"{', '.join(missing)}: nothing came in; the node that is connected there made none, check it")
 
 
-def one_sentence(method: Callable) -> Callable:
+def one_sentence(method: Callable, *, keep: bool = False) -> Callable:
     """Of what ComfyUI calls: an error that people can mend leaves it as ValueError of one sentence, shown on the node.
 
     Such are the ValueErrors that this pack raises, and files that cannot be opened. All others, which are faults of
-    some program, pass with their lines of code, if the log can take them.
+    some program, pass with their lines of code, if the log can take them. keep: the node goes on showing what it shows,
+    as this is not where it begins.
     """
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        release()
+        if not keep:
+            release()
         try:
             return method(*args, **kwargs)
         except Exception as error:

@@ -54,6 +54,18 @@ def test_a_subgraph_paints(editor, server, file):
         assert text == "a red circle to the left of a blue square"
 
 
+def test_the_editors_wildcards_are_chosen_in_each_line(editor):
+    ui = json.loads((ROOT / "workflows" / "01_text_to_image.json").read_text(encoding="utf-8"))
+    editor.evaluate("async ui => { await app.loadGraphData(ui) }", ui)
+    values = {"text": "{a red|a red} circle\n{a|a} {blue|blue} square", "one_prompt_per_line": True}
+    editor.evaluate(
+        "values => app.graph.getNodeById(2).widgets.forEach(w => { if (w.name in values) w.value = values[w.name] })",
+        values,
+    )
+    sent = editor.evaluate("async () => (await app.graphToPrompt()).output")["2"]["inputs"]
+    assert sent["text"] == "a red circle\na blue square" and sent["one_prompt_per_line"] is True
+
+
 def test_a_saved_image_restores_its_graph(editor, server):
     """A PNG from Save Image, dropped on the canvas: every node with every value."""
     ui = json.loads((ROOT / "workflows" / "01_text_to_image.json").read_text(encoding="utf-8"))

@@ -99,6 +99,7 @@ def test_the_part_of_a_prompt_that_is_not_read_is_named(node, clip, caplog, show
         one, two = (
             tokens_of(node(id, clip=clip, text=read + "." * 6 + end)) for end in (" on a table", " in the rain")
         )
+        assert shown[-1][1].endswith('"in the rain"')  # it stays
         assert torch.equal(one, two)
         assert not torch.equal(one, tokens_of(node(id, clip=clip, text="b" + read[1:])))
     notices = [
