@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.prompt import ComfyError, api_prompt
+from sprint_core.threads import WAIT_PASSIVELY
 
 # Between two looks at a prompt: a tenth of what it has taken so far, within these bounds.
 SHORTEST_POLL_SEC, LONGEST_POLL_SEC = 0.02, 0.25
@@ -170,7 +171,7 @@ class Server(Client):
             if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                 raise ComfyError(f"port {self.port} is in use: choose another one or stop what uses it")
         own_group: dict[str, Any] = {"creationflags": 0x200} if os.name == "nt" else {"start_new_session": True}
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        environment = {**WAIT_PASSIVELY, **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, **own_group

@@ -127,7 +127,8 @@ def test_modules_only_define(name):
             node,
             ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign | ast.AugAssign | ast.FunctionDef | ast.ClassDef,
         )
-        assert main or docstring or defines, ast.unparse(node)
+        threads = name == "__init__" and "WAIT_PASSIVELY" in ast.unparse(node)  # before anything imports torch
+        assert main or docstring or defines or threads, ast.unparse(node)
 
 
 def test_modules_open_with_their_idea():
