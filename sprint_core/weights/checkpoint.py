@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import disk, messages
+from ..latent import DOWNSCALE
 from ..models import controlnet
 from ..models.layers import Unset
 from . import foreign_files, part, presets, tensorfile
@@ -31,6 +32,7 @@ log = messages.logger(__name__)
 TENSOR_KEY = "sana_sprint_config"  # our metadata's JSON as bytes, for files that a host writes
 QUANT_KEY = "_quantization_metadata"  # ComfyUI's description of quantised layers, JSON in a safetensors header
 LISTED = 10  # names in an error message
+ANY_SIDE = 32  # sample_size of a config.json that says nothing of the size: diffusers' default, and what convert writes
 # What compiling, sharding and checkpointing of activations put into names, before any part of them.
 WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -261,6 +263,9 @@ def _complete_transformer(
         log.warning("%s: assumed %s; the loader can be told", weights.path.name, weights.assumed)
     preset = presets.PRESETS.get(presets.name_of(config))
     defaults = {"flow_shift": presets.FLOW_SHIFT, "size_px": preset.size_px if preset else 1024}
+    latent_side = (description or {}).get("sample_size", ANY_SIDE)  # of diffusers' config.json
+    if isinstance(latent_side, int) and latent_side != ANY_SIDE:
+        defaults["size_px"] = latent_side * DOWNSCALE
     if config.pos_embed_scale == 2.0:
         defaults["flow_shift"] = presets.FLOW_SHIFT_4K
     scheduler = pipeline / "scheduler" / "scheduler_config.json" if pipeline else None

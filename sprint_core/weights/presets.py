@@ -36,17 +36,21 @@ P2K = (64, 1.0)
 P4K = (128, 2.0)
 # fmt: off
 _ROWS = (
-    # name                  repository                                   size  qk    guide    time pos.  px
-    ("sprint-0.6B",         "Sana_Sprint_0.6B_1024px_diffusers",         S, True,  True,     1.0, NONE, 1024),
-    ("sprint-1.6B",         "Sana_Sprint_1.6B_1024px_diffusers",         M, True,  True,     1.0, NONE, 1024),
-    ("sprint-0.6B-teacher", "Sana_Sprint_0.6B_1024px_teacher_diffusers", S, True,  False,    1.0, NONE, 1024),
-    ("sprint-1.6B-teacher", "SANA_Sprint_1.6B_1024px_teacher_diffusers", M, True,  False,    1.0, NONE, 1024),
-    ("sana-0.6B",           "Sana_600M_1024px_diffusers",                S, False, False, 1000.0, NONE, 1024),
-    ("sana-1.6B",           "Sana_1600M_1024px_diffusers",               M, False, False, 1000.0, NONE, 1024),
-    ("sana-1.6B-2K",        "Sana_1600M_2Kpx_BF16_diffusers",            M, False, False, 1000.0, P2K,  2048),
-    ("sana-1.6B-4K",        "Sana_1600M_4Kpx_BF16_diffusers",            M, False, False, 1000.0, P4K,  4096),
-    ("sana-1.5-1.6B",       "SANA1.5_1.6B_1024px_diffusers",             M, True,  False, 1000.0, NONE, 1024),
-    ("sana-1.5-4.8B",       "SANA1.5_4.8B_1024px_diffusers",             L, True,  False, 1000.0, NONE, 1024),
+    # name                      repository                                   size  qk    guide    time pos.  px
+    ("sprint-0.6B",             "Sana_Sprint_0.6B_1024px_diffusers",         S, True,  True,     1.0, NONE, 1024),
+    ("sprint-1.6B",             "Sana_Sprint_1.6B_1024px_diffusers",         M, True,  True,     1.0, NONE, 1024),
+    ("sprint-0.6B-teacher",     "Sana_Sprint_0.6B_1024px_teacher_diffusers", S, True,  False,    1.0, NONE, 1024),
+    ("sprint-1.6B-teacher",     "SANA_Sprint_1.6B_1024px_teacher_diffusers", M, True,  False,    1.0, NONE, 1024),
+    ("sana-0.6B",               "Sana_600M_1024px_diffusers",                S, False, False, 1000.0, NONE, 1024),
+    ("sana-1.6B",               "Sana_1600M_1024px_diffusers",               M, False, False, 1000.0, NONE, 1024),
+    ("sana-0.6B-512",           "Sana_600M_512px_diffusers",                 S, False, False, 1000.0, NONE,  512),
+    ("sana-1.6B-512",           "Sana_1600M_512px_diffusers",                M, False, False, 1000.0, NONE,  512),
+    ("sana-1.6B-512-multiling", "Sana_1600M_512px_MultiLing_diffusers",      M, False, False, 1000.0, NONE,  512),
+    ("sana-1.6B-multiling",     "Sana_1600M_1024px_MultiLing_diffusers",     M, False, False, 1000.0, NONE, 1024),
+    ("sana-1.6B-2K",            "Sana_1600M_2Kpx_BF16_diffusers",            M, False, False, 1000.0, P2K,  2048),
+    ("sana-1.6B-4K",            "Sana_1600M_4Kpx_BF16_diffusers",            M, False, False, 1000.0, P4K,  4096),
+    ("sana-1.5-1.6B",           "SANA1.5_1.6B_1024px_diffusers",             M, True,  False, 1000.0, NONE, 1024),
+    ("sana-1.5-4.8B",           "SANA1.5_4.8B_1024px_diffusers",             L, True,  False, 1000.0, NONE, 1024),
 )
 # fmt: on
 
@@ -67,7 +71,7 @@ PRESETS = {row[0]: _preset(*row) for row in _ROWS}
 
 
 def name_of(config: TransformerConfig) -> str:
-    """The preset a configuration belongs to, or 'custom'."""
+    """The first preset of a configuration, or 'custom'; the models of 512 px and MultiLing are built as another is."""
     return next((p.name for p in PRESETS.values() if p.transformer == config), "custom")
 
 

@@ -23,6 +23,10 @@ FULL = {
     "sprint-1.6B-teacher": (1_604_641_952, 476),
     "sana-0.6B": (591_747_872, 548),
     "sana-1.6B": (1_604_462_752, 396),
+    "sana-0.6B-512": (591_747_872, 548),
+    "sana-1.6B-512": (1_604_462_752, 396),
+    "sana-1.6B-512-multiling": (1_604_462_752, 396),
+    "sana-1.6B-multiling": (1_604_462_752, 396),
     "sana-1.6B-2K": (1_604_462_752, 396),
     "sana-1.6B-4K": (1_604_462_752, 396),
     "sana-1.5-1.6B": (1_604_641_952, 476),
@@ -206,7 +210,8 @@ def test_full_size(name):
         **PUBLISHED[name],
     }
     assert config_from_diffusers({"attention_head_dim": 32, **published}) == config
-    assert presets.name_of(config) == name
+    assert presets.name_of(config) == name.removesuffix("-multiling").removesuffix("-512")
+    assert PRESETS[name].size_px == 32 * PUBLISHED[name].get("sample_size", 32)
 
     shapes = shapes_of(model)
     if config.pos_embed_base:

@@ -14,6 +14,7 @@ import torch
 from oracles import relative_error, shapes_of
 from tiny_networks import GEMMA, NATIVE, SANA10, SANA15, SPRINT, TEACHER, native, nvlabs, save
 
+from sprint_core import convert
 from sprint_core.models.gemma import GemmaConfig
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from sprint_core.text.formats import text_preset
@@ -190,6 +191,17 @@ def test_settings_of_a_transformer(tmp_path):
             assert load(path, layouts.TRANSFORMER).settings == {"flow_shift": shift, "size_px": 1024}
     sprint = load(save_pickle(tmp_path / "s.pth", nvlabs()), layouts.TRANSFORMER)
     assert sprint.settings["size_px"] == 64  # the tiny row's
+
+
+def test_the_size_of_a_512_px_model_is_that_of_its_config_json(tmp_path):
+    """Nothing else tells it from one of 1024 px; a converted file keeps it."""
+    folder = standin.make(tmp_path / "pipeline", SANA10)
+    file = folder / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": 16}))
+    assert load(folder, layouts.TRANSFORMER).settings["size_px"] == 512
+    converted = tmp_path / "one.safetensors"
+    convert.main([str(folder), str(converted), "--part", "transformer"])
+    assert load(converted, layouts.TRANSFORMER).settings["size_px"] == 512
 
 
 def test_unpublished_sizes_need_a_configuration(tmp_path):
