@@ -20,14 +20,25 @@ from . import bypass, finite, patches, screen
 log = messages.logger(__name__)
 
 CFG_NAMES = ("cfg", "cfg1", "cfg2")  # where CFGGuider and DualCFGGuider keep their scales
-UNREAD = {  # images and tokens in a CONDITIONING that other families' networks read
+READ = {  # tensors in a CONDITIONING that ComfyUI or a SANA reads, or that every text encoder adds
+    "attention_mask",
+    "cross_attn",
+    "mask",
+    "model_conds",
+    "pooled_output",
+}
+UNREAD = {  # what else other families' networks read; all tensors beyond these two sets are unread, too
     "clip_vision_output",
-    "concat_image",
-    "concat_latent_image",
-    "cross_attn_controlnet",
+    "clip_vision_outputs",
+    "frame_rate",
+    "lyrics_strength",
     "reference_latents",
+    "reference_latents_method",
+    "seconds_start",
+    "seconds_total",
     "unclip_conditioning",
 }
+INPAINTING = {"concat_latent_image", "concat_mask"}  # of InpaintModelConditioning
 ROUNDING = 1e-4  # above 1: published angles write pi/2 as 1.5708, which makes sigma 1.0000037
 TAKE_OURS = "take TrigFlow Schedule, or Basic Scheduler for multi-step models"
 
@@ -51,7 +62,7 @@ def guard_run(
     _require_own_controls(guider)
     _require_images(guider, len(latent_image))
     bypass.mend(guider.model_patcher)
-    notes = _unread(guider)
+    notes = _unread(guider, masked=(args[0] if args else kwargs.get("denoise_mask")) is not None)
     with patches.followed(guider, latent_image, notes), _without_cfg(guider, notes):
         if model.sprint:
             _keep_cfg_1(guider.model_options, notes)
@@ -151,11 +162,32 @@ def _require_images(guider: Any, images: int) -> None:
                 )
 
 
-def _unread(guider: Any) -> list[str]:
-    """A note of what the prompts carry that a SANA does not read."""
-    conds = getattr(guider, "conds", {}).values()
-    names = UNREAD & {key for prompt in conds for cond in prompt for key in cond}
-    return [f"of this prompt, SANA does not read {', '.join(sorted(names))}; it paints without"] if names else []
+def _unread(guider: Any, masked: bool) -> list[str]:
+    """Notes of what the prompts carry that a SANA does not read. masked: whether the latent has a noise mask."""
+    conds = [cond for prompt in getattr(guider, "conds", {}).values() for cond in prompt]
+    names = {
+        key
+        for cond in conds
+        for key, value in cond.items()
+        if key in UNREAD or (key not in READ and _has_tensor(value))
+    }
+    inpainting, others = sorted(names & INPAINTING), sorted(names - INPAINTING)
+    notes = [f"of this prompt, SANA does not read {', '.join(others)}; it paints without"] if others else []
+    if inpainting:
+        effect = (
+            "the latent's noise mask is used, and only what it covers is painted"
+            if masked
+            else "and the latent has no noise mask, so that all is painted; set noise_mask, or add Set Latent Noise Mask"
+        )
+        notes.append(f"of this prompt, SANA does not read {', '.join(inpainting)}, for inpainting models; {effect}")
+    return notes
+
+
+def _has_tensor(value: Any) -> bool:
+    """Whether it is a tensor, or a list or mapping of some."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(map(_has_tensor, value)))
 
 
 # --- cfg --------------------------------------------------------------------------------------------

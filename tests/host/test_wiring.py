@@ -66,3 +66,57 @@ def test_images_in_a_prompt_that_a_sana_does_not_read_are_said(node, positive, e
         assert torch.equal(sample(positive=referring), plain) and torch.equal(sample(positive=referring), plain)
     says = "of this prompt, SANA does not read reference_latents; it paints without"
     assert [record.getMessage() for record in caplog.records] == [says]
+
+
+VIDEO = {  # as the conditioning nodes of Wan, LTX, Hunyuan, ACE-Step and Stable Audio set them
+    "audio_embed": torch.ones(1, 2, 4),
+    "camera_conditions": torch.ones(1, 2, 4),
+    "clip_vision_output": object(),
+    "context_latents": [torch.ones(1, 2)],
+    "control_video": torch.ones(1, 3, 2, 8, 8),
+    "face_video_pixels": torch.ones(1, 3, 2, 8, 8),
+    "frame_rate": 25,
+    "keyframe_idxs": torch.ones(1, 3),
+    "reference_motion": torch.ones(1, 2),
+    "seconds_total": 3.0,
+    "time_dim_concat": torch.ones(1, 2),
+    "vace_frames": [torch.ones(1, 2)],
+}
+
+
+def test_what_video_nodes_put_on_a_prompt_is_said(positive, sample, ksample, model, caplog):
+    """Each name in one line; the image is that of the prompt without them, which is quiet."""
+    import node_helpers
+
+    for run in (sample, ksample):
+        model.model.told.clear()
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            plain = run(positive=positive)
+            assert not caplog.records
+            assert torch.equal(run(positive=node_helpers.conditioning_set_values(positive, VIDEO)), plain)
+        says = f"of this prompt, SANA does not read {', '.join(sorted(VIDEO))}; it paints without"
+        assert [record.getMessage() for record in caplog.records] == [says]
+
+
+@pytest.mark.parametrize("noise_mask", [True, False])
+def test_inpaint_model_conditioning(node, vae, positive, pixels, ksample, model, caplog, noise_mask):
+    """Of its outputs the noise mask is used, and the image on the prompt is not: the warning says which."""
+    mask = torch.zeros(1, 96, 128)
+    mask[:, 32:64, 32:96] = 1
+    inputs = {"positive": positive, "negative": positive, "vae": vae, "pixels": pixels, "mask": mask}
+    inpainted, negative, latent = node("InpaintModelConditioning", **inputs, noise_mask=noise_mask)
+    model.model.told.clear()
+    with caplog.at_level("WARNING"):
+        painted = ksample(positive=inpainted, negative=negative, latent_image=latent)
+    assert torch.equal(painted, ksample(latent_image=latent))
+    kept = torch.allclose(painted[:, :, 0], latent["samples"][:, :, 0], atol=LIMIT)
+    effect = "the latent's noise mask is used, and only what it covers is painted"
+    if not noise_mask:
+        effect = (
+            "and the latent has no noise mask, so that all is painted; set noise_mask, or add Set Latent Noise Mask"
+        )
+    assert kept == noise_mask
+    names = "concat_latent_image, concat_mask"
+    says = f"of this prompt, SANA does not read {names}, for inpainting models; {effect}"
+    assert [record.getMessage() for record in caplog.records] == [says]
