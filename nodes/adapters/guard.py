@@ -177,7 +177,7 @@ def _unread(guider: Any, masked: bool) -> list[str]:
         effect = (
             "the latent's noise mask is used, and only what it covers is painted"
             if masked
-            else "and the latent has no noise mask, so that all is painted; set noise_mask, or add Set Latent Noise Mask"
+            else "and the latent has no noise mask, so that all is painted; add Set Latent Noise Mask"
         )
         notes.append(f"of this prompt, SANA does not read {', '.join(inpainting)}, for inpainting models; {effect}")
     return notes

@@ -113,9 +113,7 @@ def test_inpaint_model_conditioning(node, vae, positive, pixels, ksample, model,
     kept = torch.allclose(painted[:, :, 0], latent["samples"][:, :, 0], atol=LIMIT)
     effect = "the latent's noise mask is used, and only what it covers is painted"
     if not noise_mask:
-        effect = (
-            "and the latent has no noise mask, so that all is painted; set noise_mask, or add Set Latent Noise Mask"
-        )
+        effect = "and the latent has no noise mask, so that all is painted; add Set Latent Noise Mask"
     assert kept == noise_mask
     names = "concat_latent_image, concat_mask"
     says = f"of this prompt, SANA does not read {names}, for inpainting models; {effect}"
