@@ -187,7 +187,7 @@ EMOJI = {  # for one GPU: see docs/training.md
     "teacher":     Schedule(12000, 128, 2e-3, 300, decay=0.6, precision="bf16", optimizer="muon"),
     "distill":     Schedule( 2400, 128, 3e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.995, precision="bf16"),
 }
-EMOJI_CONTROL = Schedule(2000, 512, 5e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.99, precision="bf16")
+EMOJI_CONTROL = Schedule(2000, 128, 5e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.99, precision="bf16")
 DEMO_CONTROL = Schedule(2000, 32, 5e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.995, precision="bf16")
 # fmt: on
 # The demo's few steps need the form of sCM that counts from the first one on. Its gradients are as long for every
