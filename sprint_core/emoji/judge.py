@@ -43,8 +43,8 @@ SPOTS = (*((SMALL_PX, (row, column)) for row in range(3) for column in range(3))
 class Verdicts:
     """What is right in b images, [b] each, true where a caption says nothing of it.
 
-    names: every thing that is said is the nearest of all; top5: among the five nearest. found [b, THINGS]: the
-    concept nearest at each place; ranks [b, THINGS]: of the concept that is said, from 1; -1 where there is no thing.
+    names: every required thing is the nearest of all; top5: among the five nearest. nearest [b, THINGS]: the
+    concept nearest at each place; ranks [b, THINGS]: of the required concept, from 1; -1 where there is none.
     """
 
     names: Tensor
@@ -54,7 +54,7 @@ class Verdicts:
     place: Tensor
     order: Tensor
     number: Tensor
-    found: Tensor
+    nearest: Tensor
     ranks: Tensor
 
     @property
@@ -198,12 +198,12 @@ def _judge(pixels: Tensor, requirements: Sequence[Requirement], bank: _Bank) -> 
     rest = pixels - ground.field[..., None]
     crops, rows = _crops(rest), _rows(ground.field)
     things = [(i, spot) for i, r in enumerate(requirements) for spot in _spots_of(r)]
-    said = torch.tensor([c for r in requirements for c in r.concepts * r.count], device=device)
+    required = torch.tensor([c for r in requirements for c in r.concepts * r.count], device=device)
     image, spot = torch.tensor(things, device=device).T
     gains = bank.gains(crops[image, spot], rows[image, spot]).unflatten(1, bank.shape)  # [m, s, c]
     by_concept = gains.amax(1)
-    ranks = 1 + (by_concept > by_concept.gather(1, said[:, None])).sum(1)
-    found = by_concept.argmax(1)
+    ranks = 1 + (by_concept > by_concept.gather(1, required[:, None])).sum(1)
+    nearest = by_concept.argmax(1)
     best = gains.flatten(1).argmax(1)
     energy = bank.energies(rows[image, spot]).gather(1, best[:, None])[:, 0]
     taken = by_concept.amax(1) > TAKEN * energy
@@ -216,11 +216,11 @@ def _judge(pixels: Tensor, requirements: Sequence[Requirement], bank: _Bank) -> 
         names=every(ranks == 1),
         top5=every(ranks <= TOP),
         ground=_ground_is_right(ground, requirements),
-        style=_style_is_right(gains, said, found, image, requirements),
-        place=_place_is_right(crops, rows, said, found, things, requirements, bank),
+        style=_style_is_right(gains, required, nearest, image, requirements),
+        place=_place_is_right(crops, rows, required, nearest, things, requirements, bank),
         order=_order_is_right(crops, rows, requirements, bank),
         number=every(taken) & ~_is_elsewhere(rest, requirements),
-        found=_in_rows(found, image, requirements),
+        nearest=_in_rows(nearest, image, requirements),
         ranks=_in_rows(ranks, image, requirements),
     )
 
@@ -235,19 +235,19 @@ def _in_rows(of_things: Tensor, image: Tensor, requirements: Sequence[Requiremen
 
 def _ground_is_right(ground: _Ground, requirements: Sequence[Requirement]) -> Tensor:
     numbers = {name: number for number, name in enumerate(GROUNDS)}
-    said = torch.tensor([-1 if r.ground is None else numbers[r.ground] for r in requirements])
-    said = said.to(ground.nearest.device)
-    return ground.is_known & ((said < 0) | (said == ground.nearest))
+    required = torch.tensor([-1 if r.ground is None else numbers[r.ground] for r in requirements])
+    required = required.to(ground.nearest.device)
+    return ground.is_known & ((required < 0) | (required == ground.nearest))
 
 
 def _style_is_right(
-    gains: Tensor, said: Tensor, found: Tensor, image: Tensor, requirements: Sequence[Requirement]
+    gains: Tensor, required: Tensor, nearest: Tensor, image: Tensor, requirements: Sequence[Requirement]
 ) -> Tensor:
-    """By the sum over an image's things, each as what it is said to be or as what it is found to be."""
-    at = torch.arange(len(said), device=said.device)
-    by_style = torch.maximum(gains[at, :, said], gains[at, :, found])
+    """By the sum over an image's things, each as what is required or as what is nearest."""
+    at = torch.arange(len(required), device=required.device)
+    by_style = torch.maximum(gains[at, :, required], gains[at, :, nearest])
     total = by_style.new_zeros(len(requirements), by_style.shape[1]).index_add(0, image, by_style)
-    style = torch.tensor([-1 if r.style is None else r.style for r in requirements], device=said.device)
+    style = torch.tensor([-1 if r.style is None else r.style for r in requirements], device=required.device)
     return (style < 0) | (style == total.argmax(1))
 
 
@@ -266,8 +266,8 @@ def _gains_of(crops: Tensor, rows: Tensor, concepts: Tensor, bank: _Bank) -> Ten
 def _place_is_right(
     crops: Tensor,
     rows: Tensor,
-    said: Tensor,
-    found: Tensor,
+    required: Tensor,
+    nearest: Tensor,
     things: Sequence[tuple[int, int]],
     requirements: Sequence[Requirement],
     bank: _Bank,
@@ -277,7 +277,7 @@ def _place_is_right(
     single = [n for n, (i, _) in enumerate(things) if requirements[i].kind == "one"]
     if single:
         image, spot = torch.tensor([things[n] for n in single], device=crops.device).T
-        pair = torch.stack([said[single], found[single]], 1)
+        pair = torch.stack([required[single], nearest[single]], 1)
         gains = _gains_of(crops[image], rows[image], pair, bank).amax(2)
         right[image] = gains.argmax(1) == spot
     return right
@@ -292,13 +292,13 @@ def _order_is_right(crops: Tensor, rows: Tensor, requirements: Sequence[Requirem
         gains = _gains_of(crops[pairs], rows[pairs], concepts, bank)
         ways = [_spots_of(Requirement((0, 1), relation=relation)) for relation in RELATIONS]
         total = torch.stack([gains[:, first, 0] + gains[:, second, 1] for first, second in ways], 1)
-        said = [list(RELATIONS).index(requirements[i].relation) for i in pairs]  # type: ignore[arg-type]
-        right[pairs] = total.argmax(1) == torch.tensor(said, device=crops.device)
+        required = [list(RELATIONS).index(requirements[i].relation) for i in pairs]  # type: ignore[arg-type]
+        right[pairs] = total.argmax(1) == torch.tensor(required, device=crops.device)
     return right
 
 
 def _is_elsewhere(rest: Tensor, requirements: Sequence[Requirement]) -> Tensor:
-    """Whether there is something outside of the boxes where things are said to stand: [b]."""
+    """Whether there is something outside of the boxes where things are to stand: [b]."""
     covered = torch.stack([_covered(tuple(_spots_of(r))) for r in requirements]).to(rest.device)
     murk = (rest.square().sum(1).sqrt() > MURK_REACH) & ~covered
     return murk.sum((1, 2)) > MURK_AREA

@@ -42,7 +42,7 @@ class Guard:
     def load(self, state: Mapping[str, float]) -> None:
         self.step, self.error = int(state["step"]), float(state[ERROR])
 
-    def see(self, step: int, error: float, average: nn.Module, last: bool = False) -> None:
+    def record(self, step: int, error: float, average: nn.Module, last: bool = False) -> None:
         """Keep the average if its error is the lowest. Raises TrainingFailed if it is too much, or no number.
 
         last: of a training that has ended anyway, which is warned of.

@@ -171,7 +171,7 @@ class Trainer(Generic[Averaged]):
             record.metrics(self.step, self.skipped, metrics | checks)
             self.guard.check_left_out(self.step, max(map(int, self._in_a_row.values())))
         if checked:
-            self.guard.see(self.step, checked[ERROR], self.average, last=self.step == self.schedule.steps)
+            self.guard.record(self.step, checked[ERROR], self.average, last=self.step == self.schedule.steps)
 
     def _fresh_optimizers(self) -> dict[str, Any]:
         phases = self.stage.modules.items()

@@ -55,7 +55,7 @@ def test_true_scenes_are_right(held_out):
     verdicts = judge.judge(images, requirements)
     assert verdicts.right.all() and (verdicts.ranks.amax(1) == 1).all()
     said = [(*r.concepts * r.count, -1, -1, -1, -1)[: scenes.THINGS] for r in requirements]
-    assert verdicts.found.tolist() == [list(row) for row in said]
+    assert verdicts.nearest.tolist() == [list(row) for row in said]
 
 
 def test_blur_and_shift_do_no_harm(held_out):
@@ -139,7 +139,7 @@ def test_chunks_do_not_matter(held_out, monkeypatch):
     whole = judge.judge(images[:10], requirements[:10])
     monkeypatch.setattr(judge, "CHUNK", 3)
     parts = judge.judge(images[:10], requirements[:10])
-    assert all(torch.equal(getattr(whole, name), getattr(parts, name)) for name in ("found", "ranks", *REASONS))
+    assert all(torch.equal(getattr(whole, name), getattr(parts, name)) for name in ("nearest", "ranks", *REASONS))
 
 
 def test_bad_images_are_told():

@@ -38,7 +38,7 @@ def seen(folder, errors, stop_factor=2.0) -> Guard:
     for step, error in enumerate(errors):
         average = torch.nn.Linear(1, 1, bias=False)
         average.weight.data.fill_(step)
-        guard.see(step, error, average)
+        guard.record(step, error, average)
     return guard
 
 
@@ -71,7 +71,7 @@ def test_small_errors_may_double_and_the_guard_may_be_told_to_stay(tmp_path):
 
 def test_what_has_ended_is_warned_of(tmp_path, caplog):
     guard = seen(tmp_path, [0.9, 0.3])
-    guard.see(2, 0.7, torch.nn.Linear(1, 1), last=True)
+    guard.record(2, 0.7, torch.nn.Linear(1, 1), last=True)
     assert "the error is 0.7 after step 2; it was 0.3 at step 1" in caplog.text and guard.step == 1
     errors = [0.9, *[0.3] * 7, 0.8]
     assert Trainer(Checked(errors), CHECKED, tmp_path).train() is not None
