@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..sprint_core import messages
-from .adapters import screen, threads
+from .adapters import migration, screen, threads
 from .control import ControlNetApply, SoftEdges
 from .latent import EmptyLatent
 from .loaders import LoadControlNet, LoadLoRA, LoadModel, LoadSprint, LoadTextEncoder, LoadVAE
@@ -33,6 +33,7 @@ class SanaSprintExtension(ComfyExtension):
     async def on_load(self) -> None:
         messages.PLACES.prefixes = screen.places
         threads.advise()
+        await migration.offer()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
