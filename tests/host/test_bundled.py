@@ -55,7 +55,7 @@ def test_the_nodes_paint_what_the_core_paints(paint, pipeline, steps):
 
 
 def test_images_show_what_prompts_say(paint):
-    """Held-out prompts, judged from pixels; the README has the exact shares, of many more."""
+    """Held-out prompts, judged from pixels; docs/benchmarks.md has the exact shares, of many more."""
     prompts = [prompt for name in captions.CATEGORIES for prompt in examples.prompts(name, 5, seed=7)]
     right = [judge.judge(paint(p.text, seed=i, steps=2)[0].numpy(), p.requirement) for i, p in enumerate(prompts)]
     assert sum(right) >= 0.5 * len(prompts)
