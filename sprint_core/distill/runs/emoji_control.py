@@ -1,7 +1,5 @@
 """Training the ControlNet of the emoji world, on things that stand anywhere: only the drawing says where."""
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,43 +12,33 @@ from ..dataset import emoji_scenes
 from ..dataset import scenes as scene_dataset
 from ..dataset.emoji_text import tokenizer
 from ..dataset.resident import ResidentLatents
-from ..engine.processes import SINGLE_PROCESS, ProcessGroup
-from ..recipes import Recipe
-from .control import POOL, ControlRun, ControlSources
+from .control import ControlRun
 from .emoji import BATCH, encode, tokenized
 
 WOBBLE_PX = 2.5
 
 
 class EmojiControlRun(ControlRun):
-    """A run on the art of `sources.sprites`. Raises ValueError, CheckpointError or OSError."""
+    """A run on the art of `sources.sprites`."""
 
-    def __init__(
-        self,
-        out: Path,
-        recipe: Recipe,
-        sources: ControlSources,
-        pool: int = POOL,
-        processes: ProcessGroup = SINGLE_PROCESS,
-    ):
-        assert sources.sprites is not None
-        self.art = art.load(sources.sprites).to(processes.device)
-        super().__init__(out, recipe, sources, pool, processes)
-        if find_tokenizer(self.text_encoder).data != tokenizer().data:
-            raise CheckpointError(
-                f"{sources.text_encoder}: has other words than scenes of emoji; give their text encoder"
-            )
-
-    @torch.inference_mode()
     def encode_dataset(self) -> ResidentLatents:
-        """Scaled latents of scenes, of their control images, and their captions."""
+        """Scaled latents of scenes, of their control images, and their captions.
+
+        Raises CheckpointError for a text encoder of another world, OSError and ValueError as art.load does.
+        """
+        if find_tokenizer(self.text_encoder).data != tokenizer().data:
+            encoder = self.sources.text_encoder
+            raise CheckpointError(f"{encoder}: has other words than scenes of emoji; give their text encoder")
+        assert self.sources.sprites is not None
+        drawings = art.load(self.sources.sprites).to(self.device)
         autoencoder = self.load_autoencoder(self.sources.autoencoder)
         drawn = emoji_scenes.draw_free(self.pool)
         latents, hints = [], []
         for number, packed in enumerate(tqdm(drawn.packed.split(BATCH), desc="latents and hints", leave=False)):
-            images = scenes.paint(packed, self.art)
-            latents.append(encode(autoencoder, images))
-            hints.append(encode(autoencoder, control_images(images, number)))
+            with torch.inference_mode():
+                images = scenes.paint(packed, drawings)
+                latents.append(encode(autoencoder, images))
+                hints.append(encode(autoencoder, control_images(images, number)))
         return ResidentLatents(torch.cat(latents), tokenized(drawn), drawn.fingerprint, torch.cat(hints), self.device)
 
 
