@@ -45,19 +45,28 @@ def load(path: Path) -> Art:
     """Read sprites.zip. Raises OSError, ValueError for one that is damaged or of other concepts."""
     try:
         with zipfile.ZipFile(path) as file:
-            if json.loads(file.read("concepts.json")) != [concept.label for concept in concepts()]:
-                raise ValueError(f"{path} holds sprites of other concepts; prepare it anew")
+            labels = json.loads(file.read("concepts.json"))
             names = [name for name in file.namelist() if name.endswith(".webp")]
             contents = [file.read(name) for name in names]
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path}: not sprites.zip, or damaged ({error}); prepare it anew") from None
+    except OSError:
+        raise
+    except Exception as error:  # on damaged input zlib and the module itself raise anything
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path}: not sprites.zip, or damaged ({why}); prepare it anew") from None
+    if labels != [concept.label for concept in concepts()]:
+        raise ValueError(f"{path} holds sprites of other concepts; prepare it anew")
     sprites = torch.zeros(len(STYLES), len(concepts()), 4, SPRITE_PX, SPRITE_PX, dtype=torch.uint8)
     has = torch.zeros(len(STYLES), len(concepts()), dtype=torch.bool)
 
     def read(name: str, content: bytes) -> None:
-        style, number = name.removesuffix(".webp").split("/")
-        at = STYLES.index(style), int(number)
-        sprites[at] = torch.from_numpy(np.array(Image.open(io.BytesIO(content)).convert("RGBA"))).movedim(-1, 0)
+        try:
+            style, number = name.removesuffix(".webp").split("/")
+            at = STYLES.index(style), range(len(concepts())).index(int(number))
+            sprites[at] = torch.from_numpy(np.array(Image.open(io.BytesIO(content)).convert("RGBA"))).movedim(-1, 0)
+        except Exception:  # on damaged input Pillow's decoders raise anything
+            raise ValueError(
+                f"{path}: its {name} is no drawing of {SPRITE_PX} pixels of a known concept; prepare it anew"
+            ) from None
         has[at] = True
 
     with ThreadPoolExecutor() as pool:

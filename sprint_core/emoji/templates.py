@@ -61,10 +61,19 @@ def contents(art: Art) -> tuple[dict[str, Tensor], dict[str, str]]:
 @functools.cache
 def load(path: Path = FILE) -> Templates:
     """Read them. Raises OSError, ValueError for a damaged file or one of another world."""
+    if not path.is_file():
+        raise OSError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get(_WORLD) != world():
                 raise ValueError(f"{path} holds thumbnails of other concepts; make it anew")
-            return Templates(file.get_tensor(_NAME).float() / 255.0, file.get_tensor(_HAS))
+            thumbnails, has = file.get_tensor(_NAME), file.get_tensor(_HAS)
+        expected = len(STYLES), len(concepts())
+        if has.shape != expected or thumbnails.shape != (*expected, 4, CELLS, CELLS):
+            raise ValueError(
+                f"{path}: thumbnails of shape {list(thumbnails.shape)}, known by {list(has.shape)}, where "
+                f"{[*expected, 4, CELLS, CELLS]} and {list(expected)} are needed; make it anew"
+            )
+        return Templates(thumbnails.float() / 255.0, has)
     except SafetensorError as error:
         raise ValueError(f"{path}: truncated or not a safetensors file ({error}); make it anew") from None

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..weights import tensorfile
+from ..weights.finite import first_and_count, not_finite
 from ..weights.tensorfile import CheckpointError
 
 FILE = Path(__file__).parents[1] / "demo" / "features.safetensors"
@@ -59,8 +60,13 @@ def bundled(path: Path = FILE, world: str = "shapes") -> Extractor:
     if (own := file.metadata.get(WORLD, "shapes")) != world:
         raise CheckpointError(f"{path}: features of the world of {own}, not of {world}; train them anew")
     tensors = {name: tensor.float() for name, tensor in file.tensors.items()}
-    model = FeatureNetwork(len(tensors["out.bias"]))
-    model.load_state_dict(tensors)
+    if broken := not_finite(tensors):
+        raise CheckpointError(f"{path}: its tensor {first_and_count(broken)} holds NaN or infinity; train it anew")
+    try:
+        model = FeatureNetwork(len(tensors["out.bias"]))
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError):
+        raise CheckpointError(f"{path}: its tensors are not those of a feature network; train it anew") from None
     return model.eval().requires_grad_(False).features
 
 

@@ -4,6 +4,7 @@ demo/records.json holds the teacher's share and the moments of true images' feat
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,9 +42,21 @@ def load(path: Path = FILE) -> Records | None:
     if not path.is_file():
         return None
     try:
-        return Records(**disk.read_json(path))
-    except (ValueError, TypeError) as error:
+        records = Records(**disk.read_json(path))
+        _check(records)
+        return records
+    except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path}: not records of an evaluation ({error}); write them anew with --record") from None
+
+
+def _check(records: Records) -> None:
+    """Raises ValueError, TypeError or RuntimeError for what is not as `of` makes it."""
+    mean, covariance = records.moments
+    if mean.ndim != 1 or covariance.numel() != len(mean) ** 2 or (len(mean) and covariance.ndim != 2):
+        raise ValueError(f"a mean of shape {list(mean.shape)} and a covariance of {list(covariance.shape)}")
+    share = 0.0 if records.teacher20 is None else records.teacher20
+    if not (math.isfinite(share) and mean.isfinite().all() and covariance.isfinite().all()):
+        raise ValueError("NaN or infinity among its numbers")
 
 
 def save(records: Records, path: Path = FILE) -> None:

@@ -80,5 +80,10 @@ class Guard:
         if not self.file.is_file():
             raise ValueError(f"{self.file}: no average has been kept there; leave out --resume-best")
         file = tensorfile.read(self.file)
-        self.load({"step": int(file.metadata["step"]), ERROR: float(file.metadata[ERROR])})
+        try:
+            self.load({"step": int(file.metadata["step"]), ERROR: float(file.metadata[ERROR])})
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"{self.file}: its header does not say which step it is of; leave out --resume-best"
+            ) from None
         return {name: tensor.to(device, copy=True) for name, tensor in file.tensors.items()}

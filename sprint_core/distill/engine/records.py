@@ -72,11 +72,11 @@ class Record(contextlib.AbstractContextManager):
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             return
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(keepends=True)
+        kept = [line for line in lines if (at := _step_of(line)) is not None and at <= step]
         if len(kept) < len(lines):
             with disk.replacing(path) as temporary:
-                temporary.write_text("".join(kept), encoding="utf-8")
+                temporary.write_text("".join(kept), encoding="utf-8", errors="surrogateescape")
 
     def samples(self, step: int, images: Tensor) -> None:
         """images: [b, h, w, 3] in [0, 1], as one grid."""
@@ -84,6 +84,15 @@ class Record(contextlib.AbstractContextManager):
         image_files.write(Image.fromarray(sheet.numpy()), self.folder / "samples" / f"{step:06d}.png")
         if self.board:
             self.board.add_image("samples", sheet, step, dataformats="HWC")
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a line of numbers; None for half a line, or another's."""
+    try:
+        step = json.loads(line)["step"] if line.endswith("}\n") else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def tile(images: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ after any interruption continues as if there had been none, bit for bit on the C
 
 import copy
 import functools
-import pickle
 import shutil
 import time
 from pathlib import Path
@@ -215,14 +214,26 @@ class Trainer(Generic[Averaged]):
         """others: also the state of a run whose schedule and objective are others."""
         try:
             state = torch.load(self.state_file, weights_only=True, map_location=self.processes.device)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            advice = f"delete {self.folder} to train this stage anew"
-            raise ValueError(f"{self.state_file} is damaged ({str(error).splitlines()[0]}); {advice}") from None
+            known = {**state["run"]}
+        except Exception as error:  # on damaged input the unpickler raises anything, IndexError included
+            if isinstance(error, OSError) and error.filename is not None:  # the system's: it may be whole
+                raise
+            raise self._damaged(error) from None
         ignored = {"schedule", *Objective.__dataclass_fields__} if others else set()
-        if any(state["run"].get(k) != self.run.get(k) for k in (state["run"].keys() | self.run.keys()) - ignored):
+        if any(known.get(k) != self.run.get(k) for k in (known.keys() | self.run.keys()) - ignored):
             raise ValueError(
-                f"{self.folder} holds another run ({state['run']}, not {self.run}); choose another --out, or delete it"
+                f"{self.folder} holds another run ({known}, not {self.run}); choose another --out, or delete it"
             )
+        try:
+            self._take(state, others)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> ValueError:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        return ValueError(f"{self.state_file} is damaged ({why}); delete {self.folder} to train this stage anew")
+
+    def _take(self, state: dict[str, Any], others: bool) -> None:
         self.step = state["step"]
         self._skipped.fill_(state["skipped"])
         self.guard.load(state.get("guard", self.guard.state))

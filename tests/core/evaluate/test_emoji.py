@@ -140,10 +140,36 @@ def test_features_of_another_world_are_refused(tmp_path):
 def test_damaged_records_are_told(tmp_path):
     path = tmp_path / "records.json"
     assert records.load(path) is None
-    for text in ("{", '{"teacher20": 1}', "[1]"):
+    whole = {"teacher20": 0.9, "features": "ab", "mean": [0.0, 0.0], "covariance": [[1.0, 0.0], [0.0, 1.0]]}
+    path.write_text(json.dumps(whole))
+    assert records.load(path) == records.Records(**whole)
+    changes = [{"mean": "x"}, {"mean": None}, {"mean": [0.0]}, {"covariance": [[1.0, 0.0], [0.0]]}, {"teacher20": "a"}]
+    changes += [{"covariance": [[1.0, float("nan")], [0.0, 1.0]]}]
+    for text in ("{", '{"teacher20": 1}', "[1]", *(json.dumps(whole | change) for change in changes)):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"records\.json: not records of an evaluation"):
             records.load(path)
+
+
+FEATURES = {
+    "without": lambda tensors: tensors.pop("convs.0.bias"),
+    "empty": lambda tensors: tensors.clear(),
+    "more": lambda tensors: tensors.update(more=torch.zeros(1)),
+    "scalar": lambda tensors: tensors.update({"out.bias": torch.zeros(())}),
+    "shape": lambda tensors: tensors.update({"hidden.bias": torch.zeros(7)}),
+    "NaN": lambda tensors: tensors["hidden.bias"].fill_(torch.nan),
+}
+
+
+@pytest.mark.parametrize("damage", FEATURES)
+def test_a_damaged_feature_network_is_told(tmp_path, damage):
+    path, tensors = tmp_path / "features.safetensors", frechet.FeatureNetwork(3).state_dict()
+    FEATURES[damage](tensors)
+    tensorfile.write(path, tensors, {})
+    says = "its tensor hidden.bias holds NaN" if damage == "NaN" else "its tensors are not those of a feature network"
+    with pytest.raises(CheckpointError, match=rf"features\.safetensors: {says}.*; train it anew") as error:
+        frechet.bundled(path)
+    assert "\n" not in str(error.value)
 
 
 def test_a_model_is_told_by_its_words(pipeline):

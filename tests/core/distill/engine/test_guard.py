@@ -112,6 +112,10 @@ def test_only_what_may_differ_may_differ(tmp_path):
         Trainer(other, CHECKED, tmp_path, resume_best=True)
     with pytest.raises(ValueError, match="no average has been kept there; leave out --resume-best"):
         Trainer(Checked(ERRORS), CHECKED, tmp_path / "empty", resume_best=True)
+    best = next(tmp_path.rglob("best.safetensors"))
+    tensorfile.write(best, tensorfile.read(best).tensors, {"step": "some"})
+    with pytest.raises(ValueError, match=r"best\.safetensors: its header does not say which step it is of"):
+        Trainer(Checked(ERRORS), CHECKED, tmp_path, resume_best=True)
 
 
 def test_no_finite_gradient_for_long_ends_the_training(tmp_path):

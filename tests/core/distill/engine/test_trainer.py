@@ -51,6 +51,38 @@ def test_damaged_state_is_named(tmp_path):
         Trainer(Toy(), SCHEDULE, tmp_path)
 
 
+STATES = {
+    "nothing": lambda state: None,
+    "a list": lambda state: [1, 2],
+    "no run": lambda state: {k: v for k, v in state.items() if k != "run"},
+    "no step": lambda state: {k: v for k, v in state.items() if k != "step"},
+    "no weights": lambda state: state | {"modules": {}},
+    "other weights": lambda state: state | {"average": {"x": torch.zeros(3)}},
+    "no moments": lambda state: state | {"optimizers": dict.fromkeys(state["optimizers"], 5)},
+}
+
+
+@pytest.mark.parametrize("damage", STATES)
+def test_a_state_that_is_none_is_named(tmp_path, damage):
+    """A file that PyTorch reads, with something else in it."""
+    first = Trainer(Toy(), SCHEDULE, tmp_path)
+    first.train(until=1)
+    torch.save(STATES[damage](torch.load(first.state_file, weights_only=True)), first.state_file)
+    with pytest.raises(ValueError, match=r"state.pt is damaged .* delete") as error:
+        Trainer(Toy(), SCHEDULE, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_numbers_of_a_training_are_left_out(tmp_path):
+    """Half a line of an interruption, and what is no line of a training at all, in any bytes."""
+    record = Trainer(Toy(), SCHEDULE, tmp_path).folder
+    good, late = b'{"step": 1, "a": 2}\n', b'{"step": 9}\n'
+    lines = (good, b"[5]}\n", b"\xff}\n", b'{"steps": 1}\n', b'{"step": "1"}\n', late, b'{"step": 1')
+    (record / "metrics.jsonl").write_bytes(b"".join(lines))
+    with Record(record, SCHEDULE, 4, writes=True):
+        assert (record / "metrics.jsonl").read_bytes() == good
+
+
 def test_folder_of_another_run_is_refused(tmp_path):
     Trainer(Toy(), SCHEDULE, tmp_path).train(until=1)
     with pytest.raises(ValueError, match="another run"):
