@@ -69,14 +69,15 @@ def prompts(text: str, seed: int, size_px: int) -> dict[str, dict]:
     def node(kind: str, **inputs) -> dict:
         return {"class_type": kind, "inputs": inputs}
 
+    size = {"size": "custom", "size.width": size_px, "size.height": size_px}
     load = {"1": node("SanaSprintLoader", model=MODEL_FOLDER, dtype="bf16")}
     networks = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2]}
     ordinary = {
         "2": node("CLIPTextEncode", clip=["1", 1], text=text),
-        "3": node("SanaSprintEmptyLatent", size="custom", width=size_px, height=size_px, batch_size=1),
+        "3": node("SanaSprintEmptyLatent", batch_size=1, **size),
         "4": node(
             "SanaSprintSampler", model=["1", 0], positive=["2", 0], latent_image=["3", 0], seed=seed, guidance=4.5,
-            steps=1, schedule="paper", denoise=1.0, angles="",
+            steps=1, schedule="auto", denoise=1.0,
         ),
         "5": node("VAEDecode", vae=["1", 2], samples=["4", 0]),
         "6": node("BenchDrop", image=["5", 0]),

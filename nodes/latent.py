@@ -6,23 +6,39 @@ from comfy_api.latest import io
 
 from ..sprint_core.images import sizes
 from ..sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
+from .adapters import choices, screen
 from .adapters import model as adapter
-from .adapters import screen
 
 CUSTOM = "custom"
+SIDE_PX = 1024  # of a custom size at first
 
 
 def label(width: int, height: int) -> str:
     return f"{width} x {height}"
 
 
-SIZES = {label(*size): size for size in sizes.BINS}
+# The choices, of which the first is the default: {'16:9, 1344 x 768': (1344, 768)}.
+SIZES = {f"{sizes.ratio(*size)}, {label(*size)}": size for size in ((SIDE_PX, SIDE_PX), *sizes.BINS)}
+FIRST, *OTHERS = SIZES
+OLDER = {label(*size): size for size in sizes.BINS}  # as version 0.1.0 wrote them
+
+
+def size_of(size: dict | str, others: dict) -> tuple[bool, tuple[int, int]]:
+    """(whether custom, (width, height)) of these inputs; others: the further ones of the node. Raises ValueError."""
+    choice, own = choices.chosen("size", size, {CUSTOM, *SIZES, *OLDER}, others)
+    if choice == CUSTOM:
+        return True, (int(own.get("width", SIDE_PX)), int(own.get("height", SIDE_PX)))
+    return False, (SIZES | OLDER)[choice]
 
 
 class EmptyLatent(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        side = {"min": sizes.MIN_PX, "max": sizes.MAX_PX, "step": DOWNSCALE}
+        side = {"default": SIDE_PX, "min": sizes.MIN_PX, "max": sizes.MAX_PX, "step": DOWNSCALE, "optional": True}
+        sides = [
+            io.Int.Input(name, **side, tooltip="In pixels; rounded to a multiple of 32.")
+            for name in ("width", "height")
+        ]
         return io.Schema(
             node_id="SanaSprintEmptyLatent",
             display_name="Empty SANA Latent",
@@ -30,15 +46,13 @@ class EmptyLatent(io.ComfyNode):
             description="The start of text-to-image. Offers the sizes SANA was trained on.",
             search_aliases=["empty latent", "sana size", "aspect ratio", "resolution"],
             inputs=[
-                io.Combo.Input(
+                io.DynamicCombo.Input(
                     "size",
-                    options=[CUSTOM, *SIZES],
-                    default=label(1024, 1024),
-                    tooltip="Width x height of the aspect ratios SANA was trained on, or custom for the two numbers "
-                    "below.",
+                    options=[io.DynamicCombo.Option(FIRST, []), io.DynamicCombo.Option(CUSTOM, sides)]
+                    + [io.DynamicCombo.Option(name, []) for name in OTHERS],
+                    tooltip="Aspect ratio, width x height: the sizes SANA was trained on; or custom, for your own. A "
+                    "model that comes in scales the listed ones to its size. The node says what it made.",
                 ),
-                io.Int.Input("width", default=1024, **side, tooltip="Used when size is custom; a multiple of 32."),
-                io.Int.Input("height", default=1024, **side, tooltip="Used when size is custom; a multiple of 32."),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="Images in one go."),
                 io.Model.Input(
                     "model",
@@ -48,17 +62,26 @@ class EmptyLatent(io.ComfyNode):
             ],
             outputs=[io.Latent.Output(tooltip="For the latent input of any sampler.")],
             hidden=[io.Hidden.unique_id],
+            accept_all_inputs=True,
         )
 
     @classmethod
+    def validate_inputs(cls, size=None):
+        return screen.fault_of(size_of, size, {})
+
+    @classmethod
     @screen.one_sentence
-    def execute(cls, size, width, height, batch_size, model=None) -> io.NodeOutput:
-        requested = (width, height) if size == CUSTOM else SIZES[size]
-        if model is not None and size != CUSTOM:
-            requested = sizes.scaled(*requested, adapter.native_size_px(model))
-        width, height = sizes.round_size(*requested)
-        if (width, height) != requested:
+    def execute(cls, batch_size, size=FIRST, model=None, **others) -> io.NodeOutput:
+        custom, requested = size_of(size, others)
+        scaled = model is not None and not custom
+        width, height = (
+            sizes.scaled(*requested, adapter.native_size_px(model)) if scaled else sizes.round_size(*requested)
+        )
+        if custom and (width, height) != requested:
             screen.warn(cls.hidden.unique_id, f"{label(*requested)} rounded to {label(width, height)}")
+        else:
+            fitted = ", the model's own size" if (width, height) != requested else ""
+            screen.say(cls.hidden.unique_id, f"{label(width, height)} pixels{fitted}")
         shape = (batch_size, LATENT_CHANNELS, height // DOWNSCALE, width // DOWNSCALE)
         samples = torch.zeros(shape, device=mm.intermediate_device())
         return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": DOWNSCALE})

@@ -20,7 +20,7 @@ CONTROL_FOLDERS = ("controlnet",)
 
 
 def dtype_input(*names: str) -> io.Combo.Input:
-    return io.Combo.Input("dtype", options=["auto", *names], default="auto", tooltip=DTYPE_TIP)
+    return io.Combo.Input("dtype", options=["auto", *names], default="auto", advanced=True, tooltip=DTYPE_TIP)
 
 
 def average_input() -> io.Boolean.Input:
@@ -95,6 +95,7 @@ class LoadModel(io.ComfyNode):
                     "time_scale",
                     options=list(options.TIME_SCALES),
                     default="auto",
+                    advanced=True,
                     tooltip="How the model was taught time. Only a single file of SANA 1.5 (0..1000) and of the Sprint "
                     "1.6B teacher (0..1) cannot be told apart: auto assumes 0..1000 there and says so in the log.",
                 ),
@@ -218,6 +219,7 @@ class LoadControlNet(io.ComfyNode):
                     "time_scale",
                     options=list(options.TIME_SCALES),
                     default="auto",
+                    advanced=True,
                     tooltip="How it was taught time. auto: 0..1000 for those of SANA 1.0, the published ones, "
                     "and 0..1 for those of a Sprint.",
                 ),
@@ -225,6 +227,7 @@ class LoadControlNet(io.ComfyNode):
                     "wiring",
                     options=list(options.WIRINGS),
                     default="auto",
+                    advanced=True,
                     tooltip="authors: from the output of the trunk's first block, as it was trained; their .pth has "
                     "what that takes. diffusers: from its own embedding, one block later. auto: authors where it can.",
                 ),

@@ -5,16 +5,23 @@ from comfy_api.latest import io
 
 from ..sprint_core import trigflow
 from ..sprint_core.weights import presets
+from .adapters import choices, screen
 from .adapters import sampling as adapter
-from .adapters import screen
 
 CATEGORY = "SANA-Sprint/sampling"
-SCHEDULES = ("paper", "app", "custom")
+SCHEDULES = ("auto", "paper", "app", "custom")
+RULES = {"paper": "by the paper", "app": "by the authors' app", "custom": "as entered"}
 MAX_SEED = 2**64 - 1
 
 
 def schedule_inputs() -> list:
     """The inputs that TrigFlow Schedule and SANA-Sprint Sampler share."""
+    angles = io.String.Input(
+        "angles",
+        default="1.5708, 1.3",
+        optional=True,
+        tooltip="TrigFlow angles, falling, in (0, pi/2]; pi/2 = 1.5708 is pure noise. As many steps as angles.",
+    )
     return [
         io.Int.Input(
             "steps",
@@ -22,14 +29,14 @@ def schedule_inputs() -> list:
             min=1,
             max=trigflow.APP_MAX_STEPS,
             tooltip="1 to 4: what SANA-Sprint was trained for. One network serves them all; 2 is its best value for "
-            "money. More than 4 needs the schedule 'app' and does not improve the image.",
+            "money. More than 4 do not improve the image. With the schedule custom there are as many as angles.",
         ),
-        io.Combo.Input(
+        io.DynamicCombo.Input(
             "schedule",
-            options=list(SCHEDULES),
-            default="paper",
-            tooltip="paper: the angles found best in the paper (1 to 4 steps; 3 is ours). app: the authors' demo, "
-            "evenly spaced but for 2 steps. custom: the angles below.",
+            options=[io.DynamicCombo.Option(name, [angles] if name == "custom" else []) for name in SCHEDULES],
+            tooltip="auto: paper for 1 to 4 steps, app for more. paper: the angles found best in the paper (1 to 4 "
+            "steps; 3 is ours). app: the authors' demo, evenly spaced but for 2 steps. custom: angles of your own. "
+            "The node says which were used.",
         ),
         io.Float.Input(
             "denoise",
@@ -40,29 +47,23 @@ def schedule_inputs() -> list:
             tooltip="1 for text-to-image. Below 1, for image-to-image: every angle is multiplied by it, so that "
             "less of the image is repainted.",
         ),
-        io.String.Input(
-            "angles",
-            default="1.5708, 1.3",
-            tooltip="Used when schedule is custom: TrigFlow angles, falling, in (0, pi/2]; pi/2 = 1.5708 is pure "
-            "noise. As many steps as angles.",
-        ),
     ]
 
 
-def schedule_of(steps: int, schedule: str, denoise: float, angles: str) -> str | tuple[float, ...]:
-    """The name or the angles that trigflow takes for these inputs. Raises ValueError if it would refuse them."""
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule is {schedule!r}; choose one of {', '.join(SCHEDULES)}")
-    name = trigflow.parse_angles(angles) if schedule == "custom" else schedule
+def schedule_of(steps: int, denoise: float, schedule: dict | str, others: dict) -> tuple[str, str | tuple[float, ...]]:
+    """(its rule, what trigflow takes for it) of these inputs; others: the node's further ones. Raises ValueError."""
+    choice, own = choices.chosen("schedule", schedule, SCHEDULES, others)
+    name = trigflow.parse_angles(str(own.get("angles", ""))) if choice == "custom" else choice
     trigflow.schedule(name, steps, denoise)
-    return name
+    return RULES[trigflow.rule_of(choice, steps)], name
 
 
-def sigmas_of(node_id: str | None, steps: int, schedule: str, denoise: float, angles: str) -> torch.Tensor:
-    """SIGMAS of the node's inputs, with the angles shown on the node. Raises ValueError."""
-    name = schedule_of(steps, schedule, denoise, angles)
-    shown = trigflow.schedule(name, steps, denoise)[:-1]
-    screen.say(node_id, "angles used: " + ", ".join(f"{t:.4g}" for t in shown))
+def sigmas_of(node_id: str | None, steps: int, denoise: float, schedule: dict | str, others: dict) -> torch.Tensor:
+    """SIGMAS of the node's inputs, with the steps and angles shown on the node. Raises ValueError."""
+    rule, name = schedule_of(steps, denoise, schedule, others)
+    angles = trigflow.schedule(name, steps, denoise)[:-1]
+    shown = ", ".join(f"{t:.4g}" for t in angles)
+    screen.say(node_id, f"{len(angles)} {'step' if len(angles) == 1 else 'steps'}, angles {rule}: {shown}")
     return torch.tensor(trigflow.sigmas(name, steps, denoise))
 
 
@@ -78,16 +79,17 @@ class Schedule(io.ComfyNode):
             inputs=schedule_inputs(),
             outputs=[io.Sigmas.Output(tooltip="Flow times, falling from at most 1 to 0.")],
             hidden=[io.Hidden.unique_id],
+            accept_all_inputs=True,
         )
 
     @classmethod
-    def validate_inputs(cls, steps=None, schedule=None, denoise=None, angles=None):
-        return screen.fault_of(schedule_of, steps, schedule, denoise, angles)
+    def validate_inputs(cls, steps=None, denoise=None, schedule=None, **others):
+        return screen.fault_of(schedule_of, steps, denoise, schedule, others)
 
     @classmethod
     @screen.one_sentence
-    def execute(cls, steps, schedule, denoise, angles) -> io.NodeOutput:
-        return io.NodeOutput(sigmas_of(cls.hidden.unique_id, steps, schedule, denoise, angles))
+    def execute(cls, steps, denoise, schedule=SCHEDULES[0], **others) -> io.NodeOutput:
+        return io.NodeOutput(sigmas_of(cls.hidden.unique_id, steps, denoise, schedule, others))
 
 
 class TrigFlowSampler(io.ComfyNode):
@@ -146,15 +148,20 @@ class Sampler(io.ComfyNode):
             ],
             outputs=[io.Latent.Output(tooltip="For VAE Decode.")],
             hidden=[io.Hidden.unique_id],
+            accept_all_inputs=True,
         )
 
     @classmethod
-    def validate_inputs(cls, steps=None, schedule=None, denoise=None, angles=None):
-        return screen.fault_of(schedule_of, steps, schedule, denoise, angles)
+    def validate_inputs(cls, steps=None, denoise=None, schedule=None, angles=None):
+        # ComfyUI marks each input that this names, and tells what came with a dynamic combo only to who names them all.
+        unknown = isinstance(schedule, dict) and None in schedule.values() and angles is None
+        return unknown or screen.fault_of(schedule_of, steps, denoise, schedule, {"angles": angles})
 
     @classmethod
     @screen.one_sentence
-    def execute(cls, model, positive, latent_image, seed, guidance, steps, schedule, denoise, angles) -> io.NodeOutput:
+    def execute(
+        cls, model, positive, latent_image, seed, guidance, steps, denoise, schedule=SCHEDULES[0], **others
+    ) -> io.NodeOutput:
         screen.require(model=model, positive=positive, latent_image=latent_image)
-        sigmas = sigmas_of(cls.hidden.unique_id, steps, schedule, denoise, angles)
+        sigmas = sigmas_of(cls.hidden.unique_id, steps, denoise, schedule, others)
         return io.NodeOutput(adapter.sample(model, positive, latent_image, sigmas, seed, guidance))

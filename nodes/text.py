@@ -2,15 +2,28 @@
 
 from comfy_api.latest import io
 
+from .adapters import choices, lines, screen
 from .adapters import clip as adapter
-from .adapters import lines, screen
 
 INSTRUCTIONS = ("model default", "off", "custom")
+
+
+def instruction_of(instruction: dict | str, others: dict) -> tuple[str, str]:
+    """(choice, custom instruction) of these inputs; others: the node's further ones. Raises ValueError."""
+    choice, own = choices.chosen("instruction", instruction, INSTRUCTIONS, others)
+    return choice, str(own.get("custom_instruction", ""))
 
 
 class TextEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls):
+        own = io.String.Input(
+            "custom_instruction",
+            multiline=True,
+            default="",
+            optional=True,
+            tooltip="Your own instruction; the prompt is appended to it as it stands.",
+        )
         return io.Schema(
             node_id="SanaSprintTextEncode",
             display_name="SANA-Sprint Text Encode",
@@ -26,25 +39,18 @@ class TextEncode(io.ComfyNode):
                     dynamic_prompts=True,
                     tooltip="What to paint. (word:1.2) gives a word more weight, (word:0.8) less.",
                 ),
-                io.Combo.Input(
+                io.DynamicCombo.Input(
                     "instruction",
-                    options=list(INSTRUCTIONS),
-                    default=INSTRUCTIONS[0],
+                    options=[io.DynamicCombo.Option(name, [own] if name == "custom" else []) for name in INSTRUCTIONS],
                     tooltip="The text that the model was trained to see before each prompt. It is encoded once and "
-                    "then costs nothing.",
+                    "then costs nothing. custom: a text of your own.",
                 ),
                 io.Combo.Input(
                     "prompt_format",
                     options=list(adapter.FORMATS),
                     default="authors",
+                    advanced=True,
                     tooltip="authors: as in training. diffusers: lower case, and single quotes in the instruction.",
-                ),
-                io.String.Input(
-                    "custom_instruction",
-                    multiline=True,
-                    default="",
-                    optional=True,
-                    tooltip="Used when instruction is 'custom'; the prompt is appended to it as it stands.",
                 ),
                 io.Boolean.Input(
                     "one_prompt_per_line",
@@ -57,19 +63,21 @@ class TextEncode(io.ComfyNode):
                 ),
             ],
             outputs=[io.Conditioning.Output(tooltip="For the positive input of any sampler or guider.")],
+            accept_all_inputs=True,
         )
 
     @classmethod
-    def validate_inputs(cls, text=None):
-        return screen.fault_of(adapter.check_prompt, text)
+    def validate_inputs(cls, text=None, instruction=None):
+        fault = screen.fault_of(adapter.check_prompt, text)
+        return fault if fault is not True else screen.fault_of(instruction_of, instruction, {})
 
     @classmethod
     @screen.one_sentence
     def execute(
-        cls, clip, text, instruction, prompt_format, custom_instruction="", one_prompt_per_line=False
+        cls, clip, text, prompt_format, instruction=INSTRUCTIONS[0], one_prompt_per_line=False, **others
     ) -> io.NodeOutput:
         screen.require(clip=clip)
-        preset = adapter.preset_of(clip, instruction, prompt_format, custom_instruction)
+        preset = adapter.preset_of(clip, *instruction_of(instruction, others), prompt_format)
         if one_prompt_per_line:
             return io.NodeOutput(lines.encode_lines(clip, text, preset))
         tokens = clip.tokenize(text, sana_preset=preset)

@@ -35,7 +35,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--vae", help="DC-AE, when --model holds none")
     add("--text-encoder", help="Gemma-2, when --model holds none")
     add("--steps", type=int, default=2)
-    add("--schedule", default="paper", help="paper (1-4 steps), app (1-40), or angles: 1.5708,1.3")
+    add("--schedule", default="auto", help="paper (1-4 steps), app (1-40), auto (whichever fits), or angles: 1.5,1")
     add("--guidance", type=float, default=presets.GUIDANCE)
     add("--seed", type=int, default=0)
     add("--batch", type=int, default=1, help="images, from seed, seed + 1, ...")

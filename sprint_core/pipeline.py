@@ -114,7 +114,7 @@ class Pipeline:
         seeds: Sequence[int],
         size: tuple[int, int] | None = None,
         steps: int = 2,
-        schedule: str | Sequence[float] = "paper",
+        schedule: str | Sequence[float] = "auto",
         guidance: float = presets.GUIDANCE,
         image: Tensor | None = None,
         strength: float = 1.0,

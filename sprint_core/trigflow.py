@@ -146,15 +146,23 @@ def check_angles(angles: Sequence[float]) -> tuple[float, ...]:
     return clamped
 
 
+def rule_of(name: str, steps: int) -> str:
+    """'paper' or 'app' for 'auto': the paper's schedule for its numbers of steps, else the app's. Other names stay."""
+    if name != "auto":
+        return name
+    return "paper" if steps in PAPER_ANGLES else "app"
+
+
 def schedule(name: str | Sequence[float], steps: int = 2, strength: float = 1.0) -> list[float]:
     """Angles t of a named or custom schedule, descending, closed by 0.
 
-    name: 'paper' (1-4 steps, Table 7), 'app' (1-40 steps, the authors' demo), or the angles
-    themselves, as numbers or as text; `steps` is then ignored.
+    name: 'paper' (1-4 steps, Table 7), 'app' (1-40 steps, the authors' demo), 'auto' (see `rule_of`), or the
+    angles themselves, as numbers or as text; `steps` is then ignored.
     strength: image-to-image, in (0, 1]: multiplies every angle. Raises ValueError.
     """
     if not 0.0 < strength <= 1.0:
         raise ValueError(f"strength (denoise) is {strength:g}; it must lie in (0, 1]")
+    name = rule_of(name, steps) if isinstance(name, str) else name
     if not isinstance(name, str):
         angles = check_angles(name)
     elif name == "paper":

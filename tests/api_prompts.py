@@ -1,4 +1,4 @@
-"""Small prompts for a running server, and what it says of those that fail."""
+"""Small prompts, and what a running server says of those that fail."""
 
 import time
 
@@ -10,12 +10,17 @@ from sprint_core.weights import presets
 BUNDLED = presets.BUNDLED_NAME
 
 
+def custom_size(width: int, height: int) -> dict:
+    """Inputs of Empty SANA Latent, in pixels."""
+    return {"size": "custom", "size.width": width, "size.height": height}
+
+
 def graph(**changes: dict) -> dict:
     """The smallest text-to-image prompt, with inputs changed per node: loader={'dtype': 'bf16'}."""
     nodes = {
         "loader": ("SanaSprintLoader", {"model": BUNDLED, "dtype": "auto"}),
         "text": ("CLIPTextEncode", {"clip": ["loader", 1], "text": "a red circle"}),
-        "latent": ("SanaSprintEmptyLatent", {"size": "custom", "width": 64, "height": 64, "batch_size": 1}),
+        "latent": ("SanaSprintEmptyLatent", custom_size(64, 64) | {"batch_size": 1}),
         "sampler": (
             "SanaSprintSampler",
             {
@@ -25,9 +30,8 @@ def graph(**changes: dict) -> dict:
                 "seed": 0,
                 "guidance": 4.5,
                 "steps": 1,
-                "schedule": "paper",
+                "schedule": "auto",
                 "denoise": 1.0,
-                "angles": "",
             },
         ),
         "decode": ("VAEDecode", {"samples": ["sampler", 0], "vae": ["loader", 2]}),

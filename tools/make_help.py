@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from editor import graph_clip, launch_chromium, open_editor, plain_canvas  # noq
 from launcher import setup  # noqa: E402
 from launcher.browser import chromium  # noqa: E402
 from launcher.client import Server  # noqa: E402
-from launcher.prompt import WIDGET_TYPES  # noqa: E402
+from launcher.prompt import DYNAMIC_COMBO, WIDGET_TYPES  # noqa: E402
 from sprint_core.weights.presets import BUNDLED_NAME  # noqa: E402
 from sprint_core.weights.tensorfile import WEIGHT_SUFFIXES  # noqa: E402
 
@@ -65,19 +65,34 @@ class Slot:
     tip: str
     optional: bool = False
     detail: str = ""  # its choices, or its range and default
+    choice: str = ""  # of a dynamic combo, with which alone it is there: "schedule custom"
+
+    @property
+    def key(self) -> str:
+        """What a language's file calls it."""
+        return f"{self.choice.split()[0]}_{self.name}" if self.choice else self.name
 
     @property
     def socket(self) -> bool:
         return self.kind not in WIDGET_TYPES
 
 
-def inputs(definition: Mapping) -> list[Slot]:
-    slots = []
+def specifications(groups: Mapping, choice: str = "") -> Iterator[tuple[str, str, dict, bool, str]]:
+    """(name, kind, options, whether optional, choice) of each input, those of a dynamic combo's choices after it."""
     for group in ("required", "optional"):
-        for name, (kind, *rest) in definition["input"].get(group, {}).items():
+        for name, (kind, *rest) in groups.get(group, {}).items():
             options = rest[0] if rest else {}
-            slots.append(Slot(name, kind, options.get("tooltip", ""), group == "optional", _detail(kind, options)))
-    return slots
+            yield name, kind, options, group == "optional" and not choice, choice
+            if kind == DYNAMIC_COMBO:
+                for option in options["options"]:
+                    yield from specifications(option["inputs"], f"{name} {option['key']}")
+
+
+def inputs(definition: Mapping) -> list[Slot]:
+    return [
+        Slot(name, kind, options.get("tooltip", ""), optional, _detail(kind, options), choice)
+        for name, kind, options, optional, choice in specifications(definition["input"])
+    ]
 
 
 def outputs(definition: Mapping) -> list[Slot]:
@@ -93,14 +108,19 @@ def _detail(kind: str, options: Mapping) -> str:
         return f"{options['min']:g} to {options['max']:g}, {options['default']:g} at first"
     if kind == "COMBO" and _files(options):
         return "a file or folder"
-    if kind == "COMBO" and len(options["options"]) <= 4:
-        return ", ".join(map(str, options["options"]))
-    return {"COMBO": "a choice", "STRING": "text", "BOOLEAN": "on or off"}.get(kind, "")
+    if kind in ("COMBO", DYNAMIC_COMBO) and len(options["options"]) <= 4:
+        return ", ".join(_keys(options))
+    return {DYNAMIC_COMBO: "a choice", "COMBO": "a choice", "STRING": "text", "BOOLEAN": "on or off"}.get(kind, "")
+
+
+def _keys(options: Mapping) -> list[str]:
+    """The choices of a combo, plain or dynamic."""
+    return [str(option["key"] if isinstance(option, Mapping) else option) for option in options["options"]]
 
 
 def _files(options: Mapping) -> bool:
     """Whether the choices are what lies in the model folders."""
-    names = [str(option) for option in options["options"]]
+    names = _keys(options)
     return not names or any(name.startswith(BUNDLED_NAME) or name.endswith(WEIGHT_SUFFIXES) for name in names)
 
 
@@ -108,7 +128,7 @@ def texts(definition: Mapping) -> dict:
     """What a language's file says of a node."""
     row = {"display_name": definition["display_name"], "description": definition["description"]}
     if slots := inputs(definition):
-        row["inputs"] = {slot.name: {"name": slot.name, "tooltip": slot.tip} for slot in slots}
+        row["inputs"] = {slot.key: {"name": slot.name, "tooltip": slot.tip} for slot in slots}
     row["outputs"] = {str(i): {"name": slot.name, "tooltip": slot.tip} for i, slot in enumerate(outputs(definition))}
     return row
 
@@ -131,7 +151,8 @@ def reference(node: str, definition: Mapping) -> str:
     if slots := inputs(definition):
         lines += ["", "## Inputs", ""]
         for slot in slots:
-            takes = ", ".join(filter(None, (slot.kind if slot.socket else slot.detail, slot.optional * "optional")))
+            kind = slot.kind if slot.socket else slot.detail
+            takes = ", ".join(filter(None, (kind, slot.optional * "optional", slot.choice and f"with {slot.choice}")))
             lines.append(f"- **{slot.name}** ({takes}): {slot.tip}")
     lines += ["", "## Outputs", ""]
     lines += [f"- **{slot.name}**: {slot.tip}" for slot in outputs(definition)]
@@ -150,12 +171,12 @@ def shown(definition: Mapping) -> str:
     Not the names of model files: these are the user's.
     """
     rows = []
-    for group in ("required", "optional"):
-        for name, (kind, *rest) in definition["input"].get(group, {}).items():
-            options = rest[0] if rest else {}
-            rows.append((name, kind, group, *(options.get(key) for key in VISIBLE)))
-            if kind == "COMBO" and not _files(options):
-                rows.append(options["options"][0])  # what it stands at where no default is given
+    for name, kind, options, optional, choice in specifications(definition["input"]):
+        if choice:
+            continue
+        rows.append((name, kind, "optional" if optional else "required", *(options.get(key) for key in VISIBLE)))
+        if kind in ("COMBO", DYNAMIC_COMBO) and not _files(options):
+            rows.append(_keys(options)[0])  # what it stands at where no default is given
     return repr((definition["display_name"], rows, [(slot.name, slot.kind) for slot in outputs(definition)]))
 
 

@@ -58,10 +58,10 @@ def prompt(file: str) -> dict:
         "1": node("SanaSprintModelLoader", model=file, dtype="auto", time_scale="auto"),
         "2": node("SanaSprintTextEncoderLoader", text_encoder="wide.safetensors", dtype="auto"),
         "3": node("CLIPTextEncode", clip=["2", 0], text="a cat"),
-        "4": node("SanaSprintEmptyLatent", size="custom", width=512, height=512, batch_size=1),
+        "4": node("SanaSprintEmptyLatent", batch_size=1, **{"size": "custom", "size.width": 512, "size.height": 512}),
         "5": node(
             "SanaSprintSampler", model=["1", 0], positive=["3", 0], latent_image=["4", 0], seed=0, guidance=4.5,
-            steps=1, schedule="paper", denoise=1.0, angles="",
+            steps=1, schedule="auto", denoise=1.0,
         ),
         "6": node("SaveLatent", samples=["5", 0], filename_prefix="size"),
     }  # fmt: skip

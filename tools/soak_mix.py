@@ -79,7 +79,7 @@ def vary(workflow: str, prompt: dict, rng: random.Random) -> Case:
     seed, guidance, steps = rng.randrange(2**48), rng.choice((3.0, 4.5, 6.0)), rng.randint(1, 4)
     changes = {
         LOADER_NODE: {"dtype": rng.choice(("auto", "auto", "auto", "bf16"))},
-        "SanaSprintEmptyLatent": {"size": "custom", "width": width, "height": height, "batch_size": batch},
+        "SanaSprintEmptyLatent": {"size": "custom", "size.width": width, "size.height": height, "batch_size": batch},
         SAMPLER_NODE: {"seed": seed, "guidance": guidance, "steps": steps},
         "KSampler": {"seed": seed},
         "Painter": {"mask": rng.choice(("", DRAWING))},
@@ -170,7 +170,8 @@ def defaults(info: dict) -> dict:
     for name, (kind, *rest) in info["input"]["required"].items():
         options = rest[0] if rest else {}
         choices = kind if isinstance(kind, list) else options.get("options") or [None]
-        values[name] = options.get("default", choices[0])
+        first = choices[0]["key"] if isinstance(choices[0], dict) else choices[0]  # of a dynamic combo
+        values[name] = options.get("default", first)
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -178,9 +179,9 @@ OUT_OF_RANGE = (
     (SAMPLER_NODE, {"steps": 9, "schedule": "paper"}),
     (SAMPLER_NODE, {"denoise": 0.0}),
     (SAMPLER_NODE, {"guidance": -1.0}),
-    (SAMPLER_NODE, {"schedule": "custom", "angles": "1.0, 1.2"}),
-    (SAMPLER_NODE, {"schedule": "custom", "angles": "cat"}),
-    ("SanaSprintEmptyLatent", {"size": "custom", "width": 16}),
+    (SAMPLER_NODE, {"schedule": "custom", "schedule.angles": "1.0, 1.2"}),
+    (SAMPLER_NODE, {"schedule": "custom", "schedule.angles": "cat"}),
+    ("SanaSprintEmptyLatent", {"size": "custom", "size.width": 16}),
     (LOADER_NODE, {"model": "not there"}),
 )
 

@@ -120,7 +120,7 @@ def _weight_of(span: tuple[int, int] | None, weights: list[float]) -> float:
     return next((w for w in weights[span[0] : span[1]] if w != 1.0), 1.0)
 
 
-def preset_of(clip: comfy.sd.CLIP, instruction: str, prompt_format: str, custom: str) -> TextPreset:
+def preset_of(clip: comfy.sd.CLIP, instruction: str, custom: str, prompt_format: str) -> TextPreset:
     """The preset that SANA-Sprint Text Encode asks for, on top of the loaded encoder's own. Raises ValueError."""
     if not isinstance(clip.tokenizer, SanaTokenizer):
         raise ValueError("this CLIP was not loaded by this pack; use CLIP Text Encode for it")

@@ -26,7 +26,8 @@ class Replacement:
 # fails at it where the node at the other end was exchanged before: old_idx is text, which counts in the page alone.
 OUTPUTS: list = [{"old_idx": "0", "new_idx": 0}]
 PROMPT = {"clip": "GEMMA", "text": "text"}
-SIDES = {"width": "width", "height": "height", "batch_size": "batch_size"}
+# The page hands no values to what comes with a choice, which is where a dot is: sides are then entered there.
+SIDES = {"size.width": "width", "size.height": "height", "batch_size": "batch_size"}
 DEFAULT = {"instruction": "model default", "prompt_format": "authors"}
 PLAIN = DEFAULT | {"instruction": "off"}  # Gemma without SANA's instruction: these packs encode negative prompts so
 AUTO, CUSTOM = {"dtype": "auto"}, {"size": "custom"}
@@ -40,8 +41,8 @@ REPLACEMENTS = (
     Replacement("ExtraVAELoader", VAE, ("vae_name", "vae_type", "dtype"), {"vae": "vae_name"}, AUTO),
     Replacement("SanaTextEncode", ENCODE, ("text",), PROMPT, DEFAULT),
     Replacement("GemmaTextEncode", ENCODE, ("text",), PROMPT, PLAIN),
-    Replacement("EmptySanaLatentImage", LATENT, tuple(SIDES), SIDES, CUSTOM),
-    Replacement("EmptyDCAELatentImage", LATENT, tuple(SIDES), SIDES, CUSTOM),
+    Replacement("EmptySanaLatentImage", LATENT, tuple(SIDES.values()), SIDES, CUSTOM),
+    Replacement("EmptyDCAELatentImage", LATENT, tuple(SIDES.values()), SIDES, CUSTOM),
 )
 # fmt: on
 

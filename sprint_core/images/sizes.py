@@ -1,5 +1,7 @@
 """Image sizes: the aspect ratios SANA was trained on, and rounding to what the model can make."""
 
+import math
+
 from ..latent import DOWNSCALE
 
 MIN_PX, MAX_PX = 64, 8192
@@ -12,6 +14,21 @@ BINS = (
     (832, 1216), (768, 1280), (768, 1344), (704, 1408), (704, 1472), (640, 1536), (640, 1600), (576, 1728),
     (512, 2048),
 )  # fmt: skip
+
+# Of the usual aspect ratios, those which no bin has exactly: the bin that is nearest to each.
+NEAREST = {
+    (1536, 640): (21, 9), (1344, 768): (16, 9), (1216, 832): (3, 2), (1152, 832): (7, 5), (1152, 896): (4, 3),
+    (1088, 896): (5, 4),
+}  # fmt: skip
+
+
+def ratio(width: int, height: int) -> str:
+    """The aspect ratio of a size, such as '16:9': the usual one that it is nearest to, else exactly."""
+    if width < height:
+        return ":".join(reversed(ratio(height, width).split(":")))
+    common = math.gcd(width, height)
+    across, down = NEAREST.get((width, height), (width // common, height // common))
+    return f"{across}:{down}"
 
 
 def round_size(width: int, height: int) -> tuple[int, int]:

@@ -124,7 +124,8 @@ def test_command_line_without_a_model_uses_the_bundled_one(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--steps", "5"), "1 to 4 steps, not 5"),
+        (("--schedule", "paper", "--steps", "5"), "1 to 4 steps, not 5"),
+        (("--steps", "41"), "1 to 40 steps, not 41"),
         (("--schedule", "app", "--steps", "41"), "1 to 40 steps, not 41"),
         (("--schedule", "2.0"), "angle 2 lies outside"),
         (("--schedule", "0.5,1.0"), "angles must fall strictly"),

@@ -194,7 +194,7 @@ def test_bad_arguments_are_refused(ours):
         ({"guidance": 0.0}, "guidance is 0"),
         ({"guidance": -1.0}, "guidance is -1"),
         ({"guidance": math.nan}, "guidance is nan"),
-        ({"steps": 5}, "1 to 4 steps"),
+        ({"schedule": "paper", "steps": 5}, "1 to 4 steps"),
         ({"schedule": "1.0, 2.0"}, "2 lies outside"),
         ({"strength": 0.0}, "strength"),
         ({"size": (100, 64)}, "multiples of 32"),

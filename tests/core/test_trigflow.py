@@ -207,6 +207,15 @@ def test_app_schedule_is_even(steps):
     assert schedule("app", steps) == pytest.approx(np.linspace(PI_2, 0, steps + 1), abs=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("steps", "second"), [(1, 0.0), (2, 1.3), (3, 1.3), (4, 1.3), (5, PI_2 * 4 / 5), (40, PI_2 * 39 / 40)]
+)
+def test_auto_is_the_papers_up_to_four_steps_and_the_apps_beyond(steps, second):
+    angles = schedule("auto", steps)
+    assert len(angles) == steps + 1 and angles[1] == pytest.approx(second, abs=1e-12)
+    assert angles[0] == (FIRST if steps in (2, 3, 4) else PI_2)
+
+
 def test_defaults_are_the_papers_two_steps():
     assert schedule("paper") == [FIRST, 1.3, 0.0]
     assert pytest.approx(FIRST, abs=1e-7) == 1.5682963
@@ -219,6 +228,8 @@ def test_defaults_are_the_papers_two_steps():
         (("paper", 0), "1 to 4 steps, not 0"),
         (("paper", 5), "'app' has up to 40"),
         (("app", 0), "1 to 40 steps, not 0"),
+        (("auto", 0), "1 to 40 steps, not 0"),
+        (("auto", 41), "1 to 40 steps, not 41"),
         (("app", 41), "1 to 40 steps, not 41"),
         (("1.3, 1.3",), "1.3 follows 1.3"),
         (("0.5, 1.0",), "1 follows 0.5"),

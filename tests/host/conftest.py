@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from api_prompts import custom_size
 
 HERE = Path(__file__).parent
 ROOT = HERE.resolve().parents[1]
@@ -24,7 +25,8 @@ EXTRAS = (
     "latent", "hooks", "slg", "cond", "controlnet", "easycache", "lumina2",
     "lora_debug", "train", "align_your_steps", "gits",
 )  # fmt: skip
-SIZE = {"size": "custom", "width": 128, "height": 96}  # latent 3 x 4: not square, so that swapped axes show
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
+SIZE = custom_size(128, 96)  # latent 3 x 4: not square, so that swapped axes show
 
 
 def start_comfyui(comfyui: Path, base: Path):
@@ -115,19 +117,25 @@ def host(comfyui_path):
 def node(host):
     """Run a node: node("VAEDecode", vae=vae, samples=latent). Left-out inputs take their defaults."""
     from comfy_api.latest import io
+    from comfy_api.latest._io import build_nested_inputs
+    from comfy_api.latest._io import get_finalized_class_inputs as finalized
 
     import nodes
 
     def run(id, /, **inputs):
         kind = nodes.NODE_CLASS_MAPPINGS[id]
-        declared = kind.INPUT_TYPES()
+        declared, dynamic = kind.INPUT_TYPES(), {}
+        if hasattr(kind, "PREPARE_CLASS_CLONE"):
+            combos = {k: v[1]["options"][0]["key"] for k, v in declared["required"].items() if v[0] == DYNAMIC_COMBO}
+            inputs = combos | inputs
+            declared, _, dynamic = finalized(declared, inputs)
         for name, spec in declared.get("required", {}).items():
             if name not in inputs and len(spec) > 1 and "default" in spec[1]:
                 inputs[name] = spec[1]["default"]
             elif name not in inputs and isinstance(spec[0], list):
                 inputs[name] = spec[0][0]
         if hasattr(kind, "PREPARE_CLASS_CLONE"):
-            out = getattr(kind.PREPARE_CLASS_CLONE(None), kind.FUNCTION)(**inputs)
+            out = getattr(kind.PREPARE_CLASS_CLONE(None), kind.FUNCTION)(**build_nested_inputs(inputs, dynamic))
             out = out.result if isinstance(out, io.NodeOutput) else out
         else:
             out = getattr(kind(), kind.FUNCTION)(**inputs)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from api_prompts import custom_size
 
 from sprint_core.weights import checkpoint, layouts, presets, tensorfile
 
@@ -204,7 +205,7 @@ def test_decoding_a_latent_of_another_vae(node, vae, unchanged):
 
 def test_sizes_are_rounded_to_32_and_it_is_said(node, caplog):
     with caplog.at_level(logging.WARNING):
-        latent = node("SanaSprintEmptyLatent", size="custom", width=1000, height=530)
+        latent = node("SanaSprintEmptyLatent", **custom_size(1000, 530))
     assert latent["samples"].shape == (1, 32, 17, 31)
     assert "1000 x 530 rounded to 992 x 544" in caplog.text
 
@@ -212,7 +213,7 @@ def test_sizes_are_rounded_to_32_and_it_is_said(node, caplog):
 @pytest.mark.parametrize("size", [(0, 512), (512, 63), (16384, 512)])
 def test_sizes_out_of_range(node, unchanged, size):
     with unchanged(), pytest.raises(ValueError, match=f"{size[0]}x{size[1]}.*64 to 8192"):
-        node("SanaSprintEmptyLatent", size="custom", width=size[0], height=size[1])
+        node("SanaSprintEmptyLatent", **custom_size(*size))
 
 
 # --- numbers that reach a node through a link, which ComfyUI does not check ----------------------------
@@ -221,18 +222,20 @@ def test_sizes_out_of_range(node, unchanged, size):
 @pytest.mark.parametrize(
     "inputs, message",
     [
-        ({"steps": 0}, "1 to 4 steps, not 0"),
-        ({"steps": 5}, "1 to 4 steps, not 5; 'app' has up to 40"),
+        ({"steps": 0}, "1 to 40 steps, not 0"),
+        ({"steps": 0, "schedule": "paper"}, "1 to 4 steps, not 0"),
+        ({"steps": 5, "schedule": "paper"}, "1 to 4 steps, not 5; 'app' has up to 40"),
+        ({"steps": 41}, "1 to 40 steps, not 41"),
         ({"steps": 41, "schedule": "app"}, "1 to 40 steps, not 41"),
         ({"denoise": 0.0}, r"denoise.* is 0.*\(0, 1\]"),
         ({"denoise": 1.5}, r"denoise.* is 1.5.*\(0, 1\]"),
         ({"denoise": float("nan")}, "denoise.* is nan"),
-        ({"schedule": "custom", "angles": ""}, "at least one angle"),
-        ({"schedule": "custom", "angles": "fast"}, "list of angles"),
-        ({"schedule": "custom", "angles": "1.0, 1.3"}, "fall strictly, but 1.3 follows 1"),
-        ({"schedule": "custom", "angles": "2.0, 1.3"}, "2 lies outside"),
-        ({"schedule": "custom", "angles": "1.3, -0.5"}, "-0.5 lies outside"),
-        ({"schedule": "custom", "angles": "nan"}, "nan lies outside"),
+        ({"schedule": "custom"}, "at least one angle"),
+        ({"schedule": "custom", "schedule.angles": "fast"}, "list of angles"),
+        ({"schedule": "custom", "schedule.angles": "1.0, 1.3"}, "fall strictly, but 1.3 follows 1"),
+        ({"schedule": "custom", "schedule.angles": "2.0, 1.3"}, "2 lies outside"),
+        ({"schedule": "custom", "schedule.angles": "1.3, -0.5"}, "-0.5 lies outside"),
+        ({"schedule": "custom", "schedule.angles": "nan"}, "nan lies outside"),
     ],
 )
 def test_steps_angles_and_strength_out_of_range(node, sample, unchanged, inputs, message):

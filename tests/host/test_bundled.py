@@ -37,7 +37,7 @@ def paint(node, bundled):
     model, clip, vae = bundled
 
     def run(text, pixels=None, **inputs):
-        latent = node("SanaSprintEmptyLatent", size="1024 x 1024", model=model)
+        latent = node("SanaSprintEmptyLatent", model=model)
         if pixels is not None:
             latent = node("VAEEncode", vae=vae, pixels=pixels)
         positive = node("SanaSprintTextEncode", clip=clip, text=text)

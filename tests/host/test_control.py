@@ -5,6 +5,7 @@ import re
 import pytest
 import standin
 import torch
+from api_prompts import custom_size
 
 from sprint_core import trigflow
 from sprint_core.images import edges
@@ -152,7 +153,7 @@ def test_batches(node, applied, empty, model, positive, pixels, close):
 
 
 def test_other_sizes_and_hints_that_are_resized(node, applied, model):
-    latent = node("SanaSprintEmptyLatent", size="custom", width=160, height=64)
+    latent = node("SanaSprintEmptyLatent", **custom_size(160, 64))
     large = torch.rand(1, 200, 300, 3, generator=torch.Generator().manual_seed(1))
     out = node("SanaSprintSampler", model=model, positive=applied(image=large), latent_image=latent)["samples"]
     assert out.shape[-2:] == (2, 5) and out.isfinite().all()
@@ -287,7 +288,7 @@ def test_the_hint_is_encoded_once(node, applied, sample, encodings, model, pixel
     sample(positive=applied(strength=0.3, image=pixels.clone()))  # a new apply node, the same image
     assert encodings == [(1, 96, 128, 3)]
     sample(positive=applied(image=1 - pixels))
-    latent = node("SanaSprintEmptyLatent", size="custom", width=96, height=96)
+    latent = node("SanaSprintEmptyLatent", **custom_size(96, 96))
     sample(positive=conditioning, latent_image=latent)
     sample(positive=conditioning)
     assert encodings == [(1, 96, 128, 3), (1, 96, 128, 3), (1, 96, 96, 3)]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from api_prompts import custom_size
 
 from sprint_core import trigflow
 from sprint_core.pipeline import Pipeline
@@ -63,7 +64,7 @@ def test_image_to_image_equals_the_core(paint, pipeline, pixels, steps, strength
 
 def test_custom_angles_equal_the_core(paint, pipeline):
     expected = pipeline.generate(["a red circle"], seeds=[7], size=(128, 96), schedule="1.5, 1, 0.4")
-    check(paint(seed=7, schedule="custom", angles="1.5, 1, 0.4"), expected, 0.0)
+    check(paint(seed=7, **{"schedule": "custom", "schedule.angles": "1.5, 1, 0.4"}), expected, 0.0)
 
 
 def test_ksampler_lcm_equals_our_samplers(sample, ksample, custom, close):
@@ -102,20 +103,20 @@ def test_step_noise_differs_from_step_to_step(sample):
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_image_i_of_a_batch_is_the_single_image_of_seed_plus_i(node, sample, steps, close):
-    latent = node("SanaSprintEmptyLatent", size="custom", width=128, height=96, batch_size=3)
+    latent = node("SanaSprintEmptyLatent", **custom_size(128, 96), batch_size=3)
     batch = sample(latent_image=latent, seed=10, steps=steps)
     for i in range(3):
         close(batch[i : i + 1], sample(seed=10 + i, steps=steps), LIMIT)
 
 
 def test_a_seed_at_the_end_of_its_range_works_in_a_batch(node, sample):
-    latent = node("SanaSprintEmptyLatent", size="custom", width=128, height=96, batch_size=2)
+    latent = node("SanaSprintEmptyLatent", **custom_size(128, 96), batch_size=2)
     batch = sample(latent_image=latent, seed=2**64 - 1, steps=2)
     assert torch.equal(batch[1:], sample(seed=0, steps=2)) or torch.allclose(batch[1:], sample(seed=0), atol=1e-5)
 
 
 def test_latent_from_batch_keeps_the_seed_of_its_image(node, sample, close):
-    latent = node("SanaSprintEmptyLatent", size="custom", width=128, height=96, batch_size=4)
+    latent = node("SanaSprintEmptyLatent", **custom_size(128, 96), batch_size=4)
     second = node("LatentFromBatch", samples=latent, batch_index=2, length=1)
     batch = sample(latent_image=latent, seed=10, steps=4)
     close(sample(latent_image=second, seed=10, steps=4), batch[2:3], LIMIT)

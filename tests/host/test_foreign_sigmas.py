@@ -3,6 +3,7 @@
 import pytest
 import standin
 import torch
+from api_prompts import custom_size
 
 OURS = "TrigFlow Schedule"
 
@@ -183,7 +184,7 @@ def test_noise_of_another_size_is_refused(node, either, positive, empty, unchang
         def generate_noise(self, latent):
             return torch.ones(1, 32, 3, 4)
 
-    two = node("SanaSprintEmptyLatent", size="custom", width=128, height=96, batch_size=2)
+    two = node("SanaSprintEmptyLatent", **custom_size(128, 96), batch_size=2)
     guider = node("BasicGuider", model=either, conditioning=positive)
     run = {"guider": guider, "sampler": node("KSamplerSelect", sampler_name="euler"), "latent_image": two}
     with unchanged(), pytest.raises(ValueError, match=r"noise is \[1, 32, 3, 4\].*\[2, 32, 3, 4\]"):
@@ -193,7 +194,7 @@ def test_noise_of_another_size_is_refused(node, either, positive, empty, unchang
 def test_prompts_and_latents_of_different_batches(euler, positive, other, node, close):
     """Two prompts of one length on three images: the first, the second, the first."""
     first, second = positive[0][0], torch.flip(positive[0][0], dims=(1,))
-    three = node("SanaSprintEmptyLatent", size="custom", width=128, height=96, batch_size=3)
+    three = node("SanaSprintEmptyLatent", **custom_size(128, 96), batch_size=3)
     both = euler([1.0, 0.0], latent_image=three, positive=[[torch.cat([first, second]), {}]])
     alone = [euler([1.0, 0.0], latent_image=three, positive=[[text, {}]])[i] for i, text in enumerate((first, second))]
     close(both[:2], torch.stack(alone), 1e-4)

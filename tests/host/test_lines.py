@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from api_prompts import custom_size
 
 LIMIT = 1e-5
 LINES = ("a red circle", "two (large:1.3) blue squares to the left of a green cross", "a cat")
@@ -19,7 +20,7 @@ def encode(node, clip):
 
 
 def batch_of(node, images):
-    return node("SanaSprintEmptyLatent", size="custom", width=128, height=96, batch_size=images)
+    return node("SanaSprintEmptyLatent", **custom_size(128, 96), batch_size=images)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -86,8 +87,9 @@ def test_empty_lines_are_left_out_and_one_line_is_the_plain_prompt(encode):
 
 
 def test_lines_take_the_instruction_and_the_scheduled_lora(node, model, clip, encode, write_lora):
-    own = encode("a cat\na dog", instruction="custom", custom_instruction="Paint this: ")[0][0]
-    assert torch.equal(own[1:], encode("a dog", instruction="custom", custom_instruction="Paint this: ")[0][0])
+    own_instruction = {"instruction": "custom", "instruction.custom_instruction": "Paint this: "}
+    own = encode("a cat\na dog", **own_instruction)[0][0]
+    assert torch.equal(own[1:], encode("a dog", **own_instruction)[0][0])
     write_lora("lines.safetensors", "lora_te_", {"layers.0.self_attn.q_proj": (64, 64)})
     frames = node("CreateHookKeyframe", strength_mult=0.0, start_percent=0.0)
     frames = node("CreateHookKeyframe", strength_mult=1.0, start_percent=0.5, prev_hook_kf=frames)

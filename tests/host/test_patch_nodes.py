@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import standin
 import torch
+from api_prompts import custom_size
 from torch import nn
 
 WORKS, SAME, WARNED, REFUSED = "works", "same image", "warned", "refused"
@@ -139,7 +140,7 @@ def bench(request, every, node, folders, clip, vae, positive, other, pixels, sto
     second.add_patches(
         {name: (torch.ones_like(tensor) * 0.01,) for name, tensor in tensors.items() if name.endswith("to_q.weight")}
     )
-    latent = node("SanaSprintEmptyLatent", size="custom", width=256, height=320)
+    latent = node("SanaSprintEmptyLatent", **custom_size(256, 320))
     mask = torch.linspace(0.2, 1.0, 10)[None, :, None].expand(1, 10, 8)
     image = nn.functional.interpolate(pixels.movedim(-1, 1), (320, 256)).movedim(1, -1)
     encoded = {"samples": node("VAEEncode", vae=vae, pixels=image)["samples"], "noise_mask": mask}

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from api_prompts import custom_size
 
 LIMIT = 1e-5
 
@@ -266,7 +267,7 @@ def test_a_mask_serves_every_image_of_a_batch(node, positive, sample, close):
     tokens = positive[0][0]
     padded = torch.cat([tokens, torch.randn(1, 5, tokens.shape[2])], dim=1)
     mask = (torch.arange(padded.shape[1]) < tokens.shape[1])[None].long()
-    latent = node("SanaSprintEmptyLatent", size="custom", width=128, height=96, batch_size=2)
+    latent = node("SanaSprintEmptyLatent", **custom_size(128, 96), batch_size=2)
     masked = sample(positive=[[padded, {"attention_mask": mask}]], latent_image=latent)
     close(masked, sample(latent_image=latent), LIMIT)
 
@@ -416,7 +417,7 @@ def test_cancel_stops_inside_a_step(model, sample, unchanged):
 def test_torch_compile_gives_the_same_image(node, model, sample, close):
     compiled = node("TorchCompileModel", model=model, backend="aot_eager")
     close(sample(model=compiled, steps=1), sample(steps=1), LIMIT)
-    larger = node("SanaSprintEmptyLatent", size="custom", width=160, height=96)
+    larger = node("SanaSprintEmptyLatent", **custom_size(160, 96))
     close(sample(model=compiled, steps=1, latent_image=larger), sample(steps=1, latent_image=larger), LIMIT)
 
 

@@ -63,11 +63,15 @@ def test_prompt_formats_differ_as_published(encode):
     assert not torch.equal(authors, encode("a cat"))
 
 
+def custom(instruction: str) -> dict[str, str]:
+    return {"instruction": "custom", "instruction.custom_instruction": instruction}
+
+
 def test_instruction_can_be_left_out_or_replaced(encode, core):
     plain = encode("a cat", instruction="off")
     assert plain.shape[1] == 1 + len("a cat")  # the stand-in's tokens are bytes
-    assert torch.equal(plain, encode("a cat", instruction="custom", custom_instruction=""))
-    own = encode("a cat", instruction="custom", custom_instruction="Paint this: ")
+    assert torch.equal(plain, encode("a cat", **custom("")))
+    own = encode("a cat", **custom("Paint this: "))
     assert own.shape == encode("a cat").shape and not torch.equal(own, encode("a cat"))
 
 

@@ -8,7 +8,7 @@ import urllib.error
 import pytest
 import standin
 import torch
-from api_prompts import graph, refused, with_model
+from api_prompts import custom_size, graph, refused, with_model
 from safetensors.torch import save_file
 
 from launcher.prompt import ComfyError
@@ -89,16 +89,21 @@ def test_text_encoder_without_tokenizer(server):
 @pytest.mark.parametrize(
     ("node", "change", "says"),
     [
-        ("sampler", {"steps": 5}, "1 to 4 steps"),
+        ("sampler", {"schedule": "paper", "steps": 5}, "1 to 4 steps"),
         ("sampler", {"steps": 0}, "steps"),
         ("sampler", {"denoise": 0.0}, "denoise"),
         ("sampler", {"denoise": 1.5}, "denoise"),
         ("sampler", {"guidance": -1.0}, "guidance"),
-        ("sampler", {"schedule": "custom", "angles": "1.0, 1.2"}, "fall strictly"),
-        ("sampler", {"schedule": "custom", "angles": "2.0"}, "outside"),
-        ("sampler", {"schedule": "custom", "angles": "cat"}, "list of angles"),
-        ("sampler", {"schedule": "custom", "angles": ""}, "at least one"),
-        ("latent", {"width": 16}, "width"),
+        ("sampler", {"schedule": "custom", "schedule.angles": "1.0, 1.2"}, "fall strictly"),
+        ("sampler", {"schedule": "custom", "schedule.angles": "2.0"}, "outside"),
+        ("sampler", {"schedule": "custom", "schedule.angles": "cat"}, "list of angles"),
+        ("sampler", {"schedule": "custom", "schedule.angles": ""}, "at least one"),
+        ("latent", {"size.width": 16}, "width"),
+        (
+            "latent",
+            {"size": "1000 x 1000"},
+            "size is '1000 x 1000', which it does not offer; choose one that the node lists",
+        ),
         ("loader", {"model": "not there"}, "not there"),
     ],
 )
@@ -107,7 +112,12 @@ def test_numbers_out_of_range(server, node, change, says):
     assert says in message and "SanaSprint" in message
 
 
-RED = {"text": "SanaSprintTextEncode", "method": "SanaSprintSoftEdges", "end_percent": "SanaSprintControlNetApply"}
+RED = {
+    "angles": "SanaSprintSchedule",
+    "text": "SanaSprintTextEncode",
+    "method": "SanaSprintSoftEdges",
+    "end_percent": "SanaSprintControlNetApply",
+}
 
 
 def with_node(server, kind: str) -> dict:
@@ -115,13 +125,21 @@ def with_node(server, kind: str) -> dict:
     prompt = graph()
     spec = server.object_info()[kind]["input"]["required"]
     wires = {"clip": ["loader", 1], "positive": ["text", 0], "image": ["grey", 0], "vae": ["loader", 2]}
-    values = {name: options[0].get("default") for name, (_, *options) in spec.items() if options}
+    values = {
+        name: options[0]["default"] for name, (_, *options) in spec.items() if options and "default" in options[0]
+    }
     prompt["red"] = {"class_type": kind, "inputs": values | {name: wires[name] for name in spec if name in wires}}
     prompt["grey"] = {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}}
     control = {"control_net": presets.BUNDLED_CONTROL_NAME, "dtype": "auto", "time_scale": "auto", "wiring": "auto"}
     if "control_net" in spec:
         prompt["control"] = {"class_type": "SanaSprintControlNetLoader", "inputs": control}
         prompt["red"]["inputs"]["control_net"] = ["control", 0]
+    if kind == RED["angles"]:
+        prompt["sampler"]["class_type"] = "SamplerCustom"
+        prompt["sampler"]["inputs"] |= {"add_noise": True, "noise_seed": 0, "cfg": 1.0, "negative": ["text", 0]}
+        prompt["sampler"]["inputs"] |= {"sampler": ["lcm", 0], "sigmas": ["red", 0]}
+        prompt["lcm"] = {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "lcm"}}
+        return prompt
     reader, name = ("save", "images") if kind == RED["method"] else ("sampler", "positive")
     prompt[reader]["inputs"][name] = ["red", 0]
     return prompt
@@ -130,8 +148,21 @@ def with_node(server, kind: str) -> dict:
 @pytest.mark.parametrize(
     ("changes", "widget", "says"),
     [
-        ({"steps": 9}, "steps", "the paper's schedule has 1 to 4 steps, not 9; 'app' has up to 40"),
-        ({"schedule": "custom", "angles": "0.5, 1.0"}, "angles", "angles must fall strictly, but 1 follows 0.5"),
+        (
+            {"schedule": "paper", "steps": 9},
+            "steps",
+            "the paper's schedule has 1 to 4 steps, not 9; 'app' has up to 40",
+        ),
+        (
+            {"schedule": "custom", "schedule.angles": "0.5, 1.0"},
+            "angles",
+            "angles must fall strictly, but 1 follows 0.5",
+        ),
+        (
+            {"schedule": "karras"},
+            "schedule",
+            "schedule is 'karras', which it does not offer; choose one of auto, paper, app, custom",
+        ),
         ({"denoise": float("nan")}, "denoise", "strength (denoise) is nan; it must lie in (0, 1]"),
         ({"text": "a (cat:nan)"}, "text", "a weight in the prompt is not a finite number; write weights as (word:1.2)"),
         ({"text": "(" * 101 + "cat" + ")" * 101}, "text", "101 brackets in one another"),
@@ -149,25 +180,25 @@ def test_what_no_run_can_mend_is_refused_before_it(server, changes, widget, says
     errors = json.loads(refusal.value.read())["node_errors"]
     assert list(errors) == [name]
     red = {error["extra_info"]["input_name"]: error["details"] for error in errors[name]["errors"]}
-    assert f"{widget} - {says}" in red[widget]
+    assert says in red[f"schedule.{widget}" if widget == "angles" else widget]
 
 
 def test_a_refusal_before_the_run_is_one_line(server):
     """ComfyUI repeats it for each widget that the node's check reads."""
     line = r"refused the prompt:\n  node sampler \(SanaSprintSampler\): the paper's schedule has .* up to 40$"
     with pytest.raises(ComfyError, match=line):
-        server.run(graph(sampler={"steps": 9}))
+        server.run(graph(sampler={"schedule": "paper", "steps": 9}))
 
 
 def test_sizes_are_rounded_and_said(server):
-    history = server.run(graph(latent={"width": 100, "height": 70}, sampler={"seed": 3}))
+    history = server.run(graph(latent=custom_size(100, 70), sampler={"seed": 3}))
     image = server.view(server.images(history)[0])
     assert (int.from_bytes(image[16:20]), int.from_bytes(image[20:24])) == (96, 64)
     assert "100 x 70 rounded to 96 x 64" in server.log_text()
 
 
 def test_cancel_and_go_on(server):
-    prompt = graph(sampler={"steps": 40, "schedule": "app", "seed": 5}, latent={"width": 2048, "height": 2048})
+    prompt = graph(sampler={"steps": 40, "seed": 5}, latent=custom_size(2048, 2048))
     prompt_id = server.queue(prompt)
     time.sleep(1.5)
     server.request("/interrupt", {"prompt_id": prompt_id})

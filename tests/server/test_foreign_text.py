@@ -109,7 +109,7 @@ def test_a_file_full_of_foreign_text(server, kind):
 def test_prompts_with_half_characters_paint(server, text):
     prompt = graph()
     inputs = {"clip": ["loader", 1], "text": f"a red {text} circle", "instruction": "custom"}
-    inputs |= {"prompt_format": "authors", "custom_instruction": f"Paint {text}: "}
+    inputs |= {"prompt_format": "authors", "instruction.custom_instruction": f"Paint {text}: "}
     prompt["text"] = {"class_type": "SanaSprintTextEncode", "inputs": inputs}
     saved = server.images(server.run(prompt, timeout=120))[0]
     stored = json.loads(Image.open(io.BytesIO(server.view(saved))).info["prompt"])

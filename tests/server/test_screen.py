@@ -6,7 +6,7 @@ import struct
 
 import aiohttp
 import pytest
-from api_prompts import graph, with_model
+from api_prompts import custom_size, graph, with_model
 
 from launcher.prompt import ComfyError
 
@@ -53,6 +53,37 @@ def test_an_error_is_on_its_node_until_it_runs_again(server):
     texts = [text for node, text in heard(server, prompt) if node == "model"]
     path.unlink()
     assert texts == [""]
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize(
+    ("inputs", "shown"),
+    [
+        ({"steps": 1}, "1 step, angles by the paper: 1.571"),
+        ({"steps": 4}, "4 steps, angles by the paper: 1.568, 1.3, 1.1, 0.6"),
+        ({"steps": 5}, "5 steps, angles by the authors' app: 1.571, 1.257, 0.9425, 0.6283, 0.3142"),
+        ({"steps": 2, "schedule": "app", "denoise": 0.5}, "2 steps, angles by the authors' app: 0.7854, 0.65"),
+        ({"schedule": "custom", "schedule.angles": "1.5, 1, 0.4"}, "3 steps, angles as entered: 1.5, 1, 0.4"),
+    ],
+)
+def test_the_sampler_shows_its_steps_and_angles(server, inputs, shown):
+    assert ("sampler", shown) in heard(server, graph(sampler=inputs))
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize(
+    ("inputs", "shown"),
+    [
+        (custom_size(64, 96), "64 x 96 pixels"),
+        (custom_size(100, 64), "100 x 64 rounded to 96 x 64"),
+        ({"size": "1:1, 1024 x 1024", "model": ["loader", 0]}, "256 x 256 pixels, the model's own size"),
+        ({"size": "16:9, 1344 x 768", "model": ["loader", 0]}, "320 x 192 pixels, the model's own size"),
+        ({"size": "1344 x 768", "model": ["loader", 0]}, "320 x 192 pixels, the model's own size"),
+    ],
+    ids=["custom", "rounded", "square", "wide", "older"],
+)
+def test_the_latent_shows_the_size_that_is_made(server, inputs, shown):
+    assert ("latent", shown) in heard(server, graph(latent=inputs))
 
 
 def test_stock_nodes_show_what_this_pack_refuses_there(server):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from launcher.prompt import edit
+from launcher.prompt import DYNAMIC_COMBO, edit
 from sprint_core.weights import presets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +42,8 @@ def test_workflow_names_what_the_nodes_know(server, workflow):
         for name, value in node["inputs"].items():
             kind, *options = slots[name]
             choices = kind if isinstance(kind, list) else options[0].get("options") if options else None
+            if kind == DYNAMIC_COMBO:
+                choices = [option["key"] for option in choices]
             if choices and not isinstance(value, list):
                 assert value in choices or value in linked, f"{node['class_type']}: {name} = {value}"
 
