@@ -7,16 +7,19 @@ that lie straight in a folder of ComfyUI's; their files are not listed. All othe
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import folder_paths
 
-from ...sprint_core import disk
+from ...sprint_core import disk, messages
 from ...sprint_core.images import preview
 from ...sprint_core.weights import layouts, presets
 from ...sprint_core.weights.folder_files import WEIGHT_SUFFIXES, files_of, is_shard, is_standard, shards_of
 from ...sprint_core.weights.tensorfile import CheckpointError
+from . import screen
+
+log = messages.logger(__name__)
 
 PIPELINES = "diffusers"
 APPROXIMATE = "vae_approx"  # tiny decoders of all families lie there; names tell them apart
@@ -69,9 +72,8 @@ def _belongs(file: Path, entries: dict[str, Path]) -> bool:
     return is_standard(file.name) or file in files_of(file.parent)
 
 
-def models(*keys: str) -> dict[str, Path]:
-    """What lies in these model folders, and the pipelines: {name: path}. The first of equal names counts."""
-    listed: dict[str, Path] = {}
+def _listed(keys: Iterable[str]) -> Iterator[tuple[Path, dict[str, Path]]]:
+    """Each of these model folders, and those of the pipelines, with its entries: {name: path}."""
     for key in (*keys, PIPELINES):
         if key not in folder_paths.folder_names_and_paths:
             continue
@@ -83,7 +85,14 @@ def models(*keys: str) -> dict[str, Path]:
                 entries = {name: path for name, path in entries.items() if path.is_dir()}
             if key == APPROXIMATE:
                 entries = {name: path for name, path in entries.items() if name.startswith(TINY_DECODER)}
-            listed = entries | listed
+            yield Path(root), entries
+
+
+def models(*keys: str) -> dict[str, Path]:
+    """What lies in these model folders, and the pipelines: {name: path}. The first of equal names counts."""
+    listed: dict[str, Path] = {}
+    for _, entries in _listed(keys):
+        listed = entries | listed
     return listed
 
 
@@ -95,12 +104,27 @@ def choices(*keys: str, bundled: str = presets.BUNDLED_NAME) -> list[str]:
 
 def find(name: str, *keys: str) -> Path:
     """Path of a listed name. Raises CheckpointError."""
-    path = BUNDLED.get(name) or models(*keys).get(name)
-    if path is not None:
-        return path
+    found = [(root, entries[name]) for root, entries in _listed(keys) if name in entries]
+    if name in BUNDLED:
+        found.insert(0, (Path(screen.PACK), BUNDLED[name]))
+    if found:
+        warn_of_namesakes(name, found)
+        return found[0][1]
     raise CheckpointError(
         f"{name} is in none of the model folders {', '.join((*keys, PIPELINES))}; put it there and press R to refresh"
     )
+
+
+def warn_of_namesakes(name: str, found: Iterable[tuple[Path, Path]]) -> None:
+    """Say which file is read where other model folders have one of its name: (folder, path) of each, in their order."""
+    folders: dict[str, str] = {}
+    for root, path in found:
+        folders.setdefault(os.path.realpath(path), "/".join(root.parts[-2:]))  # no more of it: paths are the user's
+    if len(folders) > 1:
+        read, *others = folders.values()
+        text = f"{name}: read from {read}; {', '.join(others)} has another of this name, rename it to choose it"
+        log.warning("%s", text)
+        screen.hold(text)
 
 
 def stamp(name: str, *keys: str) -> str:

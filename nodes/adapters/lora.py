@@ -38,6 +38,8 @@ def path_of(name: str) -> str:
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise CheckpointError(f"{name} is not in models/{FOLDER}; put it there and press R to refresh")
+    roots = map(Path, folder_paths.get_folder_paths(FOLDER))
+    folders.warn_of_namesakes(name, [(root, root / name) for root in roots if (root / name).is_file()])
     return path
 
 

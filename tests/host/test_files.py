@@ -177,6 +177,55 @@ def test_folders_of_extra_model_paths_are_listed(node, host, pipeline_folder, tm
     assert "elsewhere" not in listed(node, "SanaSprintModelLoader", "model")
 
 
+@pytest.fixture
+def second_folder(tmp_path):
+    """second_folder(key): one more model folder of ComfyUI's, as extra_model_paths.yaml adds it, behind the others."""
+    import folder_paths
+
+    added = []
+
+    def add(key):
+        path = tmp_path / "elsewhere" / key
+        path.mkdir(parents=True)
+        folder_paths.add_model_folder_path(key, str(path))
+        added.append((key, str(path)))
+        return path
+
+    yield add
+    for key, path in added:
+        folder_paths.folder_names_and_paths[key][0].remove(path)
+
+
+def test_of_two_files_of_one_name_it_is_said_which_is_read(load, host, stored, sample, second_folder, caplog):
+    """A link to the file that is read is no other one."""
+
+    def halved(tensors):
+        return {name: tensor * 0.5 for name, tensor in tensors.items()}
+
+    name, other = stored("transformer", "namesake.safetensors"), second_folder("checkpoints") / "namesake.safetensors"
+    first = host.base / "models" / "checkpoints" / name
+    expected = sample(model=load(name), steps=1)
+    other.symlink_to(first)
+    with caplog.at_level("WARNING"):
+        load(name)
+        assert not caplog.records
+        other.unlink()
+        shutil.copy(host.base / "models" / "checkpoints" / stored("transformer", "halved.safetensors", halved), other)
+        assert torch.equal(sample(model=load(name), steps=1), expected)
+    says = "read from models/checkpoints; elsewhere/checkpoints has another of this name, rename it to choose it"
+    assert [record.getMessage() for record in caplog.records] == [f"{name}: {says}"]
+    first.unlink()
+
+
+def test_of_two_loras_of_one_name_it_is_said_which_is_read(node, host, model, write_lora, second_folder, caplog):
+    write_lora("namesake.safetensors", "lora_unet_", {"transformer_blocks.1.attn2.to_q": (64, 64)})
+    shutil.copy(host.base / "models" / "loras" / "namesake.safetensors", second_folder("loras"))
+    with caplog.at_level("WARNING"):
+        node("SanaSprintLoraLoader", model=model, lora_name="namesake.safetensors")
+    says = "read from models/loras; elsewhere/loras has another of this name, rename it to choose it"
+    assert [record.getMessage() for record in caplog.records] == [f"namesake.safetensors: {says}"]
+
+
 @pytest.mark.parametrize("average", [False, True], ids=["weights", "average"])
 def test_the_average_of_a_training_save(load, host, pipeline_folder, sample, average, caplog):
     """The file has the stand-in's weights once; the other set would paint something else."""
