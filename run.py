@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Set up SANA-Sprint for ComfyUI and use it, with nothing but Python >= 3.10.
 
-  python run.py ["PROMPT"] [--model NAME] [--steps N] [--seed N] [--out FILE]   make an image, headless
+  python run.py ["PROMPT"] [--negative TEXT] [--model NAME] [--steps N] [--seed N] [--out FILE]
+                                                 make an image, headless
   python run.py serve [--port N]                 open ComfyUI, with the workflows among its templates
   python run.py test [pytest arguments]          run the tests; installs Chromium if no browser is found
   python run.py test --oldest                    run some of them on the oldest supported ComfyUI
@@ -30,7 +31,7 @@ from pathlib import Path
 
 from launcher.browser import chromium, install_chromium, wanted
 from launcher.client import free_port
-from launcher.prompt import ComfyError, edit
+from launcher.prompt import ComfyError, avoid, edit
 from launcher.setup import ROOT, Fault, comfyui_server, oldest_host, say, set_up, test_python
 
 WORKFLOW = ROOT / "workflows" / "01_text_to_image.json"
@@ -42,6 +43,7 @@ def image(argv: list[str]) -> int:
         prog="run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("prompt", nargs="?", default=PROMPT, help=f"what to draw (default: {PROMPT})")
+    parser.add_argument("--negative", metavar="TEXT", help="what to avoid in the image, as a prompt: 'a red car'")
     parser.add_argument("--model", help="a name that Load SANA-Sprint lists (default: the workflow's)")
     parser.add_argument("--steps", type=int, choices=range(1, 5), help="sampling steps (default: the workflow's)")
     parser.add_argument("--seed", type=int, help="seed of the noise (default: the workflow's)")
@@ -64,6 +66,8 @@ def paint(options: argparse.Namespace) -> tuple[Path, dict]:
         if not options.model:  # the workflow's, which is the bundled one
             say("  with the bundled model, which paints plain shapes only; --model takes another (see README.md)")
         steps, seed = edit(prompt, options.prompt, options.steps, options.seed, options.model)
+        if options.negative is not None:
+            avoid(prompt, options.negative, server.object_info())
         start = time.monotonic()
         history = server.run(prompt, show_seconds)
         seconds = time.monotonic() - start

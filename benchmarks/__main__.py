@@ -1,7 +1,7 @@
 """What each part of an image costs on this machine, beside diffusers.
 
     python -m benchmarks [--model demo|0.6B|1.6B] [--size PX] [--against diffusers] [--runs 5]
-                         [--parts text,step,control,hint,encode,decode,total,batch,train,load]
+                         [--parts text,step,negative,control,hint,encode,decode,total,batch,train,load]
 
 Full-size models have random weights, made on the spot. Parts and sides take turns, so that whatever else the machine
 does meets all of them; medians of the runs. A table, then one JSON document on the last line. `--plot FILE` draws
@@ -33,7 +33,8 @@ PARTS = {
     "long_text": f"a new prompt of {LONG} tokens",
     "same_text": "a prompt again",
     "step": "one pass of the transformer",
-    "control": "the same with a ControlNet of seven blocks, its hint kept",
+    "negative": "the same with a negative prompt as long (NAG)",
+    "control": "a pass with a ControlNet of seven blocks, its hint kept",
     "hint": "the same with the hint encoded anew",
     "encode": "an image to its latent",
     "decode": "a latent to its image",
@@ -43,9 +44,9 @@ PARTS = {
     "load": "all weights from files, in a process of its own",
     "alone": "and then an image there, the text encoder released before decoding",
 }
-COMPILED = ("step", "control", "hint", "encode", "decode", "total", "batch")  # the parts behind --compile
+COMPILED = ("step", "negative", "control", "hint", "encode", "decode", "total", "batch")  # the parts behind --compile
 GROUPS = {"text": ("text", "long_text", "same_text"), "load": ("load", "alone")}
-USUAL = "text,step,control,hint,encode,decode,total"
+USUAL = "text,step,negative,control,hint,encode,decode,total"
 
 
 def rows(taken: Mapping[str, Mapping[str, Taken]], peak_flops: float | None) -> dict[str, dict]:
@@ -197,7 +198,7 @@ def run(args: argparse.Namespace) -> dict:
         return _about(args, ours) | {"plot": _plot(args, ours, theirs)}
     sides = {"ours": ours} | ({"theirs": theirs} if theirs else {})
     calls: dict[str, Sides] = {
-        part: {side: getattr(made, part) for side, made in sides.items()}
+        part: {side: getattr(made, part) for side, made in sides.items() if hasattr(made, part)}
         for part in parts
         if part not in (*GROUPS["load"], "train")
     }

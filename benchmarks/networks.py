@@ -15,6 +15,8 @@ from sprint_core.models import controlnet
 from sprint_core.models.autoencoder import Autoencoder
 from sprint_core.models.autoencoder_config import SANA
 from sprint_core.models.gemma import Gemma, GemmaConfig
+from sprint_core.models.layers import sdpa
+from sprint_core.models.nag import NAG, join
 from sprint_core.models.transformer import SanaTransformer
 from sprint_core.pipeline import Pipeline
 from sprint_core.shapes import captions
@@ -72,7 +74,7 @@ class Parts:
     def compilable(self, parts: Sequence[str]) -> list[nn.Module]:
         """The networks behind these parts that are worth compiling; prompts differ in length."""
         images, networks = {"total", "batch"} & set(parts), []
-        if images or {"step", "control", "hint"} & set(parts):
+        if images or {"step", "negative", "control", "hint"} & set(parts):
             networks.append(self.transformer)
         if {"encode", "hint"} & set(parts):
             networks.append(self.autoencoder.encoder)
@@ -195,6 +197,12 @@ class Ours(Parts):
 
     def step(self, seed: int) -> Tensor:
         return self.transformer(**self.inputs(seed))
+
+    def negative(self, seed: int) -> Tensor:
+        inputs = self.inputs(seed)
+        caption, avoided = inputs["caption"], self.inputs(-seed)["caption"]
+        both, _ = join(caption, None, avoided, None)
+        return self.transformer(**inputs | {"caption": both}, attention=NAG().around(sdpa, caption.shape[1]))
 
     def control(self, seed: int) -> Tensor:
         return self._controlled(seed, self.kept_hint)

@@ -20,6 +20,7 @@ SEED_CONTROLS = {"fixed", "increment", "decrement", "randomize", "increment-wrap
 # What `edit` changes: the text of these nodes, the sampler's steps and seed, the model.
 TEXT_NODES = {"SanaSprintTextEncode", "CLIPTextEncode"}
 SAMPLER_NODE, LOADER_NODE = "SanaSprintSampler", "SanaSprintLoader"
+NEGATIVE_NODE = "SanaSprintNegative"  # what `avoid` adds
 
 
 class ComfyError(RuntimeError):
@@ -66,6 +67,23 @@ def edit(prompt: dict, text: str, steps: int | None, seed: int | None, model: st
             node["inputs"]["model"] = model
     samplers[0].update({key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None})
     return samplers[0]["steps"], samplers[0]["seed"]
+
+
+def avoid(prompt: dict, text: str, object_info: dict) -> None:
+    """Add a negative prompt, encoded as the prompt is, to an API prompt that `edit` takes."""
+    encoder = next(node for node in prompt.values() if node["class_type"] in TEXT_NODES)
+    sampler = next(node for node in prompt.values() if node["class_type"] == SAMPLER_NODE)
+    encoded = {**encoder, "inputs": {**encoder["inputs"], "text": text}, "_meta": {"title": "Negative"}}
+    widgets = {
+        name: options[0]["default"]
+        for name, (kind, *options) in object_info[NEGATIVE_NODE]["input"]["required"].items()
+        if kind in WIDGET_TYPES
+    }
+    inputs = {"model": sampler["inputs"]["model"], "negative": ["negative-text", 0], **widgets}
+    title = object_info[NEGATIVE_NODE]["display_name"]
+    prompt["negative-text"] = encoded
+    prompt["negative"] = {"inputs": inputs, "class_type": NEGATIVE_NODE, "_meta": {"title": title}}
+    sampler["inputs"]["model"] = ["negative", 0]
 
 
 class _Graph:

@@ -7,6 +7,7 @@ from .adapters import migration, screen, threads
 from .control import ControlNetApply, SoftEdges
 from .latent import EmptyLatent
 from .loaders import LoadControlNet, LoadLoRA, LoadModel, LoadSprint, LoadTextEncoder, LoadVAE
+from .negative import Negative
 from .sampling import Sampler, Schedule, TrigFlowSampler
 from .text import TextEncode
 
@@ -18,6 +19,7 @@ NODES = [
     LoadControlNet,
     LoadLoRA,
     TextEncode,
+    Negative,
     ControlNetApply,
     SoftEdges,
     EmptyLatent,

@@ -125,7 +125,7 @@ class Sampler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A SANA-Sprint, from Load SANA-Sprint or Load SANA Model."),
                 io.Conditioning.Input(
-                    "positive", tooltip="The encoded prompt. There is no negative: guidance is built in."
+                    "positive", tooltip="The encoded prompt. For a negative prompt take SANA-Sprint Negative (NAG)."
                 ),
                 io.Latent.Input("latent_image", tooltip="Empty SANA Latent, or an encoded image with denoise below 1."),
                 io.Int.Input(

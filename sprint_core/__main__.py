@@ -15,7 +15,8 @@ from .devices import DTYPES, usable_device
 from .images import edges, sizes
 from .images import files as image_files
 from .models import controlnet, hed
-from .pipeline import Control, Pipeline
+from .models.nag import NAG
+from .pipeline import NAG_DEFAULT, Control, Pipeline
 from .weights import checkpoint, layouts, presets
 
 log = messages.logger(__name__)
@@ -37,6 +38,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=2)
     add("--schedule", default="auto", help="paper (1-4 steps), app (1-40), auto (whichever fits), or angles: 1.5,1")
     add("--guidance", type=float, default=presets.GUIDANCE)
+    add("--negative", help="what to avoid in the image, as a prompt: 'a red car'")
+    add("--negative-scale", type=float, help=f"how strongly (default: {NAG_DEFAULT.scale:g}; 1: not at all)")
     add("--seed", type=int, default=0)
     add("--batch", type=int, default=1, help="images, from seed, seed + 1, ...")
     add("--size", help="WxH in pixels (default: the image's, or the model's own)")
@@ -79,6 +82,13 @@ def _strength(args: argparse.Namespace) -> float:
     if args.image is None:
         return 1.0
     return STRENGTH if args.strength is None else args.strength
+
+
+def _nag(args: argparse.Namespace) -> NAG:
+    """Of the negative prompt. Raises ValueError where nothing would read --negative-scale."""
+    if args.negative is None and args.negative_scale is not None:
+        raise ValueError("--negative-scale: of no use without --negative TEXT")
+    return NAG_DEFAULT if args.negative_scale is None else NAG(scale=args.negative_scale)
 
 
 def _load_pipeline(args: argparse.Namespace) -> Pipeline:
@@ -155,7 +165,7 @@ def run(args: argparse.Namespace) -> dict:
     image_files.check_image_name(args.out or DEFAULT_OUT, "--out")
     source = image_files.read(args.image, "--image") if args.image is not None else None
     request = _control_request(args)
-    strength = _strength(args)
+    strength, nag = _strength(args), _nag(args)
     steps = len(trigflow.sigmas(args.schedule, args.steps, strength)) - 1
     started = time.perf_counter()
     pipeline = _load_pipeline(args)
@@ -175,6 +185,8 @@ def run(args: argparse.Namespace) -> dict:
             image=image,
             strength=strength,
             controls=controls,
+            negative=args.negative,
+            nag=nag,
             on_step=lambda *_: bar.update(),
         )
     names = image_files.image_paths(args.out or DEFAULT_OUT, args.batch, new=args.out is None)

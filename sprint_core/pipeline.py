@@ -23,6 +23,8 @@ from .latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from .models import controlnet
 from .models.autoencoder import Autoencoder
 from .models.controlnet import SanaControlNet
+from .models.layers import sdpa
+from .models.nag import NAG, join
 from .models.transformer import SanaTransformer
 from .text.encoder import TextEncoder, pad_embeddings
 from .text.loading import find_tokenizer, prompt_format
@@ -34,6 +36,7 @@ from .weights.tensorfile import CheckpointError
 log = messages.logger(__name__)
 
 MAX_GUIDANCE = 100.0
+NAG_DEFAULT = NAG()
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,7 @@ class Control:
 
     def acts_at(self, s: Tensor) -> bool:
         """Whether it acts at flow time s, an fp32 scalar on the CPU."""
-        last, first = torch.tensor([trigflow.percent_to_s(self.end), trigflow.percent_to_s(self.start)]).tolist()
-        return last <= s.item() <= first  # all rounded to fp32, as ComfyUI compares them
+        return trigflow.acts_at(s, self.start, self.end)
 
 
 class Caption(NamedTuple):
@@ -119,6 +121,8 @@ class Pipeline:
         image: Tensor | None = None,
         strength: float = 1.0,
         controls: Sequence[Control] = (),
+        negative: str | Caption | None = None,
+        nag: NAG = NAG_DEFAULT,
         on_step: Callable[[int, Tensor, Tensor], object] | None = None,
     ) -> Tensor:
         """Images [b, h, w, 3] in [0, 1], fp32, one per prompt and seed.
@@ -127,7 +131,8 @@ class Pipeline:
         size: (width, height), multiples of 32, by default those of `image` or the model's own;
         steps, schedule: see trigflow.schedule; guidance: in (0, 100], embedded by the network;
         image: start of image-to-image, [b or 1, h, w, 3] in [0, 1]; strength: in (0, 1], 1 keeps
-        nothing of it; on_step(i, x_s, x0): called after each prediction, may raise to stop.
+        nothing of it; negative: what to avoid in all images, text or the Caption of one, as `nag` says; on_step(i,
+        x_s, x0): called after each prediction, may raise to stop.
         Raises ValueError on bad arguments and on NaN.
         """
         count = len(prompts.embeddings if isinstance(prompts, Caption) else prompts)
@@ -145,12 +150,14 @@ class Pipeline:
             _require_fit(self.transformer, control, (len(seeds), height, width))
         device = next(self.transformer.parameters()).device
         caption, mask = prompts if isinstance(prompts, Caption) else self.encode_text(prompts)
+        avoided = self.encode_text([negative]) if isinstance(negative, str) else negative
+        _require_negative(avoided, caption)
 
         shape = (LATENT_CHANNELS, height // DOWNSCALE, width // DOWNSCALE)
         x_s = to_device(sampler.initial_noise(seeds, shape), device)
         start = torch.zeros_like(x_s) if image is None else self.encode_image(image)
         x_s = trigflow.flow_add_noise(start, x_s, sigmas[0])
-        denoise = self.denoiser(caption, mask, guidance, controls)
+        denoise = self.denoiser(caption, mask, guidance, controls, avoided, nag)
         step_noise = sampler.StepNoise(seeds, shape, device)
         x0 = sampler.sample(denoise, x_s, sigmas, step_noise, on_step=on_step)
         if not torch.isfinite(x0).all():
@@ -187,11 +194,17 @@ class Pipeline:
         return rearrange(images.add_(1.0).div_(2.0).clamp_(0.0, 1.0), "b c h w -> b h w c")
 
     def denoiser(
-        self, caption: Tensor, mask: Tensor | None, guidance: float, controls: Sequence[Control]
+        self,
+        caption: Tensor,
+        mask: Tensor | None,
+        guidance: float,
+        controls: Sequence[Control],
+        negative: Caption | None = None,
+        nag: NAG = NAG_DEFAULT,
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """denoise(x_s, s) -> x0 for the sampler: x_s and x0 [b, 32, h, w] in fp32, s an fp32 scalar on the CPU.
 
-        caption: [b, n, c], mask: [b, n] or None. Control images are encoded once, here.
+        caption: [b, n, c], mask: [b, n] or None; negative: of one or b prompts. Control images are encoded once, here.
         """
         dtype = self._dtype_of(self.transformer)
         hints = [self.encode_image(control.image).to(dtype) for control in controls]
@@ -204,7 +217,12 @@ class Pipeline:
                 [r if r is None else c.strength * r for r in c.net(x, times, caption, hint, scales, mask)]
                 for c, hint in acting
             ]
-            v = self.transformer(x, times, caption, scales, mask, controlnet.sum_residuals(residuals))
+            text, text_mask, attention = caption, mask, sdpa
+            if negative is not None and not nag.idle and nag.acts_at(s):
+                text, text_mask = join(caption, mask, *negative)
+                attention = nag.around(sdpa, caption.shape[1])
+            residual = controlnet.sum_residuals(residuals)
+            v = self.transformer(x, times, text, scales, text_mask, residual, attention)
             return trigflow.flow_predict_x0(v.float(), x_s, s)
 
         return denoise
@@ -233,6 +251,17 @@ def _why_nan(what: str, networks: Mapping[str, torch.nn.Module], dtype: torch.dt
                 f"{what}: {first_and_count(names)} of {title} holds NaN or infinity; download or convert its file again"
             )
     return f"{what} in {dtype}, though no weight holds any; try fp32"
+
+
+def _require_negative(negative: Caption | None, caption: Tensor) -> None:
+    """Raise ValueError unless a negative prompt is of the prompts' text encoder, and one or one for each of them."""
+    if negative is None:
+        return
+    (count, _, width), prompts = negative.embeddings.shape, len(caption)
+    if width != caption.shape[-1]:
+        raise ValueError(f"the negative prompt is {width} wide, the prompt {caption.shape[-1]}; encode both alike")
+    if count not in (1, prompts):
+        raise ValueError(f"{count} negative prompts for {prompts} images; give one, or one for each")
 
 
 def _require_fit(trunk: SanaTransformer, control: Control, size: tuple[int, int, int]) -> None:

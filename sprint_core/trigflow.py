@@ -191,6 +191,12 @@ def percent_to_s(percent: float) -> float:
     return min(1.0, s_from_t(min(max(1.0 - percent, 0.0), 1.0) * T_MAX))
 
 
+def acts_at(s: Tensor, start: float, end: float) -> bool:
+    """Whether flow time s, an fp32 scalar on the CPU, lies between shares `start` and `end` of the way to the image."""
+    last, first = torch.tensor([percent_to_s(end), percent_to_s(start)]).tolist()
+    return last <= s.item() <= first  # all rounded to fp32, as ComfyUI compares them
+
+
 def shift(s: Scalar, factor: float) -> Scalar:
     """Flow times in [0, 1] moved towards noise, as multi-step models are trained and sampled: logit s + ln factor."""
     return factor * s / (1 + (factor - 1) * s)

@@ -202,7 +202,8 @@ def _without_cfg(guider: Any, notes: list[str]) -> Iterator[None]:
     if ignored:
         note = (
             f"SANA-Sprint has its guidance built in: cfg {ignored[0]:g} is treated as 1 and the negative prompt is "
-            "unused. Set cfg to 1, and steer with FluxGuidance or the guidance input."
+            "unused. Set cfg to 1, steer with FluxGuidance or the guidance input, and avoid things with SANA-Sprint "
+            "Negative (NAG)."
         )
         notes += [note] if note not in notes else []
     try:

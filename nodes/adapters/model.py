@@ -28,7 +28,7 @@ from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from ...sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from ...sprint_core.weights import checkpoint, layouts
 from ...sprint_core.weights.presets import GUIDANCE
-from . import bypass, patches, quantised, screen
+from . import bypass, negative, patches, quantised, screen
 from .guard import guard_run
 from .options import DEFAULT, LoaderOptions
 from .preview import Painter, factors_of
@@ -86,7 +86,7 @@ class HostedTransformer(SanaTransformer):
     def _run(self, x, timesteps, context, guidance, control, options, attention_mask=None):
         if guidance is not None:
             guidance = torch.full((x.shape[0],), guidance, device=x.device)
-        attention = functools.partial(attend, transformer_options=options)
+        attention = negative.attention_of(options, functools.partial(attend, transformer_options=options))
         residuals = control.get("input", ()) if control else ()
         around = functools.partial(_around_block, options, self.config.depth)
         return super().forward(x, timesteps, context, guidance, attention_mask, residuals, attention, around)
@@ -216,9 +216,13 @@ class SanaModel(comfy.model_base.BaseModel):
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
         options = transformer_options or {}  # guidance by skipped layers sets some for one prediction
         self.unread |= patches.unread(options, self.depth)
-        return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        mask = kwargs.pop("attention_mask", None)
+        options, text, mask = negative.before_call(options, self.model_sampling, t, c_crossattn, mask)
+        masked = {} if mask is None else {"attention_mask": mask}
+        return super()._apply_model(x, t, c_concat, text, control, options, **masked, **kwargs)
 
-    def _require_own(self, text: Tensor) -> None:
+    def require_own(self, text: Tensor) -> None:
+        """Refuse embeddings [b, n, c] of another text encoder. Raises ValueError."""
         width = self.model_config.unet_config["config"].caption_width
         if text.shape[-1] != width:
             raise ValueError(
@@ -230,22 +234,16 @@ class SanaModel(comfy.model_base.BaseModel):
         out = {}
         text, mask = kwargs.get("cross_attn"), kwargs.get("attention_mask")
         if text is not None:
-            self._require_own(text)
+            self.require_own(text)
             # Repeating tokens to join prompts of different length is exact only without a mask.
             cond = comfy.conds.CONDCrossAttn if mask is None else comfy.conds.CONDRegular
             out["c_crossattn"] = cond(text)
             if mask is not None:
-                out["attention_mask"] = comfy.conds.CONDRegular(_fit_mask(mask, text))
+                out["attention_mask"] = comfy.conds.CONDRegular(negative.fit_mask(mask, text))
         if self.sprint:
             guidance = kwargs.get("guidance")  # FluxGuidance's key; FluxDisableGuidance sets None
             out["guidance"] = comfy.conds.CONDConstant(GUIDANCE if guidance is None else float(guidance))
         return out
-
-
-def _fit_mask(mask: Tensor, text: Tensor) -> Tensor:
-    """Mask [b, m] for text [b, n, c]: tokens that ConditioningConcat appended count, lost ones do not."""
-    mask, n = mask.reshape(-1, mask.shape[-1]), text.shape[1]
-    return torch.nn.functional.pad(mask[:, :n], (0, max(0, n - mask.shape[1])), value=1)
 
 
 def is_sana(patcher: comfy.model_patcher.ModelPatcher) -> bool:

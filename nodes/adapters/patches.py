@@ -22,6 +22,7 @@ SETTINGS = {  # transformer options that one other network or sampler reads, and
     "audio_embeds": "WanInfiniteTalkToVideo",
 }
 WRAPPERS = {"hidream_o1_patch_seam_smoothing": "HiDreamO1PatchSeamSmoothing"}  # of networks with patches of 32 pixels
+OURS = {"NAGuidance": "take SANA-Sprint Negative (NAG)"}  # what does the same for a SANA-Sprint
 NEED_CFG = ("APG", "SkipLayerGuidanceDiTSimple")  # read the unconditional prediction unasked, which cfg 1 leaves out
 CFG_FUNCTIONS = ("sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function")
 SMALL = 1e-5  # of the largest value: rounding
@@ -75,7 +76,8 @@ def followed(guider: Any, latent: Tensor, notes: list[str]) -> Iterator[None]:
         guider.model_options = options
     names = {owner.name for owner in model.unread} | left_out - set(NEED_CFG)
     if names:
-        notes.append(f"{_listed(names)}: of no effect, since SANA has nothing that this patch changes")
+        instead = "".join(f"; {OURS[name]}" for name in sorted(names & OURS.keys()) if model.sprint)
+        notes.append(f"{_listed(names)}: of no effect, since SANA has nothing that this patch changes{instead}")
     idle = {w.owner.name for w in watched if not w.changed} - names | left_out & set(NEED_CFG)
     if idle:
         why = ": SANA-Sprint's guidance is built in, and cfg is 1" if model.sprint else ": cfg is 1" if no_cfg else ""

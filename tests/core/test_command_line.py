@@ -14,6 +14,7 @@ from oracles import randn
 from PIL import Image
 
 from sprint_core import __main__, pipeline
+from sprint_core.models.nag import NAG
 from sprint_core.pipeline import Pipeline
 from sprint_core.weights import checkpoint, keymaps, layouts
 
@@ -114,6 +115,17 @@ def test_command_line_image_to_image(folder, tmp_path, capsys, caplog):
     assert command(capsys, PROMPT, *options, "--size", "64x64")["size"] == [64, 64]
 
 
+def test_command_line_with_a_negative_prompt(folder, tmp_path, capsys):
+    options = ("--model", folder, "--size", "96x64", "--out", tmp_path / "a.png", "--negative", "a blue square")
+    result = command(capsys, PROMPT, *options, "--negative-scale", 5)
+    more = {"seeds": [0], "size": (96, 64), "negative": "a blue square"}
+    want = Pipeline.load(folder).generate([PROMPT], nag=NAG(scale=5.0), **more)
+    assert np.array_equal(pixels(result["images"][0]), want[0].mul(255).round().byte().numpy())
+    usual = command(capsys, PROMPT, *options)
+    want = Pipeline.load(folder).generate([PROMPT], **more)
+    assert np.array_equal(pixels(usual["images"][0]), want[0].mul(255).round().byte().numpy())
+
+
 def test_command_line_without_a_model_uses_the_bundled_one(tmp_path, capsys):
     result = command(capsys, "two red crosses", "--out", tmp_path / "x.png")
     assert result["size"] == [256, 256]
@@ -194,6 +206,8 @@ def process(*words: object) -> subprocess.CompletedProcess:
         (("--out", "folder.png"), "--out folder.png: this is a folder; choose another name"),
         (("--image", "folder.png"), "--image folder.png: this is a folder; name an image in it"),
         (("--strength", "0.6"), "--strength: of no use without --image IMAGE"),
+        (("--negative-scale", "5"), "--negative-scale: of no use without --negative TEXT"),
+        (("--negative", "red", "--negative-scale", "0.5"), "scale is 0.5; it must lie in 1 to 50"),
     ],
 )
 def test_what_can_never_work_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, caplog, options, says):
@@ -210,7 +224,7 @@ def test_a_process_shows_its_help():
     assert shown.returncode == 0 and shown.stdout.startswith("usage: python -m sprint_core")
     options = ["model", "vae", "text-encoder", "steps", "schedule", "guidance", "seed", "batch", "size", "image"]
     options += ["strength", "control", "control-model", "control-strength", "control-range", "edges", "hed"]
-    options += ["dtype", "device", "out"]
+    options += ["dtype", "device", "out", "negative", "negative-scale"]
     assert all(f"  --{option}" in shown.stdout for option in options)
 
 

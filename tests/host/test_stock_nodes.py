@@ -126,7 +126,7 @@ def test_ksampler_on_its_defaults_gives_the_cfg_1_image_and_one_warning(
     assert expected.isfinite().all()
     assert [r.getMessage() for r in caplog.records if "cfg" in r.getMessage()] == [
         "SANA-Sprint has its guidance built in: cfg 8 is treated as 1 and the negative prompt is unused. "
-        "Set cfg to 1, and steer with FluxGuidance or the guidance input."
+        "Set cfg to 1, steer with FluxGuidance or the guidance input, and avoid things with SANA-Sprint Negative (NAG)."
     ]
 
 

@@ -6,10 +6,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from launcher.prompt import DYNAMIC_COMBO, edit
+from launcher.prompt import DYNAMIC_COMBO, avoid, edit
+from sprint_core.shapes import judge
 from sprint_core.weights import presets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,3 +108,19 @@ def test_no_node_covers_another(workflow):
     for a, b in itertools.combinations(boxes, 2):
         (left, top, right, bottom), (left2, top2, right2, bottom2) = boxes[a], boxes[b]
         assert left >= right2 or left2 >= right or top >= bottom2 or top2 >= bottom, f"nodes {a} and {b} overlap"
+
+
+@pytest.mark.oldest
+def test_a_negative_prompt_from_the_command_line(server):
+    """As `run.py --negative purple`: this seed's circle stands on purple, until that is to be avoided."""
+    backgrounds = []
+    for negative in (None, "purple"):
+        prompt = server.prompt_of(ROOT / "workflows" / "01_text_to_image.json")
+        edit(prompt, "a red circle", 2, 1)
+        if negative:
+            avoid(prompt, negative, server.object_info())
+        (image,) = server.images(server.run(prompt))
+        pixels = np.asarray(Image.open(io.BytesIO(server.view(image))).convert("RGB"))
+        assert judge.judge(pixels, "a red circle")
+        backgrounds.append(judge.observe(pixels).background)
+    assert backgrounds == ["purple", "teal"]

@@ -56,16 +56,18 @@ def test_every_usual_part_of_the_bundled_model_is_measured(capsys):
         assert set(row) == {"ours", "steps"}
     assert result["parts"]["step"]["steps"] == 1.0
     assert result["parts"]["control"]["ours"]["tflop"] > result["parts"]["step"]["ours"]["tflop"] > 0
+    assert 1 < result["parts"]["negative"]["ours"]["tflop"] / result["parts"]["step"]["ours"]["tflop"] < 1.2
     assert result["parts"]["same_text"]["ours"]["tflop"] == 0  # it is not computed again
 
 
 def test_both_sides_compute_the_same(small, capsys):
     """Every part against diffusers' pipeline on the same weights; a call of ours with a wrong meaning would differ."""
-    parts = "text,step,control,hint,encode,decode,total,batch"
+    parts = "text,step,negative,control,hint,encode,decode,total,batch"
     words = ["--model", "0.6B", "--against", "diffusers", "--parts", parts, "--runs", "1", "--device", "cpu"]
     assert bench.main(words) == 0
     result = last_line(capsys)
-    assert result["against"].startswith("diffusers ") and len(result["parts"]) == 10
+    assert result["against"].startswith("diffusers ") and len(result["parts"]) == 11
+    assert "theirs" not in result["parts"].pop("negative")  # diffusers has none for SANA
     for name, row in result["parts"].items():
         assert row["difference"] < 1e-3, name
         assert row["ratio"] == pytest.approx(row["theirs"]["median_sec"] / row["ours"]["median_sec"], rel=1e-3)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.prompt import LOADER_NODE, SAMPLER_NODE, ComfyError, api_prompt, edit
+from launcher.prompt import LOADER_NODE, SAMPLER_NODE, ComfyError, api_prompt, avoid, edit
 
 SAMPLER = {
     "required": {
@@ -158,3 +158,20 @@ def test_the_model_can_be_chosen():
     }
     edit(prompt, "a cat", None, None, "Sana_Sprint_0.6B")
     assert prompt["1"]["inputs"] == {"model": "Sana_Sprint_0.6B", "dtype": "auto"}
+
+
+def test_a_negative_prompt_is_put_between_model_and_sampler():
+    """Encoded as the prompt is; its node's widgets stand where they are at first."""
+    encode = {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat", "clip": ["1", 1]}}
+    prompt = {
+        "1": {"class_type": LOADER_NODE, "inputs": {"model": "a"}},
+        "2": encode,
+        "3": {"class_type": SAMPLER_NODE, "inputs": {"model": ["1", 0], "positive": ["2", 0]}},
+    }
+    inputs = {"model": ["MODEL", {}], "negative": ["CONDITIONING", {}], "scale": ["FLOAT", {"default": 3.0}]}
+    avoid(prompt, "a dog", {"SanaSprintNegative": {"display_name": "Negative", "input": {"required": inputs}}})
+    assert prompt["2"]["inputs"]["text"] == "a cat"
+    assert prompt["negative-text"]["inputs"] == {"text": "a dog", "clip": ["1", 1]}
+    assert prompt["negative"]["class_type"] == "SanaSprintNegative"
+    assert prompt["negative"]["inputs"] == {"model": ["1", 0], "negative": ["negative-text", 0], "scale": 3.0}
+    assert prompt["3"]["inputs"] == {"model": ["negative", 0], "positive": ["2", 0]}
