@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from sprint_core.distill.engine.phase import Phase
 from sprint_core.distill.engine.randomness import initialise
 from sprint_core.distill.engine.stage import Stage
 from sprint_core.distill.engine.trainer import Trainer
@@ -17,13 +18,11 @@ class Toy(Stage):
     name, averaged = "toy", "student"
 
     def __init__(self, bad_step: int = -1):
-        super().__init__({"student": nn.Linear(3, 2), "critic": nn.Linear(2, 1)}, {})
+        plan = Phase("student"), Phase("critic", period=2, turns=(1,), averaged=False)
+        super().__init__({"student": nn.Linear(3, 2), "critic": nn.Linear(2, 1)}, {}, plan)
         for seed, module in enumerate(self.modules.values()):
             initialise(module, seed)
         self.bad_step = bad_step
-
-    def phases(self, step):
-        return ("student",) if step % 2 == 0 else ("student", "critic")
 
     def samples(self, average):
         return average.weight.detach().abs().expand(3, 2, 2, 3)

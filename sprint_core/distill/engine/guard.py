@@ -6,6 +6,7 @@ that has doubled since ends the training, rather than its last hours.
 """
 
 import math
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,11 +59,13 @@ class Guard:
                 raise TrainingFailed(failed)
             log.warning("%s", failed)
 
-    def check_left_out(self, step: int, in_a_row: int) -> None:
-        """Raises TrainingFailed if no update of a phase was possible for too long."""
-        if in_a_row >= MOST_LEFT_OUT:
+    def check_left_out(self, step: int, in_a_row: Mapping[str, int]) -> None:
+        """Raises TrainingFailed if no update of a phase was possible for too long. in_a_row: of each phase."""
+        phase, count = max(in_a_row.items(), key=operator.itemgetter(1))
+        if count >= MOST_LEFT_OUT:
             raise TrainingFailed(
-                f"{self.file.parent}: after step {step} the last {in_a_row} gradients were not finite; {self._advice}"
+                f"{self.file.parent}: after step {step} the last {count} gradients of the {phase} were not finite; "
+                f"{self._advice}"
             )
 
     @property

@@ -7,37 +7,39 @@ from typing import Generic, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from .phase import Phase
 from .randomness import SampleRandom
 
 LOG_EVERY = 20  # steps
 Averaged = TypeVar("Averaged", bound=nn.Module)  # the network whose moving average is the stage's result
 
 
-def is_logged_next(step: int) -> bool:
-    """Whether metrics of this step are written: its own, or those of the step before where two phases take turns."""
-    return (step + 1) % LOG_EVERY in (LOG_EVERY - 1, 0)
+def is_logged_next(step: int, period: int) -> bool:
+    """Whether metrics of a phase with one turn in each period are written, if it takes part in this step."""
+    return step % LOG_EVERY >= LOG_EVERY - period
 
 
 class Stage(abc.ABC, Generic[Averaged]):
     """One stage: subclasses name it, say which of their networks is averaged, and give the loss.
 
     modules: the networks that are trained and saved, one optimizer each. settings: what, with the schedule, makes a
-    run of this stage another run.
+    run of this stage another run. plan: what trains them, in the order of a step; none: the stage's one module, always.
     """
 
     name: str
     averaged: str  # the key in `modules` of the network whose moving average is the result
 
-    def __init__(self, modules: dict[str, nn.Module], settings: dict[str, str]):
+    def __init__(self, modules: dict[str, nn.Module], settings: dict[str, str], plan: Sequence[Phase] = ()):
         self.modules, self.settings = modules, settings
+        self.plan = tuple(plan) or (Phase(self.name),)
 
     @abc.abstractmethod
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss that module `phase` is to lower, a mean over the samples, and metrics."""
 
-    def phases(self, step: int) -> tuple[str, ...]:
-        """The keys of the modules that this step trains, in order."""
-        return (self.name,)
+    def phases(self, step: int) -> tuple[Phase, ...]:
+        """Those that take part in this step, in order."""
+        return tuple(phase for phase in self.plan if step in phase)
 
     def clipped_apart(self, phase: str) -> Sequence[nn.Module]:
         """The parts of the module that this phase trains, each of which has its gradient clipped by itself."""

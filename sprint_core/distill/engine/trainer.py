@@ -21,6 +21,7 @@ from ..recipes import Objective, Schedule
 from .came import CAME
 from .guard import ERROR, Guard
 from .muon import Muon, split
+from .phase import Phase
 from .processes import SINGLE_PROCESS, ProcessGroup
 from .records import Record
 from .stage import LOG_EVERY, Averaged, Stage
@@ -58,8 +59,7 @@ class Trainer(Generic[Averaged]):
         self.average = copy.deepcopy(stage.average_source).requires_grad_(False)
         self._averaged = _learnt_pairs(self.average, stage.average_source)
         self.step = 0
-        self._skipped = torch.zeros((), dtype=torch.int64, device=processes.device)
-        self._in_a_row = {phase: torch.zeros_like(self._skipped) for phase in stage.modules}
+        self._left_out = {phase.module: _LeftOut(processes.device) for phase in stage.plan}
         self.guard = Guard(self.folder, schedule.stop_factor, writes=processes.rank == 0)
         self.run = {"stage": stage.name, "schedule": schedule.chosen, "seed": seed, **stage.settings}
         if self.state_file.is_file():
@@ -72,7 +72,7 @@ class Trainer(Generic[Averaged]):
     @property
     def skipped(self) -> int:
         """How many updates were left out, as their gradients were not finite."""
-        return int(self._skipped)
+        return sum(int(left_out.count) for left_out in self._left_out.values())
 
     @property
     def state_file(self) -> Path:
@@ -109,12 +109,14 @@ class Trainer(Generic[Averaged]):
 
     def _one_step(self) -> dict[str, Tensor]:
         metrics = {}
-        for phase in self.stage.phases(self.step):
+        phases = self.stage.phases(self.step)
+        for phase in phases:
             for module in self.stage.modules.values():
                 module.zero_grad(set_to_none=True)
-            metrics |= {f"{phase}/{name}": value for name, value in self._gradients(phase).items()}
-            metrics[f"{phase}/grad_norm"] = self._descend(phase)
-        self._update_average()
+            metrics |= {f"{phase.module}/{name}": value for name, value in self._gradients(phase.module).items()}
+            metrics[f"{phase.module}/grad_norm"] = self._descend(phase)
+        if any(phase.averaged for phase in phases):
+            self._update_average()
         return metrics
 
     def _gradients(self, phase: str) -> dict[str, Tensor]:
@@ -132,30 +134,32 @@ class Trainer(Generic[Averaged]):
                 totals[name] = totals.get(name, 0.0) + value * share
         return totals
 
-    def _descend(self, phase: str) -> Tensor:
+    def _descend(self, phase: Phase) -> Tensor:
         """One optimizer step; one with a gradient that is not finite changes nothing, and is counted.
 
         Nothing here waits for the device: the optimizers themselves look whether they are to leave the step out.
         """
-        parts = [[p for p in part.parameters() if p.grad is not None] for part in self.stage.clipped_apart(phase)]
+        parts = [
+            [p for p in part.parameters() if p.grad is not None] for part in self.stage.clipped_apart(phase.module)
+        ]
         self.processes.average_gradients([p for part in parts for p in part])
         norms = torch.stack([nn.utils.clip_grad_norm_(part, self.schedule.clip) for part in parts if part])
         norm = norms.square().sum().sqrt()
         left_out = ~norm.isfinite()
-        self._skipped += left_out
-        self._in_a_row[phase] = (self._in_a_row[phase] + 1) * left_out
+        self._left_out[phase.module].record(left_out)
         for name, optimizer in self.optimizers.items():
-            if name.partition("/")[0] == phase:
+            if name.partition("/")[0] == phase.module:
                 optimizer.found_inf = left_out.float()
                 for group in optimizer.param_groups:
-                    group["lr"] = self.schedule.rate(self.step)
+                    group["lr"] = phase.rate * self.schedule.rate(self.step)
                 optimizer.step()
         return norm
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        """Exponential moving average; early on over fewer steps, so that the start is forgotten."""
-        decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
+        """Exponential moving average; early on over fewer updates, so that the start is forgotten."""
+        updates = sum(phase.count(self.step) for phase in self.stage.plan if phase.averaged)
+        decay = min(self.schedule.ema, (1 + updates) / (10 + updates))
         torch._foreach_lerp_(*self._averaged, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def _is_due(self, every: int, end: int) -> bool:
@@ -167,8 +171,9 @@ class Trainer(Generic[Averaged]):
         if checked or (self.step and self._is_due(LOG_EVERY, end)):
             numbers = torch.tensor(list(checked.values()), device=self.processes.device)
             checks = {f"check/{name}": number for name, number in zip(checked, numbers, strict=True)}
-            record.metrics(self.step, self.skipped, metrics | checks)
-            self.guard.check_left_out(self.step, max(map(int, self._in_a_row.values())))
+            skipped = {f"{name}/skipped": one.count for name, one in self._left_out.items()}
+            record.metrics(self.step, self.skipped, metrics | checks | skipped)
+            self.guard.check_left_out(self.step, {name: int(one.in_a_row) for name, one in self._left_out.items()})
         if checked:
             self.guard.record(self.step, checked[ERROR], self.average, last=self.step == self.schedule.steps)
 
@@ -202,6 +207,7 @@ class Trainer(Generic[Averaged]):
             "run": self.run,
             "step": self.step,
             "skipped": self.skipped,
+            "left_out": {name: one.state for name, one in self._left_out.items()},
             "guard": self.guard.state,
             "modules": {name: module.state_dict() for name, module in self.stage.modules.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -235,7 +241,9 @@ class Trainer(Generic[Averaged]):
 
     def _take(self, state: dict[str, Any], others: bool) -> None:
         self.step = state["step"]
-        self._skipped.fill_(state["skipped"])
+        for name, left_out in self._left_out.items():
+            # before there was a count for each phase, one counted all
+            left_out.load(*state.get("left_out", {self.stage.averaged: (state["skipped"], 0)}).get(name, (0, 0)))
         self.guard.load(state.get("guard", self.guard.state))
         for name, module in self.stage.modules.items():
             module.load_state_dict(state["modules"][name])
@@ -254,6 +262,25 @@ class Trainer(Generic[Averaged]):
             raise OSError(
                 f"{self.folder} needs {needed / MIB:.0f} MiB for its state, and {free / MIB:.0f} MiB are free"
             )
+
+
+class _LeftOut:
+    """A phase's updates that were left out, and how many of them in a row to the last; counted on the device."""
+
+    def __init__(self, device: torch.device):
+        self.count, self.in_a_row = torch.zeros(2, dtype=torch.int64, device=device)
+
+    def record(self, left_out: Tensor) -> None:
+        self.count += left_out
+        self.in_a_row.add_(1).mul_(left_out)
+
+    @property
+    def state(self) -> tuple[int, int]:
+        return int(self.count), int(self.in_a_row)
+
+    def load(self, count: int, in_a_row: int) -> None:
+        self.count.fill_(count)
+        self.in_a_row.fill_(in_a_row)
 
 
 def _optimizers(phase: str, module: nn.Module, schedule: Schedule) -> dict[str, Any]:

@@ -7,6 +7,8 @@ steps do not reach.
 
 import dataclasses
 import functools
+import itertools
+import operator
 import time
 import weakref
 from collections.abc import Iterable, Sequence
@@ -25,6 +27,7 @@ from ...models.transformer import SanaTransformer
 from ...weights import checkpoint, presets
 from .. import recipes
 from ..dataset.batch import Batch
+from ..engine.phase import Phase as TrainedPhase
 from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from ..engine.randomness import SampleRandom
 from ..engine.stage import Stage
@@ -104,21 +107,29 @@ def estimate(
     share = len(processes.share(schedule.batch))
     samples = min(schedule.micro_batch or share, share)
     own, others = _parameters(stage.modules.values()), _parameters(frozen)
-    names = sorted({name for step in range(schedule.steps, schedule.steps + 4) for name in stage.phases(step)})
-    phases = {name: _phase(stage, name, schedule.steps, samples, own + others) for name in names}
     trained = sum(p.numel() for p in own if p.requires_grad)
+    plan = sorted(stage.plan, key=operator.attrgetter("module"))
+    phases = [_phase(stage, phase, schedule.steps, samples, own + others) for phase in plan]
     extra = 3 if schedule.optimizer == "adamw" else 2  # gradients, moments (CAME's second one is factored)
     state = extra * trained + sum(p.numel() for p in own + others + _parameters([stage.average_source]))
-    flops = sum(phases[name].flops for step in range(schedule.steps) for name in stage.phases(step))
+    flops = sum(phase.count(schedule.steps) * one.flops for phase, one in zip(plan, phases, strict=True))
     per_step = flops * (share / samples) / schedule.steps
-    return Estimate(stage.name, trained, FP32_BYTES * state, tuple(phases.values()), per_step, schedule.steps)
+    return Estimate(stage.name, trained, FP32_BYTES * state, tuple(phases), per_step, schedule.steps)
 
 
 def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     return [p for module in modules for p in module.parameters()]
 
 
-def _phase(stage: Stage, name: str, step: int, samples: int, weights: Sequence[Tensor]) -> Phase:
+def _phase(stage: Stage, phase: TrainedPhase, step: int, samples: int, weights: Sequence[Tensor]) -> Phase:
+    """The mean over as many of its updates as differ, the first from that step on; of what is kept, the most."""
+    steps = itertools.islice(phase.steps_from(step), phase.kinds)
+    found = [_update(stage, phase.module, step, samples, weights) for step in steps]
+    mean = sum(one.flops for one in found) // len(found)
+    return Phase(phase.module, mean, max(one.saved_bytes for one in found))
+
+
+def _update(stage: Stage, name: str, step: int, samples: int, weights: Sequence[Tensor]) -> Phase:
     """Count one loss and its gradient; the weights are kept anyway."""
     saved: weakref.WeakSet[_Saved] = weakref.WeakSet()  # what belongs to no graph any more is gone from it
 

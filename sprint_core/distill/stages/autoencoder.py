@@ -11,6 +11,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ...latent import SCALE
 from ...models.autoencoder import Autoencoder, Decoder
+from ..engine.phase import Phase
 from ..engine.randomness import SampleRandom
 from ..engine.stage import Stage
 
@@ -140,11 +141,9 @@ class DecoderStage(Stage[Decoder]):
         modules: dict[str, nn.Module] = {self.name: model.decoder.requires_grad_(True)}
         if critic is not None:
             modules["critic"] = critic
-        super().__init__(modules, {"images": images.fingerprint})
+        plan = [Phase(name, averaged=name == self.averaged) for name in modules]
+        super().__init__(modules, {"images": images.fingerprint}, plan)
         self.images, self.critic = images, critic
-
-    def phases(self, step: int) -> tuple[str, ...]:
-        return (self.name,) if self.critic is None else (self.name, "critic")
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         target = self.images.whole(random).to(self.device)

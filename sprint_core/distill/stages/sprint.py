@@ -14,6 +14,7 @@ from ...models.transformer import AroundBlock, Attention
 from ...trigflow import SIGMA_DATA, add_noise, flow_predict_x0, predict_x0
 from ..dataset.batch import Captions, Dataset
 from ..engine.activation_checkpointing import around_block
+from ..engine.phase import Phase
 from ..engine.randomness import SampleRandom, initialise
 from ..engine.stage import Stage, is_logged_next
 from ..losses import ladd, scm
@@ -60,6 +61,17 @@ class Conditioning:
     hint: Tensor | None = None
 
 
+def plan(objective: Objective) -> tuple[Phase, ...]:
+    """Student and critic in turn from where the adversary takes part; before that, and without it, the student alone.
+
+    The average moves after the critic's updates too: `ema` was chosen so.
+    """
+    if not objective.ladd_weight:
+        return (Phase("student"),)
+    student = Phase("student", period=2, start=objective.ladd_from, before=True)
+    return student, Phase("critic", period=2, turns=(1,), start=objective.ladd_from)
+
+
 class SprintStage(Stage[Trained], Generic[Trained]):
     """Student and critic in turn. The teacher, whose blocks the critic reads, and its text encoder are frozen."""
 
@@ -78,9 +90,8 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         self.student = student
         config = teacher.transformer.config
         self.critic = ladd.Critic(config.width, config.depth)
-        super().__init__(
-            {"student": self.student, "critic": self.critic}, {"latents": dataset.fingerprint, **objective.chosen}
-        )
+        modules: dict[str, nn.Module] = {"student": self.student, "critic": self.critic}
+        super().__init__(modules, {"latents": dataset.fingerprint, **objective.chosen}, plan(objective))
         for fresh in (student.log_variance, self.critic):
             initialise(fresh, FRESH_SEED)
         for parameter in student.log_variance.out.parameters():
@@ -93,10 +104,6 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         self.around_block = around_block(activation_checkpointing)
         self.proposal = scm.Proposal(objective.noise_mean, objective.noise_std)
         self.critic_proposal = scm.Proposal(objective.critic_mean, objective.critic_std)
-
-    def phases(self, step: int) -> tuple[str, ...]:
-        """In turn; without the adversary, the student alone."""
-        return ("critic",) if self._adversary(step) and step % 2 else ("student",)
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         x0, conditioning = self._batch(random)
@@ -111,7 +118,7 @@ class SprintStage(Stage[Trained], Generic[Trained]):
             adversarial = self._generator_loss(x0, conditioning, random)
             losses["ladd"] = self.objective.ladd_weight * adversarial
             metrics["adversarial"] = adversarial.detach()
-        if is_logged_next(step):
+        if is_logged_next(step, max(phase.period for phase in self.plan)):
             metrics |= {f"{name}_grad": self._loudness(loss) for name, loss in losses.items()}
         return torch.stack(list(losses.values())).sum(), metrics
 
@@ -166,8 +173,8 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         return loss, metrics | {"scm": loss.detach(), "x_error": (SIGMA_DATA * F.detach() - dxdt).square().mean()}
 
     def _generator_loss(self, x0: Tensor, conditioning: Conditioning, random: SampleRandom) -> Tensor:
-        fake = self._sample(x0, conditioning, random)
-        return ladd.generator_loss(self._noised_logits(fake, conditioning, random))
+        sample = self._sample(x0, conditioning, random)
+        return ladd.generator_loss(self._noised_logits(sample, conditioning, random))
 
     def _critic_loss(
         self, x0: Tensor, conditioning: Conditioning, random: SampleRandom

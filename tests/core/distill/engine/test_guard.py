@@ -122,5 +122,5 @@ def test_no_finite_gradient_for_long_ends_the_training(tmp_path):
     """Ten updates in a row of one phase; the other one's are none of its business. Nine are let pass."""
     schedule = dataclasses.replace(CHECKED, check_every=0)
     Trainer(Checked(bad_steps=range(11, 20)), schedule, tmp_path / "nine").train()
-    with pytest.raises(TrainingFailed, match="after step 20 the last 10 gradients were not finite"):
+    with pytest.raises(TrainingFailed, match="after step 20 the last 10 gradients of the student were not finite"):
         Trainer(Checked(bad_steps=range(10, 20)), schedule, tmp_path / "ten").train()

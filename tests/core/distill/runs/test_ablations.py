@@ -19,7 +19,7 @@ from sprint_core.distill.engine.randomness import initialise
 from sprint_core.distill.runs import ablation_measures as measures
 from sprint_core.distill.runs import ablation_tables as tables
 from sprint_core.distill.runs import ablations
-from sprint_core.distill.stages.student import DistillStage
+from sprint_core.distill.stages.sprint import plan
 from sprint_core.distill.stages.teacher import unchecked_student
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from sprint_core.weights import presets
@@ -219,9 +219,8 @@ def test_every_student_trains_as_often():
     """With a critic in turn, from the start or from some step, or without."""
     for one in ablations.VARIANTS[:3]:
         schedule, objective = ablations.plan(one, ablations.SHORT)
-        stage = DistillStage.__new__(DistillStage)
-        stage.objective = objective
-        taken = [phase for step in range(schedule.steps) for phase in stage.phases(step)]
+        phases = plan(objective)
+        taken = [phase.module for step in range(schedule.steps) for phase in phases if step in phase]
         critics = {"base": 60, "scm": 0, "ladd": 120}[one.name]
         assert (taken.count("student"), taken.count("critic")) == (120, critics)
         assert objective.tangent_warmup_steps == 40

@@ -178,7 +178,8 @@ def test_a_run_costs_what_its_steps_cost():
         for n in (4, 0)
     )
     flops = {phase.name: phase.flops for phase in early.phases}
-    runs = [name for step in range(8) for name in stage("distill", "meta", False, ladd_from=4)[0].phases(step)]
+    of_it = stage("distill", "meta", False, ladd_from=4)[0]
+    runs = [phase.module for step in range(8) for phase in of_it.phases(step)]
     assert late.per_step == sum(flops[name] for name in runs) / 8 != early.per_step
 
 
