@@ -14,6 +14,8 @@ from typing import Any
 from ..models.autoencoder_config import RES, VIT, AutoencoderConfig
 from ..models.gemma import GemmaConfig
 from ..models.transformer import TransformerConfig
+from . import methods
+from .methods import METHODS, WEIGHTS
 
 DEMO_PX = 256
 DEMO_FLOW_SHIFT = 5.0  # scenes hold few bits, so what they show is decided at s of 0.75 to 0.98
@@ -112,14 +114,33 @@ class Objective:
     noise_std: float = 1.6  # (the paper's ablation prefers mean 0)
     critic_mean: float = -0.6  # the same for the angles at which the critic looks
     critic_std: float = 1.0
+    method: str = "scm"  # a row of methods.METHODS
+    score_weight: float = 0.0  # of the difference between the teacher's score and the student's
+    sampled_steps: int = 4  # the student's samples are of 1 to so many steps, in turn
+    fakes: int = 0  # updates of the fake network for each of the student's; 0: the method's own
+    fake_rate: float = 0.0  # its learning rate over the student's; 0: the method's own
+    chain_steps: int = 4  # of EM distillation's Langevin chain
 
     def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method is {self.method!r}; there are {methods.listed()}")
         for name, choices in (("form", ("published", "cosine")), ("tangent", ("jvp", "difference"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; there are {' and '.join(choices)}")
-        weights = self.scm_weight, self.ladd_weight
-        if not self.guidance or not all(0 <= w < math.inf for w in (*self.guidance, *weights)) or not any(weights):
+        weights = {name: getattr(self, name) for name in WEIGHTS}
+        numbers = (*self.guidance, *weights.values())
+        if not self.guidance or not all(0 <= n < math.inf for n in numbers) or not any(weights.values()):
             raise ValueError(f"an objective needs guidance scales, and a weight of sCM or LADD above 0; this is {self}")
+        if not METHODS[self.method].takes(weights):
+            values = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+            raise ValueError(
+                f"method {self.method} does not go with {values}; above 0 must be those without, may be those in "
+                f"brackets: {methods.listed()}"
+            )
+        if not (1 <= self.sampled_steps <= 4 and self.chain_steps >= 1 and self.fakes >= 0):
+            raise ValueError(f"sampled_steps must lie in 1 to 4, chain_steps be 1, fakes 0 or more; this is {self}")
+        if not 0 <= self.fake_rate < math.inf:
+            raise ValueError(f"fake_rate must be 0 or more; this is {self}")
         if not 0 <= self.max_time_share <= 1 or min(self.tangent_warmup_steps, self.ladd_from) < 0:
             raise ValueError(f"max_time_share must lie in 0 to 1, steps be 0 or more; this is {self}")
         if not all(abs(n) < math.inf for n in (self.noise_mean, self.critic_mean)):
@@ -131,6 +152,17 @@ class Objective:
     def chosen(self) -> dict[str, str]:
         """What differs from the defaults."""
         return _chosen(self)
+
+    @property
+    def score_from(self) -> int:
+        """The step from which the score takes part."""
+        return self.tangent_warmup_steps if METHODS[self.method].warms_up else 0
+
+
+def with_method(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an Objective: these, and what their method sets besides. Another method is for the Objective to refuse."""
+    row = METHODS.get(values.get("method", ""))
+    return {**(row.sets if row else {}), **values}
 
 
 @dataclass(frozen=True)
@@ -150,6 +182,13 @@ class Recipe:
                 f"LADD would never begin: {name}.ladd_from is {aim.ladd_from}, {name}.steps {steps}; "
                 f"lower {name}.ladd_from, or set {name}.ladd_weight=0 to go without"
             )
+        if aim.score_weight and aim.score_from >= steps:
+            raise ValueError(
+                f"the fake network would never begin: {name}.tangent_warmup_steps is {aim.score_from}, {name}.steps "
+                f"{steps}; lower {name}.tangent_warmup_steps"
+            )
+        if self.is_control and METHODS[aim.method].score:
+            raise ValueError(f"{name}.method is {aim.method}: a ControlNet learns by scm alone")
 
     @property
     def last(self) -> str:
@@ -220,7 +259,8 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
         else:
             stages[stage][key] = _parsed(recipe.stages[stage], key, value, setting)
     changed = {name: _replaced(name, recipe.stages[name], values) for name, values in stages.items()}
-    return dataclasses.replace(recipe, stages=changed, objective=_replaced(recipe.last, recipe.objective, aims))
+    objective = _replaced(recipe.last, recipe.objective, with_method(aims))
+    return dataclasses.replace(recipe, stages=changed, objective=objective)
 
 
 def _replaced(stage: str, row: Any, values: Mapping[str, Any]) -> Any:

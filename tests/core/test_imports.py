@@ -23,7 +23,15 @@ LADDER = (
     ("distill",),
 )
 # Below distill.
-DISTILL = (("recipes",), ("engine",), ("losses", "dataset"), ("stages",), ("runs",), ("__main__", "prepare"))
+DISTILL = (
+    ("methods",),
+    ("recipes",),
+    ("engine",),
+    ("losses", "dataset"),
+    ("stages",),
+    ("runs",),
+    ("__main__", "prepare"),
+)
 # What ComfyUI installs, so that the core runs wherever it does.
 ALLOWED = {"torch", "safetensors", "einops", "transformers", "sentencepiece", "tokenizers", "numpy", "scipy", "PIL"}
 ALLOWED |= {"tqdm", "huggingface_hub"} | set(sys.stdlib_module_names)

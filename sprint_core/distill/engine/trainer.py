@@ -225,7 +225,7 @@ class Trainer(Generic[Averaged]):
             if isinstance(error, OSError) and error.filename is not None:  # the system's: it may be whole
                 raise
             raise self._damaged(error) from None
-        ignored = {"schedule", *Objective.__dataclass_fields__} if others else set()
+        ignored = {"schedule", *Objective.__dataclass_fields__} - {"method"} if others else set()
         if any(known.get(k) != self.run.get(k) for k in (known.keys() | self.run.keys()) - ignored):
             raise ValueError(
                 f"{self.folder} holds another run ({known}, not {self.run}); choose another --out, or delete it"

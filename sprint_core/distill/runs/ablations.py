@@ -58,7 +58,7 @@ SHORT = Recipe(
     Objective(tangent_warmup_steps=150, ladd_from=60),  # the published form, whose columns the paper varies
 )
 # fmt: on
-VARIED = ("guidance", "scm_weight", "ladd_weight", "max_time_share")  # by the tables, so not by --set
+VARIED = ("method", "guidance", "scm_weight", "ladd_weight", "max_time_share")  # by the tables, so not by --set
 
 
 @dataclass(frozen=True)

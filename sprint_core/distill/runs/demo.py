@@ -35,7 +35,8 @@ from ..stages import autoencoder as autoencoder_stages
 from ..stages import features
 from ..stages.base import Captioned, Preview, Watch
 from ..stages.captioning import CaptioningModel, CaptioningStage
-from ..stages.student import DistillStage, continued
+from ..stages.rivals import distill_stage
+from ..stages.student import continued
 from ..stages.teacher import TeacherStage, student_of
 from .run import Run, cpu_tensors
 
@@ -150,7 +151,7 @@ class DemoRun(Run):
     def train_student(self, teacher: Captioned, autoencoder: Autoencoder, latents: SceneLatents) -> SanaTransformer:
         shown = _preview(autoencoder, latents)
         watch = _watch(autoencoder, latents)
-        stage = DistillStage(teacher, latents, self.recipe.objective, shown, start=self.start, watch=watch)
+        stage = distill_stage(teacher, latents, self.recipe.objective, shown, start=self.start, watch=watch)
         start = weights_fingerprint(stage.student.transformer)
         stage.settings |= {"teacher": weights_fingerprint(teacher), "student": start}
         return self.train(stage).transformer

@@ -36,7 +36,8 @@ from ..recipes import Recipe
 from ..stages import autoencoder as autoencoder_stages
 from ..stages.base import Captioned, Watch
 from ..stages.captioning import CaptioningModel, TokenCaptioningStage
-from ..stages.student import DistillStage, continued
+from ..stages.rivals import distill_stage
+from ..stages.student import continued
 from ..stages.teacher import TeacherStage, student_of
 from .demo import fresh_gemma, scaled_decoder
 from .run import Run, cpu_tensors
@@ -148,7 +149,7 @@ class EmojiRun(Run):
 
     def train_student(self, teacher: Captioned, autoencoder: Autoencoder, dataset: ResidentLatents) -> SanaTransformer:
         watch = _watch(autoencoder, dataset)
-        stage = DistillStage(teacher, dataset, self.recipe.objective, start=self.start, watch=watch)
+        stage = distill_stage(teacher, dataset, self.recipe.objective, start=self.start, watch=watch)
         stage.settings |= {"teacher": weights_fingerprint(teacher)}
         return self.train(stage).transformer
 

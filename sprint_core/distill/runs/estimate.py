@@ -36,7 +36,7 @@ from ..stages import autoencoder, features
 from ..stages.base import Embedded
 from ..stages.captioning import CaptioningModel, CaptioningStage
 from ..stages.control import ControlStage
-from ..stages.student import DistillStage
+from ..stages.rivals import distill_stage
 from ..stages.teacher import TeacherStage
 from . import demo
 
@@ -201,7 +201,7 @@ def _transformer_stage(
     checkpointing = recipe.stages[name].activation_checkpointing
     if name == "teacher":
         return TeacherStage(model, dataset, activation_checkpointing=checkpointing), ()
-    kind = ControlStage if control else DistillStage
+    kind = ControlStage if control else distill_stage
     return kind(model, dataset, recipe.objective, activation_checkpointing=checkpointing), [model]
 
 

@@ -24,7 +24,8 @@ from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from ..engine.randomness import SampleRandom
 from ..recipes import Recipe
 from ..stages.base import Embedded, Watch
-from ..stages.student import WATCHED, DistillStage, continued
+from ..stages.rivals import distill_stage
+from ..stages.student import WATCHED, continued
 from ..stages.teacher import TeacherStage, is_stable, student_of
 from .encoders import load_encoders
 from .run import Run, cpu_tensors
@@ -120,7 +121,7 @@ class PublishedRun(Run):
         stable = is_stable(self.teacher.config)
         teacher = Embedded(self.build_copy(self.teacher), cache.null) if stable else self.train_teacher(cache)
         checkpointing = self.recipe.stages["distill"].activation_checkpointing
-        stage = DistillStage(
+        stage = distill_stage(
             teacher,
             cache,
             self.recipe.objective,

@@ -108,14 +108,16 @@ class SprintStage(Stage[Trained], Generic[Trained]):
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         x0, conditioning = self._batch(random)
         if phase == "critic":
-            return self._critic_loss(x0, conditioning, random)
+            return self._critic_loss(x0, conditioning, step, random)
         metrics = {}
         losses = {}
         if self.objective.scm_weight:
             consistency, metrics = self._scm_loss(x0, conditioning, step, random)
             losses["scm"] = self.objective.scm_weight * consistency
-        if self._adversary(step):
-            adversarial = self._generator_loss(x0, conditioning, random)
+        sample, of_sample = self._generated(x0, conditioning, step, random)
+        losses |= of_sample
+        if sample is not None and self._adversary(step):
+            adversarial = self._generator_loss(sample, conditioning, random)
             losses["ladd"] = self.objective.ladd_weight * adversarial
             metrics["adversarial"] = adversarial.detach()
         if is_logged_next(step, max(phase.period for phase in self.plan)):
@@ -172,18 +174,23 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         loss = scm.loss(F, g, t, self.student.log_variance, self.objective.form)
         return loss, metrics | {"scm": loss.detach(), "x_error": (SIGMA_DATA * F.detach() - dxdt).square().mean()}
 
-    def _generator_loss(self, x0: Tensor, conditioning: Conditioning, random: SampleRandom) -> Tensor:
-        sample = self._sample(x0, conditioning, random)
+    def _generated(
+        self, x0: Tensor, conditioning: Conditioning, step: int, random: SampleRandom
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """The samples that the critic judges, if any, and weighted losses of their own."""
+        return (self._sample(x0, conditioning, step, random) if self._adversary(step) else None), {}
+
+    def _generator_loss(self, sample: Tensor, conditioning: Conditioning, random: SampleRandom) -> Tensor:
         return ladd.generator_loss(self._noised_logits(sample, conditioning, random))
 
     def _critic_loss(
-        self, x0: Tensor, conditioning: Conditioning, random: SampleRandom
+        self, x0: Tensor, conditioning: Conditioning, step: int, random: SampleRandom
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Fakes are the student's samples, and true latents with the captions of others."""
         _, other = self._batch(random)
         mismatched = replace(conditioning, text=other.text)
         with torch.no_grad():
-            sample = self._sample(x0, conditioning, random)
+            sample = self._sample(x0, conditioning, step, random)
         real = self._noised_logits(x0, conditioning, random)
         fake = self._noised_logits(sample, conditioning, random)
         metrics = {"real": real.detach().mean(), "fake": fake.detach().mean()}
@@ -217,7 +224,7 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         hint = None if batch.hints is None else batch.hints.to(self.device)
         return x0, Conditioning(guidance, self._text(batch.captions), hint)
 
-    def _sample(self, x0: Tensor, conditioning: Conditioning, random: SampleRandom) -> Tensor:
+    def _sample(self, x0: Tensor, conditioning: Conditioning, step: int, random: SampleRandom) -> Tensor:
         """The student's prediction from angles of the generator, half of them at pi/2."""
         t = ladd.generator_angles(self.proposal, self.objective.max_time_share, random).to(x0)
         _, x_t = self._noised(x0, t, random)

@@ -66,12 +66,13 @@ class DistillStage(SprintStage[Student]):
         start: Callable[[SanaTransformer], SanaTransformer] = student_of,
         watch: Watch | None = None,
     ):
+        _check_guidance(teacher)
         self.watch, self._ends = watch, torch.empty(0)
         student = Student(start(teacher.transformer).requires_grad_(True))
         super().__init__(teacher, student, dataset, objective, preview, activation_checkpointing)
 
     def check(self, average: Student) -> dict[str, float]:
-        """error: of one step against the teacher's many, over the latter's variance; judge: where there is one."""
+        """error: of one step against the teacher's many; judge: where there is one."""
         if self.watch is None:
             return {}
         z, captions = self.watch.noise(self.device), self.watch.captions
@@ -83,9 +84,13 @@ class DistillStage(SprintStage[Student]):
             ends = [euler(self.teacher, z[part], captions[part], flow_shift, cfg=guidance) for part in first]
             self._ends = torch.cat(ends)[:WATCHED]
         latents = torch.cat([self._one_step(average, z[part], captions[part], guidance) for part in chunks])
-        error = (latents[:WATCHED] - self._ends).square().mean() / self._ends.var()
         judged = {"judge": self.watch.judge(latents)} if self.watch.judge else {}
-        return {"error": float(error)} | judged
+        return self._errors(latents[:WATCHED], self._ends) | judged
+
+    def _errors(self, latents: Tensor, ends: Tensor) -> dict[str, float]:
+        """By what the guard judges, and more to log: of one step's latents [b, c, h, w] and the teacher's."""
+        error = (latents - ends).square().mean() / ends.var()
+        return {"error": float(error)}
 
     def _trajectory(self, x0: Tensor, z: Tensor, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The teacher's, with classifier-free guidance."""
@@ -111,3 +116,13 @@ class DistillStage(SprintStage[Student]):
     def _teacher(self, x: Tensor, t: Tensor, text: Mapping[str, Tensor]) -> Tensor:
         """The teacher as a TrigFlow network."""
         return trigflow_network(lambda x, s: self.teacher.transformer(x, s, **text))(x, t)
+
+
+def _check_guidance(teacher: TextConditioned) -> None:
+    """Raises ValueError for a teacher that knows no empty caption, with which guidance compares."""
+    caption, mask = teacher.encode_empty(1)
+    if not caption.is_meta and not (mask.any() and caption.isfinite().all()):
+        raise ValueError(
+            "the teacher is to be guided, and its embedding of the empty caption has no tokens or is not finite: "
+            "delete `encoded` in the folder of this run, so that captions are encoded anew"
+        )

@@ -15,15 +15,16 @@ from sprint_core.distill.engine.processes import SINGLE_PROCESS, ProcessGroup, l
 from sprint_core.distill.engine.randomness import SampleRandom
 from sprint_core.distill.engine.stage import Stage
 from sprint_core.distill.engine.trainer import Trainer
-from sprint_core.distill.recipes import Objective, Schedule
+from sprint_core.distill.recipes import Objective, Schedule, with_method
 from sprint_core.distill.stages.base import Embedded
-from sprint_core.distill.stages.student import DistillStage
+from sprint_core.distill.stages.rivals import distill_stage
 from sprint_core.distill.stages.teacher import TeacherStage
 from sprint_core.models.transformer import SanaTransformer
 
 CONFIG = dataclasses.replace(standin.TEACHER, depth=3)
+SHARED = ("distill", "dmd2")  # of those by two processes
 SCHEDULE = Schedule(steps=4, batch=4, lr=1e-4, warmup_steps=1)
-STAGES = {"teacher": ["teacher"], "distill": ["student", "critic"]}  # and their phases
+STAGES = {"teacher": ["teacher"], "distill": ["student", "critic"], "dmd2": ["student", "fake", "critic"]}  # and phases
 
 
 class Noise:
@@ -44,9 +45,8 @@ def stage(name: str, activation_checkpointing: bool = False) -> Stage:
     model = Embedded(transformer, torch.zeros(1, CONFIG.caption_width))
     if name == "teacher":
         return TeacherStage(model, Noise(), activation_checkpointing=activation_checkpointing)
-    return DistillStage(
-        model, Noise(), Objective(tangent_warmup_steps=1), activation_checkpointing=activation_checkpointing
-    )
+    objective = Objective(**with_method({"method": "scm" if name == "distill" else name, "tangent_warmup_steps": 1}))
+    return distill_stage(model, Noise(), objective, activation_checkpointing=activation_checkpointing)
 
 
 def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -98,11 +98,14 @@ def test_micro_batches_equal_the_whole_batch(name, tmp_path):
 
 def test_two_processes_equal_one(tmp_path):
     run_two(__file__, tmp_path)
-    single = trained("distill", tmp_path / "single")
-    for rank in range(2):
-        assert_equal(torch.load(tmp_path / f"rank{rank}.pt"), single)
+    for name in SHARED:
+        single = trained(name, tmp_path / "single" / name)
+        for rank in range(2):
+            assert_equal(torch.load(tmp_path / f"{name}{rank}.pt"), single)
 
 
 if __name__ == "__main__":
     processes = launched_processes("cpu")
-    torch.save(trained("distill", Path(sys.argv[1]) / "shared", processes), f"{sys.argv[1]}/rank{processes.rank}.pt")
+    out = Path(sys.argv[1])
+    for name in SHARED:
+        torch.save(trained(name, out / "shared" / name, processes), out / f"{name}{processes.rank}.pt")

@@ -113,7 +113,8 @@ def test_each_loss_says_how_loud_it_is(model):
     random = SampleRandom(0, 0, "", range(4))
     x0, conditioning = stage._batch(random)
     stage._scm_loss(x0, conditioning, 18, random)
-    adversarial = 0.25 * stage._generator_loss(x0, conditioning, random)
+    sample = stage._sample(x0, conditioning, 18, random)
+    adversarial = 0.25 * stage._generator_loss(sample, conditioning, random)
     (gradient,) = torch.autograd.grad(adversarial, stage.student.transformer.proj_out.weight)
     torch.testing.assert_close(seen[18]["ladd_grad"], gradient.norm())
 
