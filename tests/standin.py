@@ -57,10 +57,15 @@ def random_model(model: torch.nn.Module, seed: int = SEED) -> dict[str, Tensor]:
     return random_tensors({name: tuple(t.shape) for name, t in model.state_dict().items()}, seed)
 
 
-def byte_tokenizer() -> dict:
-    """A tokenizer.json with Gemma's special tokens, <bos> in front, whose other tokens are single bytes."""
+def byte_tokenizer(turns: bool = False) -> dict:
+    """A tokenizer.json with Gemma's special tokens, <bos> in front, whose other tokens are single bytes.
+
+    turns: with the marks of a chat model's turns, as gemma-2-2b-it has.
+    """
+    marks = ["<start_of_turn>", "<end_of_turn>"] if turns else []
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
-    vocab = {piece: i for i, piece in enumerate([*special, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"])}
+    pieces = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *marks]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
     added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     bos = {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}
     one = [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
@@ -69,7 +74,7 @@ def byte_tokenizer() -> dict:
     return {
         "version": "1.0",
         "post_processor": front,
-        "added_tokens": [{"id": i, "content": piece, **added} for i, piece in enumerate(special)],
+        "added_tokens": [{"id": vocab[piece], "content": piece, **added} for piece in (*special, *marks)],
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
         "model": {"type": "BPE", "unk_token": "<unk>", "byte_fallback": True, "vocab": vocab, "merges": []},
     }
@@ -99,7 +104,7 @@ def make(folder: Path, transformer: TransformerConfig = TRANSFORMER, seed: int =
         stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
         tensorfile.write(folder / name / f"{stem}.safetensors", weights, {"seed": str(seed)})
         _write_json(folder / name / "config.json", config)
-    _write_json(folder / "tokenizer" / "tokenizer.json", byte_tokenizer())
+    _write_json(folder / "tokenizer" / "tokenizer.json", byte_tokenizer(turns=True))
     shift = {} if transformer.guidance_embed else {"flow_shift": 3.0}
     _write_json(folder / "scheduler" / "scheduler_config.json", shift)
     pipeline = "SanaSprintPipeline" if transformer.guidance_embed else "SanaPipeline"

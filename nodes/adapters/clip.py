@@ -29,10 +29,10 @@ from ...sprint_core.text.encoder import PromptEmbeddingCache, encode_ids
 from ...sprint_core.text.formats import TextPreset, text_preset
 from ...sprint_core.text.loading import find_tokenizer, prompt_format
 from ...sprint_core.text.prompts import PromptTokenizer, Tokens
-from ...sprint_core.text.tokenizers import BOS, PAD, Tokenizer, tokenizer_state
+from ...sprint_core.text.tokenizers import BOS, PAD, Tokenizer, decode, tokenizer_state
 from ...sprint_core.weights import checkpoint, layouts, part
 from ...sprint_core.weights.finite import first_and_count, not_finite
-from . import quantised, screen
+from . import quantised, screen, writing
 from .options import DEFAULT, LoaderOptions
 
 log = messages.logger(__name__)
@@ -49,11 +49,11 @@ BYTES_PER_TOKEN = 4 * 2**20  # activations of one layer, generously
 class SanaTokenizer:
     """ComfyUI's tokenizer protocol around the core's PromptTokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, preset: TextPreset, description: Tensor):
-        """description: checkpoint.describe_tensor of the weights, which is saved with them."""
+    def __init__(self, tokenizer: Tokenizer, preset: TextPreset, weights: checkpoint.Weights):
         self.tokenizer = tokenizer
         self.preset = preset
-        self.description = description
+        self.path = weights.path
+        self.description = checkpoint.describe_tensor(weights)  # saved with the weights
 
     def tokenize_with_weights(
         self, string: str, return_word_ids: bool = False, sana_preset: TextPreset | None = None, **kwargs
@@ -61,8 +61,12 @@ class SanaTokenizer:
         """Pairs (id, weight) of instruction and prompt; `(a:1.2)` weighs the prompt's tokens.
 
         The log and the running node name what of a prompt is not known or not read.
-        sana_preset: the TextPreset of SANA-Sprint Text Encode, instead of the loader's.
+        sana_preset: the TextPreset of SANA-Sprint Text Encode, instead of the loader's. skip_template, which nodes that
+        generate text pass: the tokens are those to answer.
         """
+        if "skip_template" in kwargs:
+            ids, stop = writing.tokens_to_answer(self.tokenizer, self.path, string, **kwargs)
+            return {NAME: [[(i, 1.0, n)[: 2 + return_word_ids] for n, i in enumerate(ids)]], writing.STOP: stop}
         prompts = PromptTokenizer(self.tokenizer, sana_preset or self.preset)
         string, weights = split_weights(string)
         tokens, spans = prompts.tokens_and_spans(string)
@@ -81,7 +85,7 @@ class SanaTokenizer:
         return [(pair, self.tokenizer.piece(pair[0])) for pair in token_weight_pair]
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
-        return "".join(self.tokenizer.piece(i) for i in token_ids).replace("\u2581", " ")
+        return decode(self.tokenizer, token_ids, marks=not skip_special_tokens)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Saved beside the weights, under names that our loader finds again in any of ComfyUI's files."""
@@ -205,6 +209,36 @@ class SanaTextModel(nn.Module):
             cond = torch.lerp(rows[1], cond, weights.to(cond)[:, None])
         return cond[None].to(mm.intermediate_device()), None
 
+    def generate(
+        self,
+        tokens: dict,
+        do_sample: bool = True,
+        max_length: int = 256,
+        temperature: float = 1.0,
+        top_k: int = 50,
+        top_p: float = 0.95,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        presence_penalty: float = 0.0,
+    ) -> list[int]:
+        """The tokens of an answer, with the one that ends it; the arguments are ComfyUI's. Raises ValueError."""
+        choice = (temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty)
+        return writing.answer(
+            self.encoder.transformer,
+            [pair[0] for pair in tokens[NAME][0]],
+            tokens.get(writing.STOP),
+            device=self._where(),
+            dtype=self.compute_dtype,
+            max_length=max_length,
+            choice=choice if do_sample else None,
+            seed=seed or 0,
+            why_not_finite=self._why_not_finite,
+        )
+
+    def _where(self) -> torch.device:
+        return self.device if self.device is not None else mm.text_encoder_device()
+
     def _why_not_finite(self) -> str:
         if names := not_finite(self.encoder.transformer.state_dict()):
             file = f"{self.path}: its tensor {first_and_count(names)} holds NaN or infinity"
@@ -215,11 +249,10 @@ class SanaTextModel(nn.Module):
         # What the cache holds belongs to the weights as this patcher left them.
         key = getattr(self, "current_weight_patches_uuid", None)
         cache = None if self.hooked_weights else self.cache
-        device = self.device if self.device is not None else mm.text_encoder_device()
         return encode_ids(
             self.encoder.transformer,
             batch,
-            device=device,
+            device=self._where(),
             dtype=self.compute_dtype,
             layer=self.layer,
             prefix_ids=prefix_ids,
@@ -247,7 +280,6 @@ def load_clip(
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())
     log.info("%s", checkpoint.summary(weights))
 
-    description = checkpoint.describe_tensor(weights)
     dtype = compute_dtype(options.device or mm.text_encoder_device(), options.dtype)
     placed = {"load_device": options.device, "offload_device": options.device} if options.device else {}
 
@@ -255,7 +287,7 @@ def load_clip(
         return SanaTextModel(weights, dtype, quant, **kwargs)
 
     def make_tokenizer(embedding_directory=None, tokenizer_data=None):
-        return SanaTokenizer(tokenizer, preset, description)
+        return SanaTokenizer(tokenizer, preset, weights)
 
     clip = comfy.sd.CLIP(
         comfy.supported_models_base.ClipTarget(make_tokenizer, make_model),

@@ -2,11 +2,11 @@
 
 What sets it apart from a plain transformer decoder (Gemma 2 report, arXiv 2408.00118): RMSNorm before
 and after each branch with gain 1 + w, grouped queries, and attention logits soft-capped at 50, without
-which the states are visibly wrong. Layers alternate between a 4096-token window and full attention;
-prompts never reach the window, so both are plain causal attention here and longer inputs are refused.
+which the states are visibly wrong. Layers alternate between a 4096-token window and full attention.
 
 The instruction in front of each prompt is constant. `prefill` computes its keys and values once, and
-`forward` then runs the prompt's tokens alone. Weights are named as in the Hugging Face causal-LM files.
+`forward` then runs the prompt's tokens alone. A text that grows token by token is prefilled behind itself, and
+`logits` says what may follow it. Weights are named as in the Hugging Face causal-LM files.
 """
 
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..config import Count, Depth, PositiveNumber, check_fields
 
 KV = tuple[Tensor, Tensor]  # keys after rotation and values, each [b, kv_heads, n, head_dim]
+FINAL_SOFTCAP = 30.0  # of the logits of the next token, in every Gemma 2
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class GemmaConfig:
     """Sizes and constants of a Gemma 2; the defaults are gemma-2-2b's.
 
     query_scale: queries are divided by its square root. softcap: None switches soft-capping off.
-    sliding_window: the longest input accepted, in tokens. Raises ValueError on fields that make no Gemma 2.
+    sliding_window: how many tokens each of the layers 0, 2, 4, ... sees, its own among them. Raises ValueError on
+    fields that make no Gemma 2.
     """
 
     vocab: Count = 256000
@@ -93,12 +95,17 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
-def softcapped_attention(
-    q: Tensor, k: Tensor, v: Tensor, causal_mask: Tensor, scale: float, cap: float | None
-) -> Tensor:
+def unseen(start: int, n: int, window: int | None, device: torch.device) -> Tensor:
+    """Mask [n, start+n], true where a key comes after its query, or `window` tokens or more before it."""
+    every = torch.ones(n, start + n, dtype=torch.bool, device=device)
+    later = every.triu(start + 1)
+    return later if window is None else later | every.tril(start - window)
+
+
+def softcapped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, cap: float | None) -> Tensor:
     """Grouped-query attention with capped logits: softmax(cap tanh(scale q k / cap)) v.
 
-    q [b, kv*g, n, d], k and v [b, kv, m, d], causal_mask [n, m], true where key m comes after query n.
+    q [b, kv*g, n, d], k and v [b, kv, m, d], mask [n, m], true where query n does not see key m.
     Returns [b, n, kv*g*d]. The queries of a group are stacked, so that keys need no repeating.
     """
     groups = q.shape[1] // k.shape[1]
@@ -106,7 +113,7 @@ def softcapped_attention(
     logits = (q @ k.transpose(-1, -2)).float() * scale
     if cap is not None:
         logits = cap * torch.tanh(logits / cap)
-    logits = rearrange(logits, "b k (g n) m -> b k g n m", g=groups).masked_fill(causal_mask, float("-inf"))
+    logits = rearrange(logits, "b k (g n) m -> b k g n m", g=groups).masked_fill(mask, float("-inf"))
     weights = rearrange(logits.softmax(dim=-1).to(v.dtype), "b k g n m -> b k (g n) m")
     return rearrange(weights @ v, "b k (g n) d -> b n (k g d)", g=groups)
 
@@ -123,10 +130,8 @@ class GroupedQueryAttention(nn.Module):
         self.v_proj = ops.Linear(config.width, kv, bias=False, **factory)
         self.o_proj = ops.Linear(q, config.width, bias=False, **factory)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], causal_mask: Tensor, past: KV | None
-    ) -> tuple[Tensor, KV]:
-        """x [b, n, width] -> the branch [b, n, width], and the keys and values of these n tokens.
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, past: KV | None) -> tuple[Tensor, KV]:
+        """x [b, n, width] -> the branch [b, n, width], and the keys and values of all p + n tokens.
 
         past: keys and values of the tokens in front, [1, kv_heads, p, head_dim], which all of the batch share.
         """
@@ -134,12 +139,11 @@ class GroupedQueryAttention(nn.Module):
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (rearrange(project(x), "b n (h d) -> b h n d", d=c.head_dim) for project in projections)
         q, k = rotate(q, rope), rotate(k, rope)
-        keys, values = k, v
         if past is not None:
             past_keys, past_values = (tensor.expand(len(x), -1, -1, -1) for tensor in past)
-            keys = torch.cat([past_keys, k], dim=2)
-            values = torch.cat([past_values, v], dim=2)
-        y = softcapped_attention(q, keys, values, causal_mask, c.query_scale**-0.5, c.softcap)
+            k = torch.cat([past_keys, k], dim=2)
+            v = torch.cat([past_values, v], dim=2)
+        y = softcapped_attention(q, k, v, mask, c.query_scale**-0.5, c.softcap)
         return self.o_proj(y), (k, v)
 
 
@@ -175,11 +179,9 @@ class Block(nn.Module):
         self.mlp = GatedMLP(config, ops, **factory)
         self.post_feedforward_layernorm = _rms_norm(config, ops, factory["device"])
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], causal_mask: Tensor, past: KV | None
-    ) -> tuple[Tensor, KV]:
-        """x [b, n, width] -> [b, n, width], and the keys and values of these n tokens; past: those in front."""
-        y, kv = self.self_attn(gemma_norm(self.input_layernorm, x), rope, causal_mask, past)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, past: KV | None) -> tuple[Tensor, KV]:
+        """x [b, n, width] -> [b, n, width], and all tokens' keys and values; past: those of the tokens in front."""
+        y, kv = self.self_attn(gemma_norm(self.input_layernorm, x), rope, mask, past)
         x = x + gemma_norm(self.post_attention_layernorm, y)
         y = self.mlp(gemma_norm(self.pre_feedforward_layernorm, x))
         return x + gemma_norm(self.post_feedforward_layernorm, y), kv
@@ -199,7 +201,7 @@ class Decoder(nn.Module):
 
 
 class Gemma(nn.Module):
-    """Gemma 2 without its language-model head.
+    """Gemma 2. Its language-model head is its embedding, as in every Gemma 2, and needs no weights of its own.
 
     ops: torch.nn, or a host's namespace with Linear, Embedding and RMSNorm. Activations have the dtype
     of the embedding, or a method's `dtype` (for a host whose ops cast their weights).
@@ -226,35 +228,50 @@ class Gemma(nn.Module):
 
         prefix: tokens in front of `ids`, the same for the whole batch; their states are not returned.
         layer: -1 all layers, -2 all but the last, and so on; the final norm always follows.
-        Raises ValueError if prefix and ids together exceed the window, or for a bad or differing layer.
+        Raises ValueError for a bad or differing layer.
         """
-        if prefix is not None and prefix.layer != layer:
-            raise ValueError(f"the prefix was computed for layer {prefix.layer}, not {layer}")
         return self._run(ids, prefix, layer, dtype)[0]
 
-    def prefill(self, ids: Tensor, *, layer: int = -1, dtype: torch.dtype | None = None) -> KVPrefix:
-        """The KVPrefix of ids [1, p], for `forward` with the same layer and dtype. Raises ValueError."""
-        hidden, kv = self._run(ids, None, layer, dtype)
+    def prefill(
+        self, ids: Tensor, *, prefix: KVPrefix | None = None, layer: int = -1, dtype: torch.dtype | None = None
+    ) -> KVPrefix:
+        """The KVPrefix of the tokens of `prefix` and ids [1, n] behind them, of which only the latter are computed.
+
+        For `forward` with the same layer and dtype. Raises ValueError as it does.
+        """
+        hidden, kv = self._run(ids, prefix, layer, dtype)
         keys, values = zip(*kv, strict=True)
-        return KVPrefix(tuple(ids[0].tolist()), keys, values, hidden, layer)
+        front: tuple[int, ...] = ()
+        if prefix is not None:
+            front, hidden = prefix.ids, torch.cat([prefix.hidden, hidden], dim=1)
+        return KVPrefix(front + tuple(ids[0].tolist()), keys, values, hidden, layer)
+
+    def logits(self, hidden: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Of every token as the one that follows: hidden states after the final norm [b, width] -> [b, vocab], fp32.
+
+        embedding: the weight [vocab, width] as a host has it at hand; the model's own if None.
+        """
+        weight = self.model.embed_tokens.weight if embedding is None else embedding
+        return FINAL_SOFTCAP * torch.tanh(F.linear(hidden, weight.to(hidden.dtype)).float() / FINAL_SOFTCAP)
 
     def _run(
         self, ids: Tensor, prefix: KVPrefix | None, layer: int, dtype: torch.dtype | None
     ) -> tuple[Tensor, list[KV]]:
-        """States after the final norm [b, n, width], and each layer's keys and values of these n tokens."""
+        """States after the final norm [b, n, width], and each layer's keys and values of all tokens."""
         c, n = self.config, ids.shape[1]
         start = 0 if prefix is None else len(prefix.ids)
-        if start + n > c.sliding_window:
-            raise ValueError(f"{start + n} tokens exceed Gemma's attention window of {c.sliding_window}")
+        if prefix is not None and prefix.layer != layer:
+            raise ValueError(f"the prefix was computed for layer {prefix.layer}, not {layer}")
         if not -c.depth <= layer <= -1:
             raise ValueError(f"layer {layer} is none of -1 (the last) to {-c.depth}")
         x = self.model.embed_tokens(ids)
         x = x if dtype is None else x.to(dtype)
         x = x * torch.tensor(c.width**0.5, dtype=x.dtype)  # rounded to x's dtype, as in training; 48 in the 2B
         rope = rotary_angles(start, n, c.head_dim, c.rope_theta, ids.device)
-        causal_mask = torch.ones(n, start + n, dtype=torch.bool, device=ids.device).triu(start + 1)
+        masks = [unseen(start, n, window, ids.device) for window in (c.sliding_window, None)]
         kv = []
         for i, block in enumerate(self.model.layers[: c.depth + 1 + layer]):
-            x, new = block(x, rope, causal_mask, None if prefix is None else (prefix.keys[i], prefix.values[i]))
-            kv.append(new)
+            past = None if prefix is None else (prefix.keys[i], prefix.values[i])
+            x, known = block(x, rope, masks[i % 2], past)
+            kv.append(known)
         return gemma_norm(self.model.norm, x), kv

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -10,8 +11,11 @@ from torch import Tensor
 
 from .. import disk
 
-PAD, BOS = 0, 2  # Gemma's ids
+PAD, EOS, BOS = 0, 1, 2  # Gemma's ids
 UNKNOWN = "<unk>"
+TURN, TURN_END = "<start_of_turn>", "<end_of_turn>"
+MARKS = {"<pad>", "<eos>", "<bos>", UNKNOWN, "<mask>", TURN, TURN_END}  # which are no text
+BYTE = re.compile("<0x([0-9A-F]{2})>")  # of a character that the vocabulary has not
 ALIKE, LIKENESS = 2, 0.75  # how many words are named beside an unknown one, and how like it they are at least
 Span = tuple[int, int]
 
@@ -160,3 +164,14 @@ def load_tokenizer(source: str | Path | bytes | Tensor) -> Tokenizer:
 def tokenizer_state(tokenizer: Tokenizer) -> dict[str, Tensor]:
     """The tokenizer as a state-dict entry of uint8, for saving it with the weights; `load_tokenizer` reads it."""
     return {tokenizer.state_key: torch.frombuffer(bytearray(tokenizer.data), dtype=torch.uint8)}
+
+
+def decode(tokenizer: Tokenizer, ids: Sequence[int], *, marks: bool = False) -> str:
+    """The text of tokens, with the marks of turns and ends or without; ids beyond the vocabulary are no text."""
+    data = b""
+    for piece in (tokenizer.piece(i) for i in ids if i < tokenizer.size):
+        if byte := BYTE.fullmatch(piece):
+            data += bytes.fromhex(byte[1])
+        elif marks or piece not in MARKS:
+            data += piece.replace("\u2581", " ").encode()
+    return data.decode(errors="replace")

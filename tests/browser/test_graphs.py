@@ -7,10 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
+import standin
+from api_prompts import graph
 from PIL import Image
+
+from sprint_core.text.formats import load_instruction
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBGRAPHS = sorted((ROOT / "subgraphs").glob("*.json"))
+PAINTERS = [file for file in SUBGRAPHS if not file.stem.startswith("Enhance")]
 COMPLETE = """async ui => {
     await app.loadGraphData(ui);
     const subgraph = app.graph.nodes[0];
@@ -36,7 +41,7 @@ def test_comfyui_offers_the_subgraphs(server):
     assert ours == {file.stem for file in SUBGRAPHS}
 
 
-@pytest.mark.parametrize("file", SUBGRAPHS, ids=[file.stem for file in SUBGRAPHS])
+@pytest.mark.parametrize("file", PAINTERS, ids=[file.stem for file in PAINTERS])
 def test_a_subgraph_paints(editor, server, file):
     """With nothing but a place to save to, and a drawing where it takes one."""
     drawing = Image.new("RGB", (256, 256))
@@ -52,6 +57,51 @@ def test_a_subgraph_paints(editor, server, file):
     if file.stem.startswith("Text"):
         (text,) = [n["inputs"]["text"] for n in prompt.values() if n["class_type"] == "SanaSprintTextEncode"]
         assert text == "a red circle to the left of a blue square"
+
+
+ENHANCE = """async ({ui, model}) => {
+    await app.loadGraphData(ui);
+    const enhance = app.graph.nodes[0];
+    const add = (type, x, y) => {
+        const node = LiteGraph.createNode(type);
+        node.pos = [x, y];
+        app.graph.add(node);
+        return node;
+    };
+    const loader = add('SanaSprintLoader', -400, 200);
+    const text = add('SanaSprintTextEncode', 800, 200);
+    const shown = add('PreviewAny', 800, 600);
+    loader.widgets.find(widget => widget.name === 'model').value = model;
+    const slot = (node, name) => node.inputs.findIndex(input => input.name === name);
+    loader.connect(1, enhance, slot(enhance, 'clip'));
+    loader.connect(1, text, slot(text, 'clip'));
+    enhance.connect(0, text, slot(text, 'text'));
+    enhance.connect(0, shown, 0);
+    enhance.widgets.find(widget => widget.name === 'text').value = 'a {red|red} kite';
+    return (await app.graphToPrompt()).output;
+}"""
+
+
+def test_enhance_prompt_stands_between_a_text_and_its_encoder(editor, server):
+    """It writes what Generate Text does behind SANA's instruction, and Text Encode reads it."""
+    (file,) = set(SUBGRAPHS) - set(PAINTERS)
+    ui = json.loads(file.read_text(encoding="utf-8"))
+    prompt = editor.evaluate(ENHANCE, {"ui": ui, "model": standin.NAME})
+    nodes = {node["class_type"]: name for name, node in prompt.items()}
+    (encoder,) = [node for node in prompt.values() if node["class_type"] == "SanaSprintTextEncode"]
+    assert encoder["inputs"]["text"] == [nodes["TextGenerate"], 0]
+
+    question = load_instruction() + "a red kite"
+    settings = {"max_length": 256, "sampling_mode": "off", "prompt": question, "clip": [nodes["SanaSprintLoader"], 1]}
+    prompt["plain"] = {"class_type": "TextGenerate", "inputs": settings}
+    prompt["shown"] = {"class_type": "PreviewAny", "inputs": {"source": ["plain", 0]}}
+    sampler = {"model": [nodes["SanaSprintLoader"], 0], "positive": [nodes["SanaSprintTextEncode"], 0]}
+    painting = graph(sampler=sampler, decode={"vae": [nodes["SanaSprintLoader"], 2]})
+    del painting["loader"], painting["text"]
+    history = server.run(prompt | painting, timeout=300)
+    texts = [output["text"] for output in history["outputs"].values() if "text" in output]
+    assert len(texts) == 2 and texts[0] == texts[1] and len(texts[0][0]) > 20
+    assert len(server.images(history)) == 1
 
 
 def test_the_editors_wildcards_are_chosen_in_each_line(editor):

@@ -23,7 +23,7 @@ PACK = "sana-sprint"
 EXTRAS = (
     "custom_sampler", "flux", "model_advanced", "differential_diffusion", "model_merging", "torch_compile", "mask",
     "latent", "hooks", "slg", "cond", "controlnet", "easycache", "lumina2",
-    "lora_debug", "train", "align_your_steps", "gits",
+    "lora_debug", "train", "align_your_steps", "gits", "textgen", "string",
 )  # fmt: skip
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 SIZE = custom_size(128, 96)  # latent 3 x 4: not square, so that swapped axes show

@@ -5,30 +5,18 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 import torch.nn.functional as F
+from gemma_oracle import hf_config, random_weights
 from torch import nn
-from transformers import Gemma2Config, Gemma2Model
+from transformers import Gemma2Model
 
 from sprint_core.config import from_dict
 from sprint_core.models.gemma import Gemma, GemmaConfig
-from sprint_core.weights.layouts.text_encoder import HF_NAMES, config_from_hf, infer_config
+from sprint_core.weights.layouts.text_encoder import config_from_hf, infer_config
 
 # query_scale is below head_dim and q and k are drawn wide, so that logits reach the cap of 50.
 TINY = GemmaConfig(vocab=97, width=48, depth=3, heads=4, kv_heads=2, head_dim=16, ffn=80, query_scale=1)
 GROUPS_OF_4 = replace(TINY, heads=8)
 UNGROUPED = replace(TINY, kv_heads=4, depth=2)
-
-
-def hf_config(config: GemmaConfig) -> Gemma2Config:
-    values = {theirs: getattr(config, ours) for theirs, ours in HF_NAMES.items()}
-    return Gemma2Config(**values, attn_implementation="eager")
-
-
-def random_weights(model: nn.Module, seed: int = 0) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for name, p in model.named_parameters():
-        gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
-        std = 0.3 if "norm" in name else 1.0 if "embed" in name else gain * p.shape[-1] ** -0.5
-        p.data = std * torch.randn(p.shape, generator=generator)
 
 
 def pair(config: GemmaConfig = TINY) -> tuple[Gemma, Gemma2Model]:
@@ -98,6 +86,22 @@ def test_prefix_equals_the_full_pass(p, layer):
     assert prefix.ids == tuple(ids[0, :p].tolist())
     assert error(prefix.hidden, full[:1, :p]) < 1e-5
     assert error(gemma(ids[:, p:], prefix=prefix, layer=layer), full[:, p:]) < 1e-5
+
+
+@pytest.mark.parametrize("window", [1, 7, 30])
+def test_every_other_layer_sees_a_window(window):
+    """In one pass, behind a prefix, and token by token."""
+    gemma, oracle = pair(replace(GROUPS_OF_4, sliding_window=window))
+    ids = some_ids(1, 30)
+    want = oracle(ids).last_hidden_state
+    assert error(gemma(ids), want) < 1e-5
+    assert error(gemma(ids[:, 12:], prefix=gemma.prefill(ids[:, :12])), want[:, 12:]) < 1e-5
+    text = gemma.prefill(ids[:, :12])
+    for i in range(12, 30):
+        text = gemma.prefill(ids[:, i : i + 1], prefix=text)
+    assert text.ids == tuple(ids[0].tolist()) and error(text.hidden, want) < 1e-5
+    if window < 30:  # it matters here
+        assert error(pair(GROUPS_OF_4)[0](ids), want) > 1e-2
 
 
 def test_batch_equals_single():
@@ -178,11 +182,9 @@ def test_configs():
 
 
 def test_refusals():
-    gemma, _ = pair(replace(TINY, sliding_window=10))
+    gemma, _ = pair()
     ids = some_ids(1, 6)
     prefix = gemma.prefill(ids)
-    with pytest.raises(ValueError, match="12 tokens"):
-        gemma(ids, prefix=prefix)
     with pytest.raises(ValueError, match="layer -4"):
         gemma(ids, layer=-4)
     with pytest.raises(ValueError, match="layer -1, not -2"):
