@@ -2,9 +2,9 @@
 
 Those of models that are not at hand show their graph instead.
 
-    python run.py python tools/make_thumbnails.py
+    python run.py python tools/make_thumbnails.py [NAME ...]
 
-Not a test: run it when a workflow or the bundled model changes, and look at the images.
+Without names, of all. Not a test: run it when a workflow or the bundled model changes, and look at the images.
 """
 
 import io
@@ -80,6 +80,8 @@ def main() -> None:
     with setup.comfyui_server() as server:
         draw(draw_into / DRAWING)
         for workflow in sorted((ROOT / "workflows").glob("*.json")):
+            if sys.argv[1:] and workflow.stem not in sys.argv[1:]:
+                continue
             ui = json.loads(workflow.read_text(encoding="utf-8"))
             if any(node["properties"].get("models") for node in ui["nodes"]):
                 diagram(ui).save(workflow.with_suffix(".jpg"), quality=85)
