@@ -1,129 +1,116 @@
-"""What 8 bits save and cost: size, peak memory and error of the 0.6B and 1.6B transformers in a real ComfyUI.
+"""What 8 bits save and cost: bytes held, peak memory, error and time of the 0.6B and 1.6B transformers in ComfyUI.
 
-    python run.py python tools/quantised_size.py
+    python run.py python tools/quantised_size.py [--models sprint-0.6B,sprint-1.6B] [--file fp32|bf16]
 
-Not a test: needs 10 GB of memory, 12 GB of disk and minutes. Weights are seeded and random. Each file is loaded and
-sampled by a ComfyUI of its own, one step at 512x512; its error is that of the latent against the bf16 file, root
-mean square over root mean square. The last line is one JSON document.
+Not a test: needs 16 GB of memory (8 with --file bf16), 8 GB of disk, Linux and minutes. Weights are seeded and random:
+one file of each model, loaded in each dtype by *Load SANA Model*'s own code in a ComfyUI on the CPU, each time in a
+process of its own. Held: what ComfyUI counts for the model. Peak: the most that the process grew while loading, mapped
+pages of the file included. Error: of one call at 512x512 against the first dtype's, root mean square over root mean
+square; all of them compute in fp32. Seconds: of that call. The last line is one JSON document.
 """
 
+import argparse
 import json
+import multiprocessing
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
-import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path += [str(ROOT), str(ROOT / "tests")]
+sys.path += [str(ROOT), str(ROOT / "tests" / "host"), str(ROOT / "tests")]
 
 import standin  # noqa: E402
+from conftest import start_comfyui  # noqa: E402
 
 from launcher import setup  # noqa: E402
-from launcher.client import Server  # noqa: E402
-from sprint_core import convert  # noqa: E402
-from sprint_core.models.gemma import Gemma, GemmaConfig  # noqa: E402
 from sprint_core.models.transformer import SanaTransformer  # noqa: E402
-from sprint_core.text.tokenizers import HFTokenizer, tokenizer_state  # noqa: E402
-from sprint_core.weights import checkpoint, layouts, presets, tensorfile  # noqa: E402
+from sprint_core.weights import checkpoint, layouts, presets  # noqa: E402
+from sprint_core.weights.part import shapes_of  # noqa: E402
 
-MODELS, FORMS = ("sprint-0.6B", "sprint-1.6B"), ("bf16", "fp8_e4m3fn", "int8")
-WIDE = GemmaConfig(vocab=320, width=2304, depth=1, heads=2, kv_heads=1, head_dim=32, ffn=64, query_scale=32)
+MODELS, DTYPES = "sprint-0.6B,sprint-1.6B", ("fp32", "bf16", "fp8_e4m3fn", "int8")
+CELLS, TOKENS = 16, 40  # a side of the latent; of the caption
 MIB = 2**20
 
 
-def encoder(path: Path) -> None:
-    """A shallow text encoder as wide as Gemma-2-2B, which the transformers read."""
-    tokenizer = HFTokenizer(json.dumps(standin.byte_tokenizer()).encode())
-    tensors = standin.random_model(Gemma(WIDE, device="meta"))
-    part = checkpoint.Weights(layouts.TEXT_ENCODER, WIDE, tensors, path, extras=tokenizer_state(tokenizer))
-    checkpoint.save(path, [part], {})
-
-
-def transformer(name: str, path: Path) -> None:
+def write_transformer(name: str, path: Path, kind: torch.dtype) -> None:
     preset = presets.PRESETS[name]
-    tensors = standin.random_model(SanaTransformer(preset.transformer, device="meta"))
-    tensors = {key: tensor.bfloat16() for key, tensor in tensors.items()}
+    shapes = shapes_of(SanaTransformer(preset.transformer, device="meta").state_dict())
+    tensors = {}
+    for seed, (key, shape) in enumerate(shapes.items()):  # each by itself, so that no more than one is in fp32
+        tensors |= {key: standin.random_tensors({key: shape}, seed)[key].to(kind)}
     checkpoint.save(path, [checkpoint.Weights(layouts.TRANSFORMER, preset.transformer, tensors, path)], {})
 
 
-def prompt(file: str) -> dict:
-    def node(kind: str, **inputs) -> dict:
-        return {"class_type": kind, "inputs": inputs}
-
-    return {
-        "1": node("SanaSprintModelLoader", model=file, dtype="auto", time_scale="auto"),
-        "2": node("SanaSprintTextEncoderLoader", text_encoder="wide.safetensors", dtype="auto"),
-        "3": node("CLIPTextEncode", clip=["2", 0], text="a cat"),
-        "4": node("SanaSprintEmptyLatent", batch_size=1, **{"size": "custom", "size.width": 512, "size.height": 512}),
-        "5": node(
-            "SanaSprintSampler", model=["1", 0], positive=["3", 0], latent_image=["4", 0], seed=0, guidance=4.5,
-            steps=1, schedule="auto", denoise=1.0,
-        ),
-        "6": node("SaveLatent", samples=["5", 0], filename_prefix="size"),
-    }  # fmt: skip
+def memory_mib(field: str) -> float:
+    """VmRSS: resident now; VmHWM: the most since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
-def measure(file: str, host: setup.Host, base: Path) -> tuple[float, torch.Tensor]:
-    """Growth of the server's peak resident memory in MiB, mapped files included, and the latent."""
-    arguments = tuple(setup.device_arguments(host.python))
-    with Server(host.python, host.comfyui, base, base / "comfyui.log", arguments) as server:
-        process = psutil.Process(server.process and server.process.pid)
-        before = peak = process.memory_info().rss
-        done = threading.Event()
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
 
-        def watch() -> None:
-            nonlocal peak
-            while not done.wait(0.01):
-                peak = max(peak, process.memory_info().rss)
 
-        thread = threading.Thread(target=watch)
-        thread.start()
-        try:
-            server.run(prompt(file), timeout=1800)
-        finally:
-            done.set()
-            thread.join()
-    saved = max((base / "output").glob("size*.latent"), key=lambda path: path.stat().st_mtime)
-    link = saved.with_suffix(".safetensors")
-    saved.rename(link)
-    latent = tensorfile.read(link).tensors["latent_tensor"].float().clone()
-    link.unlink()
-    return (peak - before) / MIB, latent
+def measure(pack: SimpleNamespace, file: Path, dtype: str) -> tuple[dict[str, float], list]:
+    """Held and peak MiB and seconds of a call, and the call's output."""
+    import comfy.model_management as mm
+
+    forget_peak()
+    before = memory_mib("VmRSS")
+    patcher = pack.model.load_model(file, pack.options.parse(dtype=dtype, eight_bits=True))
+    mm.load_models_gpu([patcher])
+    peak, held = memory_mib("VmHWM") - before, mm.module_size(patcher.model) / MIB
+    generator, config = torch.Generator().manual_seed(1), patcher.model.diffusion_model.config
+    x = torch.randn(1, 32, CELLS, CELLS, generator=generator)
+    text = torch.randn(1, TOKENS, config.caption_width, generator=generator)
+    started = time.perf_counter()
+    out = patcher.model.apply_model(x, torch.tensor([0.9]), c_crossattn=text, guidance=4.5)
+    return {"held_mib": held, "peak_mib": peak, "seconds": time.perf_counter() - started}, out.float().tolist()
+
+
+def alone(run, *args):
+    """run(*args) in a copy of this process, whose memory goes with it."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def child() -> None:
+        with torch.inference_mode():
+            sender.send(run(*args))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    result = receiver.recv()
+    process.join()
+    return result
 
 
 def main() -> None:
-    host, rows = setup.set_up(), []
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=MODELS)
+    parser.add_argument("--file", choices=["fp32", "bf16"], default="fp32", help="the type of the weights in the file")
+    args = parser.parse_args()
+    rows, dtypes = [], DTYPES[DTYPES.index(args.file) :]
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        setup.prepare_base(base, host.comfyui, ROOT)
-        models = base / "models" / "diffusion_models"
-        encoder(base / "models" / "text_encoders" / "wide.safetensors")
-        for name in MODELS:
-            source, exact = models / f"{name}-bf16.safetensors", None
-            transformer(name, source)
-            for form in FORMS:
-                path = models / f"{name}-{form}.safetensors"
-                if form != "bf16" and convert.main([str(source), str(path), "--quantize", form]):
-                    raise SystemExit(1)
-                started = time.perf_counter()
-                peak, latent = measure(path.name, host, base)
-                exact = latent if exact is None else exact
-                error = float((latent - exact).square().mean().sqrt() / exact.square().mean().sqrt())
-                row = {
-                    "model": name,
-                    "form": form,
-                    "file_mib": round(path.stat().st_size / MIB),
-                    "peak_mib": round(peak),
-                }
-                rows.append(row | {"error": float(f"{error:.3g}"), "seconds": round(time.perf_counter() - started)})
+        started = start_comfyui(setup.set_up().comfyui, base)
+        pack = SimpleNamespace(
+            **{name: sys.modules[f"{started.name}.nodes.adapters.{name}"] for name in ("model", "options")}
+        )
+        for name in args.models.split(","):
+            file, exact = base / f"{name}.safetensors", None
+            alone(write_transformer, name, file, pack.options.DTYPES[args.file])
+            for dtype in dtypes:
+                measured, out = alone(measure, pack, file, dtype)
+                out = torch.tensor(out)
+                exact = out if exact is None else exact
+                error = float((out - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+                rounded = {key: float(f"{value:.4g}") for key, value in (measured | {"error": error}).items()}
+                rows.append({"model": name, "file": args.file, "dtype": dtype} | rounded)
                 print(rows[-1], flush=True)
-                if form != "bf16":
-                    path.unlink()
-            source.unlink()
+            file.unlink()
     print(json.dumps(rows))
 
 

@@ -161,7 +161,7 @@ class SanaTextModel(nn.Module):
     ):
         super().__init__()
         mixed = quant and comfy.ops.mixed_precision_ops(quant, compute_dtype, full_precision_mm=True)
-        ops = mixed or comfy.ops.manual_cast
+        ops = quantised.operations(mixed or comfy.ops.manual_cast)
         self.dtypes = {dtype}
         self.compute_dtype = compute_dtype
         self.path = weights.path
@@ -271,12 +271,12 @@ def compute_dtype(device: torch.device, requested: torch.dtype | None) -> torch.
 def load_clip(
     source: checkpoint.Source | str | Path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False
 ) -> comfy.sd.CLIP:
-    """CLIP of a file or folder, by its `dtype` and `device`. Raises CheckpointError."""
+    """CLIP of a file or folder, by its `dtype`, `form` and `device`. Raises CheckpointError."""
     source = checkpoint.opened(source)
     weights = checkpoint.load(source, layouts.TEXT_ENCODER)
     tokenizer = find_tokenizer(weights)
     preset = prompt_format(weights)
-    quant = quantised.prepare(weights)
+    quant = quantised.prepare(weights, options.form)
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())
     log.info("%s", checkpoint.summary(weights))
 

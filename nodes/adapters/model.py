@@ -26,7 +26,7 @@ from torch import Tensor
 from ...sprint_core import messages, trigflow
 from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from ...sprint_core.models.transformer import SanaTransformer, TransformerConfig
-from ...sprint_core.weights import checkpoint, layouts
+from ...sprint_core.weights import checkpoint, layouts, part
 from ...sprint_core.weights.presets import GUIDANCE
 from . import bypass, negative, patches, quantised, screen
 from .guard import guard_run
@@ -57,7 +57,7 @@ class HostedTransformer(SanaTransformer):
         device: torch.device | None = None,
         operations: Any = None,
     ):
-        super().__init__(config, ops=operations, dtype=dtype, device=device)
+        super().__init__(config, ops=quantised.operations(operations), dtype=dtype, device=device)
         self.dtype = dtype
         self.in_channels = self.out_channels = LATENT_CHANNELS  # what stock patches slice their predictions by
 
@@ -263,14 +263,14 @@ def native_size_px(patcher: comfy.model_patcher.ModelPatcher) -> int:
 def load_model(
     source: checkpoint.Source | str | Path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:
-    """MODEL patcher of a file or folder, by its `dtype` and `time_scale`.
+    """MODEL patcher of a file or folder, by its `dtype`, `form` and `time_scale`.
 
     The signature is ComfyUI's: it calls this again, with disable_dynamic, for a plain copy.
     Raises CheckpointError.
     """
     source = checkpoint.opened(source, options.average)
     weights = checkpoint.load(source, layouts.TRANSFORMER, options.time_scale)
-    quant = quantised.prepare(weights)
+    quant = quantised.prepare(weights, options.form)
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())
     config = SanaConfig(weights)
     config.latent_format.painter.own = factors_of(source)
@@ -307,6 +307,10 @@ def _set_dtypes(
         supported_dtypes=supported,
         weight_dtype=None if quant else comfy.utils.weight_dtype(weights.tensors),
     )
+    if quant and not requested:  # the weights that are not in 8 bits are not widened
+        dtype = min(
+            dtype, part.majority_dtype(weights.tensors), key=lambda kind: (kind not in supported, kind.itemsize)
+        )
     if dtype == torch.float16:
         supported.insert(0, dtype)  # requested by name
     config.quant_config = quant

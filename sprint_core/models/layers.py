@@ -1,9 +1,10 @@
 """The building blocks that SANA's transformer and DC-AE share.
 
 Every learnable operation comes from `ops`, a namespace with torch.nn's classes: `torch.nn` itself,
-or a host's (ComfyUI's operations cast, offload and patch weights as they run). Tokens are [b, n, c],
-images [b, c, h, w]. On a CPU, norms and attention run in blocks that fit its cache, since memory
-that is touched for the first time costs more than the arithmetic.
+or a host's (ComfyUI's operations cast, offload and patch weights as they run), which may bring a
+PointwiseConv of its own. Tokens are [b, n, c], images [b, c, h, w]. On a CPU, norms and attention
+run in blocks that fit its cache, since memory that is touched for the first time costs more than
+the arithmetic.
 """
 
 import functools
@@ -146,7 +147,8 @@ class GLUMBConv(nn.Module):
 
     def __init__(self, dim: int, ratio: float, ops: Any = nn, **factory: Any):
         super().__init__()
-        hidden, pointwise = int(ratio * dim), _pointwise_conv_class(ops.Conv2d)
+        hidden = int(ratio * dim)
+        pointwise = getattr(ops, "PointwiseConv", None) or _pointwise_conv_class(ops.Conv2d)
         self.conv_inverted = pointwise(dim, 2 * hidden, 1, **factory)
         self.conv_depth = ops.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, **factory)
         self.conv_point = pointwise(hidden, dim, 1, bias=False, **factory)

@@ -178,21 +178,25 @@ def test_provenance(folder, tmp_path, capsys):
 @pytest.mark.parametrize(("form", "limit"), [("fp8_e4m3fn", 0.04), ("int8", 0.01)])
 @pytest.mark.parametrize("kind", list(quantise.LAYERS))
 def test_quantised_layers(folder, kind, form, limit):
-    """Linear layers of blocks within the format's error, a scale beside each; all else untouched."""
+    """Linear layers and 1x1 convolutions within the format's error, a scale beside each; all else untouched."""
     weights = checkpoint.load(folder, layouts.PARTS[kind])
     tensors = quantise.quantised(weights.tensors, kind, form)
     layers = [name.removesuffix(".comfy_quant") for name in tensors if name.endswith(".comfy_quant")]
-    assert len(layers) == (16 if kind == "transformer" else 14)
+    assert len(layers) == (20 if kind == "transformer" else 14)
     for layer in layers:
         about = json.loads(bytes(tensors[f"{layer}.comfy_quant"].tolist()))
         assert about == {"format": quantise.FORMATS[form]}
         stored, scale = tensors[f"{layer}.weight"], tensors[f"{layer}.weight_scale"]
         assert stored.dtype.itemsize == 1 and scale.dtype == torch.float32
         want = weights.tensors[f"{layer}.weight"].float()
+        assert stored.shape == want.shape
+        stored, want = stored.flatten(1), want.flatten(1)
         assert ((stored.float() * scale - want).norm() / want.norm()) < limit
     rest = {name for name in weights.tensors if name.removesuffix(".weight") not in layers}
     assert all(torch.equal(tensors[name], weights.tensors[name]) for name in rest)
-    assert not any(word in layer for layer in layers for word in ("norm", "embed", "table", "ff", "proj_out", "time"))
+    assert not any(
+        word in layer for layer in layers for word in ("norm", "embed", "table", "depth", "proj_out", "time")
+    )
 
 
 def test_a_layer_of_zeros():
