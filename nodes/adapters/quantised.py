@@ -8,6 +8,7 @@ patch, merge or save its weight.
 import json
 from typing import Any
 
+import comfy.model_management as mm
 import comfy.quant_ops
 import comfy.utils
 import torch
@@ -80,7 +81,10 @@ class _Linear(HOST_LINEAR):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         if f"{prefix}{MARK}" in state_dict:
-            return super()._load_from_state_dict(state_dict, prefix, *args)
+            super()._load_from_state_dict(state_dict, prefix, *args)
+            # A CPU multiplies int8 numbers some twenty times slower than weights that are widened first.
+            self._full_precision_mm |= mm.is_device_cpu(mm.get_torch_device())
+            return
         # One that is not quantised keeps its type: ComfyUI's layer would widen it to that of the computation.
         weight = state_dict.pop(f"{prefix}weight")
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
