@@ -53,6 +53,9 @@ class Words:
         ids = [8 + zlib.crc32(word[0].encode()) % (self.size - 8) for word in words]
         return [BOS, *ids], [(0, 0), *(word.span() for word in words)]
 
+    def unknown(self, text: str) -> dict[str, list[str]]:
+        return {}
+
     def __call__(self, prompts: Sequence[str], *, max_length: int, **_) -> SimpleNamespace:
         rows = [torch.tensor(self.encode(prompt)[:max_length]) for prompt in prompts]
         ids = torch.full((len(rows), max_length), PAD)

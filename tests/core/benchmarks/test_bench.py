@@ -56,7 +56,8 @@ def test_every_usual_part_of_the_bundled_model_is_measured(capsys):
         assert set(row) == {"ours", "steps"}
     assert result["parts"]["step"]["steps"] == 1.0
     assert result["parts"]["control"]["ours"]["tflop"] > result["parts"]["step"]["ours"]["tflop"] > 0
-    assert 1 < result["parts"]["negative"]["ours"]["tflop"] / result["parts"]["step"]["ours"]["tflop"] < 1.2
+    step, negative = (result["parts"][part]["ours"]["tflop"] for part in ("step", "negative"))
+    assert 1 < negative / step < 1.6  # of 2 x 2 cells, where the prompts' keys and values weigh most
     assert result["parts"]["same_text"]["ours"]["tflop"] == 0  # it is not computed again
 
 

@@ -1,13 +1,9 @@
 """torch.compile: the networks are one graph each, and what they compute stays."""
 
-import functools
-
 import pytest
 import torch
 
 from sprint_core.models import compiled
-from sprint_core.models.layers import sdpa
-from sprint_core.models.nag import NAG
 from sprint_core.weights import checkpoint, layouts
 from sprint_core.weights.presets import BUNDLED, BUNDLED_CONTROL
 
@@ -37,8 +33,6 @@ def calls(device):
 
     caption, one = torch.randn(1, 12, transformer.config.caption_width, device=device), torch.ones(1, device=device)
     yield "transformer", transformer, *((latent(n), one, caption, 4.5 * one) for n in (4, 6))
-    guided = functools.partial(transformer, attention=NAG().around(sdpa, 7))  # 7 tokens, and 5 to avoid
-    yield "with a negative prompt", guided, *((latent(n), one, caption, 4.5 * one) for n in (4, 6))
     yield "controlnet", net, *((latent(n), one, caption, latent(n), 4.5 * one) for n in (4, 6))
     yield "encoder", autoencoder.encoder, *((torch.randn(1, 3, 32 * n, 32 * n, device=device),) for n in (4, 6))
     yield "decoder", autoencoder.decoder, *((latent(n),) for n in (4, 6))
