@@ -9,6 +9,7 @@ are only needed as context.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from .formats import TextPreset
@@ -57,7 +58,7 @@ class PromptTokenizer:
         return "; ".join(filter(None, (self._unknown_notice(prompt), self._unread_notice(prompt))))
 
     def _unknown_notice(self, prompt: str) -> str:
-        unknown = self.tokenizer.unknown(prompt)
+        unknown = self.tokenizer.unknown(replace(self.preset, instruction=None).full_text(prompt))
         if not unknown:
             return ""
         shown = ", ".join(f'"{word}"' for word in unknown)
