@@ -77,7 +77,9 @@ ENHANCE = """async ({ui, model}) => {
     loader.connect(1, text, slot(text, 'clip'));
     enhance.connect(0, text, slot(text, 'text'));
     enhance.connect(0, shown, 0);
-    enhance.widgets.find(widget => widget.name === 'text').value = 'a {red|red} kite';
+    const promoted = () => enhance.widgets.find(widget => widget.name === 'text');  // some time after the graph
+    for (let i = 0; i < 100 && !promoted(); i++) await new Promise(done => setTimeout(done, 100));
+    promoted().value = 'a {red|red} kite';
     return (await app.graphToPrompt()).output;
 }"""
 
