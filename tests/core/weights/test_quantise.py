@@ -72,4 +72,4 @@ def test_the_peak_is_the_8_bit_size_and_one_tensor(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     made_mib, peak_mib = map(float, done.stdout.split())
     assert 80 <= made_mib < 81
-    assert made_mib < peak_mib < made_mib + 32 + 64  # and some blocks of rows in fp32
+    assert made_mib < peak_mib < made_mib + 32 + 96  # and some blocks of rows in fp32; all tensors are 160
