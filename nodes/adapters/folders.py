@@ -104,12 +104,12 @@ def choices(*keys: str, bundled: str = presets.BUNDLED_NAME) -> list[str]:
 
 def find(name: str, *keys: str) -> Path:
     """Path of a listed name. Raises CheckpointError."""
-    found = [(root, entries[name]) for root, entries in _listed(keys) if name in entries]
+    namesakes = [(root, entries[name]) for root, entries in _listed(keys) if name in entries]
     if name in BUNDLED:
-        found.insert(0, (Path(screen.PACK), BUNDLED[name]))
-    if found:
-        warn_of_namesakes(name, found)
-        return found[0][1]
+        namesakes.insert(0, (Path(screen.PACK), BUNDLED[name]))
+    if namesakes:
+        warn_of_namesakes(name, namesakes)
+        return namesakes[0][1]
     raise CheckpointError(
         f"{name} is in none of the model folders {', '.join((*keys, PIPELINES))}; put it there and press R to refresh"
     )

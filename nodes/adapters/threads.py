@@ -17,6 +17,6 @@ def advise() -> None:
     if on_cpu and sys.platform == "linux" and not WAIT_PASSIVELY.keys() & os.environ.keys():
         setting = " ".join(f"{name}={value}" for name, value in WAIT_PASSIVELY.items())
         log.info(
-            "on a CPU that is busy with other things, ComfyUI is many times faster with %s set before it starts",
+            "on a CPU that is busy with other things, ComfyUI may be faster with %s set before it starts",
             setting,
         )

@@ -42,8 +42,8 @@ class Templates:
 
 def world() -> str:
     """Tells concepts and styles of one world from another's."""
-    told = json.dumps([[concept.label for concept in concepts()], STYLES])
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    described = json.dumps([[concept.label for concept in concepts()], STYLES])
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
 def make(art: Art) -> Tensor:

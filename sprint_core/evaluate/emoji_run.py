@@ -55,7 +55,7 @@ class Evaluation:
         moments = self._moments(scores)
         teacher = emoji.over(scores[TEACHER].share, scores[CEILING].share) if TEACHER in scores else None
         if record:
-            records.save(records.of(teacher, self._features, moments[TRUE] if moments else None), self.records_file)
+            records.save(records.make(teacher, self._features, moments[TRUE] if moments else None), self.records_file)
         result = self._shares(scores) | {
             "teacher20": kept.teacher20 if kept and teacher is None else teacher,
             "frechet": self._distances(moments, kept, scores),

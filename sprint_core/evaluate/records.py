@@ -31,7 +31,7 @@ class Records:
         return torch.tensor(self.mean).double(), torch.tensor(self.covariance).double()
 
 
-def of(teacher20: float | None, features: str | None, true: frechet.Moments | None) -> Records:
+def make(teacher20: float | None, features: str | None, true: frechet.Moments | None) -> Records:
     """true: moments of the true images, None where no feature network knows this world."""
     mean, covariance = true or (torch.zeros(0), torch.zeros(0, 0))
     return Records(teacher20, features if true else None, mean.tolist(), covariance.tolist())

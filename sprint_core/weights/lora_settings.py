@@ -91,13 +91,13 @@ class LoraSettings:
 
     def alpha_of(self, layer: str, rank: int) -> float | None:
         """alpha of a layer as the file names it, under which alpha / rank is its scale; None where nothing is said."""
-        found = self._of(layer)
-        return found[0].alpha_of(found[1], rank) if found else None
+        of_layer = self._of(layer)
+        return of_layer[0].alpha_of(of_layer[1], rank) if of_layer else None
 
     def scale_of(self, layer: str) -> float:
         """The scale of a LoKr whose tensors do not show a rank, which is PEFT's alone; 1 where nothing is said."""
-        found = self._of(layer)
-        return found[0].scale_of(found[1]) if found else 1.0
+        of_layer = self._of(layer)
+        return of_layer[0].scale_of(of_layer[1]) if of_layer else 1.0
 
     def _of(self, layer: str) -> tuple[Settings, str] | None:
         name = layer.removeprefix(WRAPPER)

@@ -157,6 +157,17 @@ def pipeline_folder(host) -> Path:
     return standin.make(host.base / "models" / "diffusers" / standin.NAME)
 
 
+@pytest.fixture(scope="module")
+def pipeline(pipeline_folder):
+    """The core's, with its weights copied: mapped ones may lie at any byte, which changes how a product rounds."""
+    from sprint_core.pipeline import Pipeline
+
+    pipeline = Pipeline.load(pipeline_folder)
+    for part in (pipeline.transformer, pipeline.autoencoder, pipeline.text_encoder.gemma):
+        part.load_state_dict({name: tensor.clone() for name, tensor in part.state_dict().items()}, assign=True)
+    return pipeline
+
+
 @pytest.fixture(scope="session")
 def loaded(node, pipeline_folder):
     """(MODEL, CLIP, VAE) of the stand-in."""

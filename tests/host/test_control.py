@@ -11,20 +11,11 @@ from sprint_core import trigflow
 from sprint_core.images import edges
 from sprint_core.models import controlnet, hed
 from sprint_core.models.controlnet import AUTHORS, DIFFUSERS, WIRINGS
-from sprint_core.pipeline import Control, Pipeline
+from sprint_core.pipeline import Control
 from sprint_core.weights import checkpoint
 
 APPLY = "SanaSprintControlNetApply"
 STOCK = "ControlNetApplyAdvanced"
-
-
-@pytest.fixture(scope="module")
-def pipeline(pipeline_folder):
-    """The core's, with its weights copied: mapped ones may lie at any byte, which changes how a product rounds."""
-    pipeline = Pipeline.load(pipeline_folder)
-    for part in (pipeline.transformer, pipeline.autoencoder, pipeline.text_encoder.gemma):
-        part.load_state_dict({name: tensor.clone() for name, tensor in part.state_dict().items()}, assign=True)
-    return pipeline
 
 
 @pytest.fixture(scope="module")

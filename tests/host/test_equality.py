@@ -5,18 +5,8 @@ import torch
 from api_prompts import custom_size
 
 from sprint_core import trigflow
-from sprint_core.pipeline import Pipeline
 
 LIMIT = 1e-5  # relative, where ComfyUI's own choices differ from the core's
-
-
-@pytest.fixture(scope="module")
-def pipeline(pipeline_folder):
-    """The core's, with its weights copied: mapped ones may lie at any byte, which changes how a product rounds."""
-    pipeline = Pipeline.load(pipeline_folder)
-    for part in (pipeline.transformer, pipeline.autoencoder, pipeline.text_encoder.gemma):
-        part.load_state_dict({name: tensor.clone() for name, tensor in part.state_dict().items()}, assign=True)
-    return pipeline
 
 
 @pytest.fixture

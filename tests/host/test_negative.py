@@ -5,19 +5,9 @@ import standin
 import torch
 
 from sprint_core.models.nag import NAG
-from sprint_core.pipeline import Pipeline
 
 NODE = "SanaSprintNegative"
 LIMIT = 1e-5  # relative, where batches and regions are summed in another order
-
-
-@pytest.fixture(scope="module")
-def pipeline(pipeline_folder):
-    """The core's, with its weights copied: mapped ones may lie at any byte, which changes how a product rounds."""
-    pipeline = Pipeline.load(pipeline_folder)
-    for part in (pipeline.transformer, pipeline.autoencoder, pipeline.text_encoder.gemma):
-        part.load_state_dict({name: tensor.clone() for name, tensor in part.state_dict().items()}, assign=True)
-    return pipeline
 
 
 @pytest.fixture

@@ -124,9 +124,9 @@ def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
 def _phase(stage: Stage, phase: TrainedPhase, step: int, samples: int, weights: Sequence[Tensor]) -> Phase:
     """The mean over as many of its updates as differ, the first from that step on; of what is kept, the most."""
     steps = itertools.islice(phase.steps_from(step), phase.kinds)
-    found = [_update(stage, phase.module, step, samples, weights) for step in steps]
-    mean = sum(one.flops for one in found) // len(found)
-    return Phase(phase.module, mean, max(one.saved_bytes for one in found))
+    updates = [_update(stage, phase.module, step, samples, weights) for step in steps]
+    mean = sum(one.flops for one in updates) // len(updates)
+    return Phase(phase.module, mean, max(one.saved_bytes for one in updates))
 
 
 def _update(stage: Stage, name: str, step: int, samples: int, weights: Sequence[Tensor]) -> Phase:
