@@ -34,7 +34,7 @@ from launcher.client import free_port
 from launcher.prompt import ComfyError, avoid, edit
 from launcher.setup import ROOT, Fault, comfyui_server, oldest_host, say, set_up, test_python
 
-WORKFLOW = ROOT / "workflows" / "01_text_to_image.json"
+WORKFLOW = ROOT / "workflows" / "SANA-Sprint 01 Text to Image.json"
 PROMPT = "a red circle to the left of a blue square"
 
 

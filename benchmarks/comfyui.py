@@ -28,7 +28,7 @@ from sprint_core.shapes import examples  # noqa: E402
 STEPS = (1, 2, 4)
 RUNS = 10
 WARM_UP = 2
-WORKFLOW = ROOT / "workflows" / "01_text_to_image.json"
+WORKFLOW = ROOT / "workflows" / "SANA-Sprint 01 Text to Image.json"
 MODEL_FOLDER = "full"
 CLOSE = 1e-4  # the means of both sides' images
 

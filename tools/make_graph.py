@@ -1,4 +1,4 @@
-"""Open 01_text_to_image in a real ComfyUI, run it, and photograph its graph for the README: assets/graph.png.
+"""Open template 01 in a real ComfyUI, run it, and photograph its graph for the README: assets/graph.png.
 
     python run.py python tools/make_graph.py
 
@@ -33,7 +33,7 @@ def photograph(page: Page, ui: dict, path: Path) -> None:
 
 
 def main() -> None:
-    ui = json.loads((ROOT / "workflows" / "01_text_to_image.json").read_text(encoding="utf-8"))
+    ui = json.loads((ROOT / "workflows" / "SANA-Sprint 01 Text to Image.json").read_text(encoding="utf-8"))
     path = chromium() or sys.exit("no Chromium or Chrome found")
     with setup.comfyui_server() as server, sync_playwright() as playwright, plain_canvas(server):
         browser = launch_chromium(playwright, path)

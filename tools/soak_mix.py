@@ -17,7 +17,7 @@ from sprint_core.shapes import examples
 from sprint_core.weights import presets
 
 ROOT = Path(__file__).resolve().parents[1]
-WORKFLOWS = sorted((ROOT / "workflows").glob("0[1-6]_*.json"))
+WORKFLOWS = sorted((ROOT / "workflows").glob("SANA-Sprint 0[1-6] *.json"))
 DRAWING = "soak_drawing.png"
 SIZES_PX = ((256, 256), (256, 256), (128, 128), (192, 320), (384, 256), (64, 448), (512, 512))
 BATCHES = (1, 1, 1, 2, 3)
@@ -151,7 +151,8 @@ def broken(mix: Mix, number: int, rng: random.Random) -> Broken:
     odd = rng.choice(("", "", " \u00fc (1)", " \u00fc (1)", *["\udcff"] * (sys.platform == "linux")))  # no UTF-8
     ending = "png" if folder == "input" else ENDINGS.get(kind, "safetensors")
     file = f"soak_{number}.{kind}{odd}.{ending}"
-    workflow = {"control_net": "05_controlnet", "pixels": "02_image_to_image"}.get(socket, "01_text_to_image")
+    names = {"control_net": "SANA-Sprint 05 ControlNet Soft Edges", "pixels": "SANA-Sprint 02 Image to Image"}
+    workflow = names.get(socket, "SANA-Sprint 01 Text to Image")
     prompt = mix.vary(workflow, rng).prompt
     inputs = defaults(mix.object_info[reader]) | {name_input: file}
     if folder == "loras":
@@ -189,7 +190,7 @@ OUT_OF_RANGE = (
 def out_of_range(mix: Mix, rng: random.Random) -> Case:
     """A workflow with a value that its node refuses."""
     kind, change = rng.choice(OUT_OF_RANGE)
-    prompt = mix.vary("01_text_to_image", rng).prompt
+    prompt = mix.vary("SANA-Sprint 01 Text to Image", rng).prompt
     for node in prompt.values():
         if node["class_type"] == kind:
             node["inputs"].update(change)

@@ -107,7 +107,7 @@ def test_enhance_prompt_stands_between_a_text_and_its_encoder(editor, server):
 
 
 def test_the_editors_wildcards_are_chosen_in_each_line(editor):
-    ui = json.loads((ROOT / "workflows" / "01_text_to_image.json").read_text(encoding="utf-8"))
+    ui = json.loads((ROOT / "workflows" / "SANA-Sprint 01 Text to Image.json").read_text(encoding="utf-8"))
     editor.evaluate("async ui => { await app.loadGraphData(ui) }", ui)
     values = {"text": "{a red|a red} circle\n{a|a} {blue|blue} square", "one_prompt_per_line": True}
     editor.evaluate(
@@ -120,7 +120,7 @@ def test_the_editors_wildcards_are_chosen_in_each_line(editor):
 
 def test_a_saved_image_restores_its_graph(editor, server):
     """A PNG from Save Image, dropped on the canvas: every node with every value."""
-    ui = json.loads((ROOT / "workflows" / "01_text_to_image.json").read_text(encoding="utf-8"))
+    ui = json.loads((ROOT / "workflows" / "SANA-Sprint 01 Text to Image.json").read_text(encoding="utf-8"))
     editor.evaluate("async ui => { await app.loadGraphData(ui) }", ui)
     editor.evaluate(
         "text => { app.graph.getNodeById(2).widgets.find(w => w.name === 'text').value = text }", "two crosses"

@@ -18,7 +18,7 @@ def test_template_opens_runs_and_shows_its_image(editor, workflow_names, tmp_pat
     editor.get_by_text(PACK_NAME, exact=True).click(timeout=60_000)
     for name in workflow_names:
         editor.get_by_text(name).first.wait_for(timeout=30_000)
-    editor.get_by_text("01_text_to_image").first.click()
+    editor.get_by_text("SANA-Sprint 01 Text to Image").first.click()
     editor.wait_for_function("app.graph.nodes.some(node => node.type.startsWith('SanaSprint'))", timeout=30_000)
     assert editor.evaluate(UNKNOWN_NODES) == []
     editor.evaluate("() => { app.queuePrompt(0) }")
@@ -60,7 +60,7 @@ WATCH = """() => {
 def test_what_is_drawn_is_painted(editor, setting, tmp_path):
     """Strokes in ComfyUI's Painter, with Run (On Change): each one gives an image, at once. Prints the seconds."""
     setting("Comfy.VueNodes.Enabled", True, before=False)
-    ui = json.loads((WORKFLOWS / "06_sketch.json").read_text(encoding="utf-8"))
+    ui = json.loads((WORKFLOWS / "SANA-Sprint 06 Sketch to Image.json").read_text(encoding="utf-8"))
     editor.evaluate("async ui => { await app.loadGraphData(ui) }", ui)
     canvas = editor.locator("canvas.cursor-none")
     canvas.wait_for(timeout=60_000)

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_links_lead_somewhere(page):
     links = [link for link in re.findall(r"\]\(([^)]+)\)", prose(page)) if "://" not in link]
     for link in links:
         path, _, anchor = link.partition("#")
-        target = page.parent / path if path else page
+        target = page.parent / unquote(path) if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
 

@@ -102,7 +102,8 @@ def test_archive_runs_in_a_clean_comfyui_beside_its_peers(unzipped, comfyui_path
     prepare_base(tmp_path, comfyui_path, unzipped)
     (tmp_path / "custom_nodes" / "zz_peer.py").write_text(PEER.format(ids=PEERS))
     with Server(sys.executable, comfyui_path, tmp_path, tmp_path / "comfyui.log", ("--cpu",)) as server:
-        history = server.run(server.prompt_of(unzipped / "workflows" / "01_text_to_image.json"), timeout=600)
+        prompt = server.prompt_of(unzipped / "workflows" / "SANA-Sprint 01 Text to Image.json")
+        history = server.run(prompt, timeout=600)
         (saved,) = server.images(history)
         assert Image.open(io.BytesIO(server.view(saved))).size == (256, 256)
         assert "(IMPORT FAILED)" not in server.log_text()

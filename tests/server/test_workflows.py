@@ -80,7 +80,7 @@ def test_workflow_makes_an_image(server, workflow):
 
 
 def test_command_line_edits_the_workflow(server):
-    prompt = server.prompt_of(ROOT / "workflows" / "01_text_to_image.json")
+    prompt = server.prompt_of(ROOT / "workflows" / "SANA-Sprint 01 Text to Image.json")
     assert edit(prompt, "a green square", steps=3, seed=99) == (3, 99)
     history = server.run(prompt)
     assert server.images(history)
@@ -115,7 +115,7 @@ def test_a_negative_prompt_from_the_command_line(server):
     """As `run.py --negative purple`: this seed's circle stands on purple, until that is to be avoided."""
     backgrounds = []
     for negative in (None, "purple"):
-        prompt = server.prompt_of(ROOT / "workflows" / "01_text_to_image.json")
+        prompt = server.prompt_of(ROOT / "workflows" / "SANA-Sprint 01 Text to Image.json")
         edit(prompt, "a red circle", 2, 1)
         if negative:
             avoid(prompt, negative, server.object_info())
