@@ -170,6 +170,10 @@ class Pipeline:
         """The Caption of these prompts, in the transformer's dtype. The log names what is not known or not read."""
         for notice in filter(None, map(self.text_encoder.notice, dict.fromkeys(prompts))):
             log.warning("%s", notice)
+        return self.embed(prompts)
+
+    def embed(self, prompts: Sequence[str]) -> Caption:
+        """The same without a log."""
         rows = self.text_encoder.encode(prompts)
         caption, mask = pad_embeddings(rows)
         caption = caption.to(self._dtype_of(self.transformer))

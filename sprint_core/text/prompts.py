@@ -55,7 +55,7 @@ class PromptTokenizer:
 
     def notice(self, prompt: str) -> str:
         """A sentence that names what of a prompt the model does not know or not read; '' where there is nothing."""
-        return "; ".join(filter(None, (self._unknown_notice(prompt), self._unread_notice(prompt))))
+        return "; ".join(filter(None, (self._unknown_notice(prompt), self.unread_notice(prompt))))
 
     def _unknown_notice(self, prompt: str) -> str:
         unknown = self.tokenizer.unknown(replace(self.preset, instruction=None).full_text(prompt))
@@ -66,7 +66,8 @@ class PromptTokenizer:
         known = f" (it knows {alike})" if alike else f" (it knows {self.tokenizer.size} words)"
         return f"this model does not know {shown[:SHOWN]}{known}"
 
-    def _unread_notice(self, prompt: str) -> str:
+    def unread_notice(self, prompt: str) -> str:
+        """A sentence that quotes what of a prompt is behind the last token that is read, or ''."""
         text = self.preset.full_text(prompt)
         limit = token_limit(len(self.instruction_ids), self.preset.max_tokens)
         _, spans = self.tokenizer.encode_spans(text)

@@ -19,7 +19,7 @@ LADDER = (
     ("weights",),
     ("text", "images"),
     ("pipeline", "convert"),
-    ("__main__", "evaluate"),
+    ("__main__", "evaluate", "batch"),
     ("distill",),
 )
 # Below distill.
@@ -35,7 +35,9 @@ DISTILL = (
 # What ComfyUI installs, so that the core runs wherever it does.
 ALLOWED = {"torch", "safetensors", "einops", "transformers", "sentencepiece", "tokenizers", "numpy", "scipy", "PIL"}
 ALLOWED |= {"tqdm", "huggingface_hub"} | set(sys.stdlib_module_names)
-FOR_TRAINING = {"accelerate", "datasets", "pyarrow", "matplotlib", "resvg_py"}  # the group `train` of pyproject.toml
+# Groups of pyproject.toml.
+FOR_TRAINING = {"accelerate", "datasets", "pyarrow", "matplotlib", "resvg_py"}
+FOR_BATCH = {"pyarrow", "ray"}
 LAZY = (
     "transformers",
     "sentencepiece",
@@ -46,6 +48,7 @@ LAZY = (
     "pyarrow",
     "matplotlib",
     "resvg_py",
+    "ray",
 )
 
 
@@ -121,7 +124,7 @@ def test_no_module_imports_itself_in_a_circle():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_core_needs_only_what_comfyui_ships(name):
-    allowed = ALLOWED | FOR_TRAINING if name.startswith("distill.") else ALLOWED
+    allowed = ALLOWED | {"distill": FOR_TRAINING, "batch": FOR_BATCH}.get(name.split(".")[0], set())
     assert {module.split(".")[0] for module in absolute_imports(MODULES[name])} <= allowed
 
 
