@@ -6,6 +6,7 @@ from ..sprint_core import messages
 from .adapters import migration, screen, threads
 from .control import ControlNetApply, SoftEdges
 from .latent import EmptyLatent
+from .live import LiveCanvas
 from .loaders import LoadControlNet, LoadLoRA, LoadModel, LoadSprint, LoadTextEncoder, LoadVAE
 from .negative import Negative
 from .sampling import Sampler, Schedule, TrigFlowSampler
@@ -26,6 +27,7 @@ NODES = [
     Schedule,
     TrigFlowSampler,
     Sampler,
+    LiveCanvas,
 ]
 
 

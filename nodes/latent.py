@@ -5,20 +5,13 @@ import torch
 from comfy_api.latest import io
 
 from ..sprint_core.images import sizes
+from ..sprint_core.images.sizes import SIDE_PX, label
 from ..sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from .adapters import choices, screen
 from .adapters import model as adapter
 
 CUSTOM = "custom"
-SIDE_PX = 1024  # of a custom size at first
-
-
-def label(width: int, height: int) -> str:
-    return f"{width} x {height}"
-
-
-# The choices, of which the first is the default: {'16:9, 1344 x 768': (1344, 768)}.
-SIZES = {f"{sizes.ratio(*size)}, {label(*size)}": size for size in ((SIDE_PX, SIDE_PX), *sizes.BINS)}
+SIZES = sizes.choices()
 FIRST, *OTHERS = SIZES
 OLDER = {label(*size): size for size in sizes.BINS}  # as version 0.1.0 wrote them
 

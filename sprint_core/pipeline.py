@@ -205,13 +205,16 @@ class Pipeline:
         controls: Sequence[Control],
         negative: Caption | None = None,
         nag: NAG = NAG_DEFAULT,
+        hints: Sequence[Tensor] | None = None,
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """denoise(x_s, s) -> x0 for the sampler: x_s and x0 [b, 32, h, w] in fp32, s an fp32 scalar on the CPU.
 
-        caption: [b, n, c], mask: [b, n] or None; negative: of one or b prompts. Control images are encoded once, here.
+        caption: [b, n, c], mask: [b, n] or None; negative: of one or b prompts. Control images are encoded once, here,
+        unless their latents come as hints.
         """
         dtype = self._dtype_of(self.transformer)
-        hints = [self.encode_image(control.image).to(dtype) for control in controls]
+        encoded = [self.encode_image(control.image) for control in controls] if hints is None else hints
+        hints = [hint.to(dtype) for hint in encoded]
 
         def denoise(x_s: Tensor, s: Tensor) -> Tensor:
             x = x_s.to(dtype)

@@ -257,6 +257,13 @@ def load_control(path: Path, options: LoaderOptions) -> SanaControl:
     return control
 
 
+def require_own(control_net: Any, vae: Any) -> None:
+    """Refuse a CONTROL_NET of another family, and a VAE that is not SANA's. Raises ValueError."""
+    if not isinstance(control_net, SanaControl):
+        raise ValueError("this CONTROL_NET is not of SANA; connect Load SANA ControlNet")
+    _require_vae(vae)
+
+
 def apply(
     positive: list,
     negative: list | None,

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...sprint_core import sampler as core
+from ...sprint_core.devices import to_device
 from ...sprint_core.latent import DOWNSCALE
 from ...sprint_core.weights import presets
 from . import guard
@@ -28,22 +29,27 @@ def sprint_sampler(
     callback: Callable[[dict], None] | None = None,
     disable: bool | None = None,
     seeds: list[int] | None = None,
+    step_noise: Callable[[], Tensor] | None = None,
 ) -> Tensor:
     """The core's loop as a sampler function for KSAMPLER. `model(x, sigma)` returns x0.
 
-    seeds: one per image; without them image i has the run's seed + i. disable: show no progress bar.
+    seeds: one per image; without them image i has the run's seed + i. step_noise: what each further step adds, drawn
+    already, in place of the seeds'. disable: show no progress bar.
     """
     extra_args = extra_args or {}
     ones = x.new_ones(len(x))
     sampling = model.inner_model.inner_model.model_sampling
     first = extra_args.get("seed") or 0
-    noise = core.StepNoise(seeds or [first + i for i in range(len(x))], x.shape[1:], x.device)
+    drawn = step_noise or core.StepNoise(seeds or [first + i for i in range(len(x))], x.shape[1:])
 
     def denoise(x_s: Tensor, s: Tensor) -> Tensor:
         return model(x_s, s * ones, **extra_args)
 
     def add_noise(x0: Tensor, z: Tensor, s: Tensor) -> Tensor:
         return sampling.noise_scaling(s, z, x0)
+
+    def noise() -> Tensor:
+        return to_device(drawn(), x.device)
 
     with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
 
@@ -55,9 +61,9 @@ def sprint_sampler(
         return core.sample(denoise, x, sigmas, noise, add_noise, on_step)
 
 
-def sampler(seeds: list[int] | None = None) -> comfy.samplers.KSAMPLER:
+def sampler(seeds: list[int] | None = None, step_noise: Callable[[], Tensor] | None = None) -> comfy.samplers.KSAMPLER:
     """A SAMPLER object. Its step noise comes from the CPU, so a seed means the same on every device."""
-    return comfy.samplers.KSAMPLER(sprint_sampler, {"seeds": seeds})
+    return comfy.samplers.KSAMPLER(sprint_sampler, {"seeds": seeds, "step_noise": step_noise})
 
 
 def _require_cells(samples: Tensor, ratio: float | None) -> None:
@@ -73,15 +79,46 @@ def _require_cells(samples: Tensor, ratio: float | None) -> None:
         raise ValueError(f"this empty latent is for {pixels} pixels; SANA's smallest cell is {DOWNSCALE}: enlarge it")
 
 
-def sample(
-    model: comfy.model_patcher.ModelPatcher, positive: list, latent: dict, sigmas: Tensor, seed: int, guidance: float
-) -> dict:
-    """Sample a LATENT: image i of a batch starts from seed + i, as if it were alone. Raises ValueError."""
+def require_sprint(model: comfy.model_patcher.ModelPatcher) -> None:
+    """Refuse MODELs of other families, and multi-step ones. Raises ValueError."""
     if not model_adapter.is_sana(model) or not model.model.sprint:
         raise ValueError(
             "this MODEL is not a SANA-Sprint; sample multi-step models such as SANA 1.0 and 1.5, or Sprint's "
             "teachers, with KSampler"
         )
+
+
+def sample_quietly(
+    model: comfy.model_patcher.ModelPatcher,
+    positive: list,
+    start: Tensor,
+    sigmas: Tensor,
+    seed: int,
+    noise: tuple[Tensor, Callable[[], Tensor]],
+) -> Tensor:
+    """Latent [b, 32, h/32, w/32] as of `sample`, without bars and previews.
+
+    positive: with its guidance; start: all zero for text-to-image; noise: to start from, and that of each further step.
+    """
+    return comfy.sample.sample_custom(
+        model,
+        noise[0],
+        1.0,
+        sampler(step_noise=noise[1]),
+        sigmas,
+        positive,
+        positive,  # unused at cfg 1
+        start,
+        disable_pbar=True,
+        seed=seed,
+    )
+
+
+def sample(
+    model: comfy.model_patcher.ModelPatcher, positive: list, latent: dict, sigmas: Tensor, seed: int, guidance: float
+) -> dict:
+    """Sample a LATENT: image i of a batch starts from seed + i, as if it were alone. Raises ValueError."""
+    require_sprint(model)
     if not 0.0 < guidance < math.inf:
         raise ValueError(f"guidance is {guidance:g}; it must be above 0 ({presets.GUIDANCE:g} is the model's default)")
     ratio = latent.get("downscale_ratio_spacial")

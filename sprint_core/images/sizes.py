@@ -5,6 +5,7 @@ import math
 from ..latent import DOWNSCALE
 
 MIN_PX, MAX_PX = 64, 8192
+SIDE_PX = 1024  # of the models whose bins these are
 
 # (width, height) of the 1024px models' resolution bins, wide to tall; about a megapixel each.
 BINS = (
@@ -29,6 +30,15 @@ def ratio(width: int, height: int) -> str:
     common = math.gcd(width, height)
     across, down = NEAREST.get((width, height), (width // common, height // common))
     return f"{across}:{down}"
+
+
+def label(width: int, height: int) -> str:
+    return f"{width} x {height}"
+
+
+def choices() -> dict[str, tuple[int, int]]:
+    """What the nodes offer, of which the first is the default: {'16:9, 1344 x 768': (1344, 768)}."""
+    return {f"{ratio(*size)}, {label(*size)}": size for size in ((SIDE_PX, SIDE_PX), *BINS)}
 
 
 def round_size(width: int, height: int) -> tuple[int, int]:

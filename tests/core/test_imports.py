@@ -19,7 +19,7 @@ LADDER = (
     ("weights",),
     ("text", "images"),
     ("pipeline", "convert"),
-    ("__main__", "evaluate", "batch"),
+    ("__main__", "evaluate", "batch", "live"),
     ("distill",),
 )
 # Below distill.

@@ -282,7 +282,7 @@ def write_lora(host):
             tensors |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
             changes[module] = up @ down
         folder = host.base / "models" / "loras"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(tensors, folder / name)
         return changes
 

@@ -1,0 +1,139 @@
+"""A live session: the pipeline's own images, and nothing computed again that did not change."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import standin
+import torch
+
+from sprint_core import sampler
+from sprint_core.images.frames import Frame
+from sprint_core.live import LiveSession, PipelinePainter
+from sprint_core.models.controlnet import AUTHORS
+from sprint_core.pipeline import Control, Pipeline
+from sprint_core.weights import checkpoint
+
+WIDTH, HEIGHT = 96, 64
+RANDOM = np.random.default_rng(1)
+LINES = RANDOM.integers(0, 256, (HEIGHT, WIDTH), np.uint8)
+PAINT = RANDOM.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+PLAIN = Frame(WIDTH, HEIGHT, "a red circle", seed=3, steps=2)
+DRAWN = replace(PLAIN, lines=LINES.tobytes(), strength=0.7)
+PAINTED = replace(PLAIN, paint=PAINT.tobytes(), denoise=0.6)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Pipeline:
+    return Pipeline.load(standin.make(tmp_path_factory.mktemp("models") / "sprint"))
+
+
+@pytest.fixture(scope="module")
+def net():
+    return checkpoint.build(standin.control(AUTHORS))
+
+
+@pytest.fixture
+def session(model, net) -> LiveSession:
+    return LiveSession(PipelinePainter(model, net))
+
+
+def levels(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.astype(np.float32) / 255)[None]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("frame", [PLAIN, DRAWN, PAINTED, replace(DRAWN, paint=PAINTED.paint, denoise=0.4)])
+def test_a_frame_is_the_pipelines_image(session, model, net, frame, steps):
+    frame = replace(frame, steps=steps, guidance=4.0)
+    image = LINES[..., None].repeat(3, axis=-1)
+    expected = model.generate(
+        [frame.text],
+        seeds=[3],
+        size=(WIDTH, HEIGHT),
+        steps=steps,
+        guidance=4.0,
+        image=None if frame.paint is None else levels(PAINT),
+        strength=frame.denoise,
+        controls=[] if frame.lines is None else [Control(net, levels(image), 0.7)],
+    )
+    session.paint(replace(frame, text="another", seed=8))
+    assert torch.equal(session.paint(frame).image, expected)
+
+
+@pytest.fixture
+def calls(model, net, monkeypatch):
+    """How often each network ran, by its name."""
+    counts = dict.fromkeys(("text", "encoder", "control", "trunk", "decoder", "noise"), 0)
+    networks = {
+        "text": model.text_encoder.gemma,
+        "encoder": model.autoencoder.encoder,
+        "control": net,
+        "trunk": model.transformer,
+        "decoder": model.autoencoder.decoder,
+    }
+
+    def counted(name):
+        def hook(*_):
+            counts[name] += 1
+
+        return hook
+
+    hooks = [network.register_forward_hook(counted(name)) for name, network in networks.items()]
+    noise = sampler.initial_noise
+    monkeypatch.setattr(sampler, "initial_noise", lambda *args: [counted("noise")(), noise(*args)][1])
+    yield counts
+    for hook in hooks:
+        hook.remove()
+
+
+def test_what_did_not_change_is_not_computed_again(session, calls):
+    other = LINES.copy()
+    other[:8] = 255
+    first, prompt = replace(DRAWN, text="a green ring"), replace(DRAWN, text="a blue square")
+    moved = replace(first, lines=other.tobytes())
+    # fmt: off
+    steps = (  # frame                         text encoder control trunk decoder noise
+        (first,                                (1,   1,      2,      2,    1,      1)),
+        (first,                                (0,   0,      0,      0,    0,      0)),
+        (replace(first, strength=0.5),         (0,   0,      2,      2,    1,      0)),
+        (moved,                                (0,   1,      2,      2,    1,      0)),
+        (replace(moved, seed=4),               (0,   0,      2,      2,    1,      1)),
+        (prompt,                               (1,   1,      2,      2,    1,      1)),
+        (replace(prompt, steps=1),             (0,   0,      1,      1,    1,      0)),
+        (replace(prompt, strength=0.0),        (0,   0,      0,      2,    1,      0)),
+        (replace(prompt, paint=PAINTED.paint), (0,   1,      2,      2,    1,      0)),
+    )
+    # fmt: on
+    for frame, expected in steps:
+        before = dict(calls)
+        session.paint(frame)
+        assert tuple(calls[name] - before[name] for name in calls) == expected, frame
+
+
+def test_the_noise_of_later_steps_is_kept_too(session, monkeypatch):
+    """Four steps draw three times; the same seed again, with fewer steps or more, draws no more of what it has."""
+    drawn = []
+    draw = sampler.StepNoise.__call__
+    monkeypatch.setattr(sampler.StepNoise, "__call__", lambda self: drawn.append(1) or draw(self))
+    for steps, total in ((2, 1), (4, 3), (3, 3), (1, 3)):
+        session.paint(replace(DRAWN, steps=steps))
+        assert len(drawn) == total
+
+
+def test_black_lines_are_no_control(session, model):
+    black = replace(DRAWN, lines=bytes(WIDTH * HEIGHT))
+    assert black.empty and not session.steered(black) and session.steered(DRAWN)
+    assert torch.equal(session.paint(black).image, session.paint(PLAIN).image)
+
+
+def test_without_a_controlnet_lines_steer_nothing(model):
+    session = LiveSession(PipelinePainter(model))
+    assert torch.equal(session.paint(DRAWN).image, session.paint(PLAIN).image)
+
+
+def test_stages_are_timed(session):
+    first, again, moved = (session.paint(f).ms for f in (DRAWN, DRAWN, replace(DRAWN, seed=4)))
+    assert list(first) == ["text", "control", "steps", "decode"] and min(first.values()) > 0
+    assert not any(again.values())
+    assert moved["steps"] > 0 and moved["text"] < first["text"]
