@@ -36,6 +36,7 @@ from .weights.tensorfile import CheckpointError
 log = messages.logger(__name__)
 
 MAX_GUIDANCE = 100.0
+MULTISTEP = 20  # usual steps of a multi-step model
 NAG_DEFAULT = NAG()
 
 
@@ -71,12 +72,16 @@ class Caption(NamedTuple):
 
 @dataclass
 class Pipeline:
-    """The three networks of a SANA-Sprint, trained at size_px. `load` makes one; `generate` uses it."""
+    """The three networks of a SANA-Sprint, trained at size_px. `load` makes one; `generate` uses it.
+
+    flow_shift: of a multi-step model in its place, which `generate_multistep` uses.
+    """
 
     transformer: SanaTransformer
     autoencoder: Autoencoder
     text_encoder: TextEncoder
     size_px: int = 1024
+    flow_shift: float | None = None
 
     @classmethod
     def load(
@@ -88,24 +93,29 @@ class Pipeline:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         average: bool = False,
+        multistep: bool = False,
     ) -> "Pipeline":
         """From a diffusers pipeline folder or a file with all parts, or a transformer and the other parts' paths.
 
         autoencoder, text_encoder: files or folders that replace that part of `path`. dtype: of every part; None keeps
         each file's, but never fp16. average: the moving average of the transformer's weights, in a training save.
-        Raises CheckpointError.
+        multistep: take a multi-step model, too. Raises CheckpointError.
         """
         source = checkpoint.Source(path, average)
         transformer = checkpoint.load(source, layouts.TRANSFORMER)
         vae = _part(layouts.AUTOENCODER, source, autoencoder, "autoencoder (--vae)")
         gemma = _part(layouts.TEXT_ENCODER, source, text_encoder, "text_encoder (--text-encoder)")
-        if not transformer.config.guidance_embed:
-            raise CheckpointError(f"{path}: a multi-step model; sample it in ComfyUI with KSampler")
+        is_multistep = not transformer.config.guidance_embed
+        if is_multistep and not multistep:
+            raise CheckpointError(
+                f"{path}: a multi-step model; sample it in ComfyUI with KSampler, or by python -m sprint_core.batch"
+            )
         return cls(
             _build(transformer, dtype, device),
             _build(vae, dtype, device),
             TextEncoder(_build(gemma, dtype, device), find_tokenizer(gemma), prompt_format(gemma)),
             transformer.settings["size_px"],
+            transformer.settings["flow_shift"] if is_multistep else None,
         )
 
     @torch.inference_mode()
@@ -135,6 +145,8 @@ class Pipeline:
         x_s, x0): called after each prediction, may raise to stop.
         Raises ValueError on bad arguments and on NaN.
         """
+        if self.flow_shift is not None:
+            raise ValueError("a multi-step model, which generate_multistep samples")
         count = len(prompts.embeddings if isinstance(prompts, Caption) else prompts)
         if count != len(seeds):
             raise ValueError(f"{count} prompts but {len(seeds)} seeds")
@@ -160,11 +172,48 @@ class Pipeline:
         denoise = self.denoiser(caption, mask, guidance, controls, avoided, nag)
         step_noise = sampler.StepNoise(seeds, shape, device)
         x0 = sampler.sample(denoise, x_s, sigmas, step_noise, on_step=on_step)
+        self._require_finite(x0, controls)
+        return self.decode(x0)
+
+    @torch.inference_mode()
+    def generate_multistep(
+        self,
+        prompts: Caption,
+        *,
+        seeds: Sequence[int],
+        size: tuple[int, int] | None = None,
+        steps: int = MULTISTEP,
+        cfg: float = presets.GUIDANCE,
+        negative: Caption | None = None,
+    ) -> Tensor:
+        """Images of a multi-step model, as of `generate`: Euler steps with classifier-free guidance.
+
+        cfg: see sampler.classifier_free_guidance; negative: of b prompts, of empty ones if None. Raises ValueError.
+        """
+        if self.flow_shift is None:
+            raise ValueError("a SANA-Sprint, which generate samples")
+        width, height = size or (self.size_px,) * 2
+        device, dtype = next(self.transformer.parameters()).device, self._dtype_of(self.transformer)
+        conditions = prompts, negative or self.embed([""] * len(seeds))
+
+        def denoise(x_s: Tensor, s: Tensor) -> Tensor:
+            x, times = x_s.to(dtype), s.expand(len(x_s))
+            conditional, unconditional = (self.transformer(x, times, c, mask=mask) for c, mask in conditions)
+            v = sampler.classifier_free_guidance(conditional.float(), unconditional.float(), cfg)
+            return trigflow.flow_predict_x0(v, x_s, s)
+
+        noise = sampler.initial_noise(seeds, (LATENT_CHANNELS, height // DOWNSCALE, width // DOWNSCALE))
+        sigmas = torch.tensor(trigflow.shifted_sigmas(steps, self.flow_shift), device=device)
+        x0 = sampler.euler(denoise, to_device(noise, device), sigmas)
+        self._require_finite(x0)
+        return self.decode(x0)
+
+    def _require_finite(self, x0: Tensor, controls: Sequence[Control] = ()) -> None:
+        """Raises ValueError, which names the network whose weights are not."""
         if not torch.isfinite(x0).all():
             nets = {"the transformer": self.transformer, "the text encoder": self.text_encoder.gemma}
             nets |= {f"ControlNet {i}": control.net for i, control in enumerate(controls, 1)}
             raise ValueError(_why_nan("the sampler returned NaN", nets, self._dtype_of(self.transformer)))
-        return self.decode(x0)
 
     def encode_text(self, prompts: Sequence[str]) -> Caption:
         """The Caption of these prompts, in the transformer's dtype. The log names what is not known or not read."""

@@ -22,6 +22,7 @@ from ..devices import DTYPES, usable_device
 from ..images import sizes
 from ..models import controlnet
 from ..models.nag import NAG
+from ..pipeline import MULTISTEP
 from . import folder, generate, local, plan, rows, writing
 from .generate import IMAGE_FORMATS, Settings
 from .work import Report
@@ -42,9 +43,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--vae", help="DC-AE, when --model holds none")
     add("--text-encoder", help="Gemma-2, when --model holds none")
     add("--dtype", choices=DTYPES, help="default: each file's")
-    add("--steps", type=int, help=f"of rows that do not say (default: {generate.STEPS})")
+    add(
+        "--steps",
+        type=int,
+        help=f"of rows that do not say (default: {generate.STEPS}, of a multi-step model {MULTISTEP})",
+    )
     add("--schedule", default=usual.schedule, help="paper (1-4 steps), app (1-40), auto, or angles: 1.5,1")
-    add("--guidance", type=float, help="of rows that do not say")
+    add("--guidance", type=float, help="of rows that do not say; of a multi-step model its cfg")
     add("--seed", type=int, default=0, help="of the first row; the next has one more")
     add("--size", help="WxH in pixels, of rows that do not say (default: the model's own)")
     add("--negative", help="what to avoid in the images, as a prompt, of rows that do not say")
@@ -70,7 +75,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     """Raises ValueError for what no row could be made with."""
     named = {field.name: getattr(args, field.name) for field in fields(Settings) if field.name != "folder"}
     settings = Settings(**named, folder=str(args.prompts.parent))
-    trigflow.sigmas(settings.schedule, args.steps or generate.STEPS, settings.strength)
+    trigflow.sigmas(settings.schedule, generate.STEPS, settings.strength)
     controlnet.check_strength_and_range(settings.control_strength, 0.0, 1.0)
     NAG(scale=settings.negative_scale)
     for name, least, most in (("batch", 1, 4096), ("quality", 1, 100)):
@@ -81,6 +86,7 @@ def _settings(args: argparse.Namespace) -> Settings:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
     if not 0 <= args.seed < rows.MOST:
         raise ValueError(f"--seed is {args.seed}; it must be a whole number from 0")
+    settings.check_steps(generate.STEPS if args.steps is None else args.steps, settings.is_multistep())
     if args.format == "parquet":
         writing.pyarrow()
     return settings

@@ -26,13 +26,14 @@ from ..images import edges, sizes
 from ..images import files as image_files
 from ..latent import DOWNSCALE
 from ..models.nag import NAG
-from ..pipeline import MAX_GUIDANCE, Caption, Control, Pipeline
+from ..pipeline import MAX_GUIDANCE, MULTISTEP, Caption, Control, Pipeline
 from ..weights import checkpoint, layouts, presets, tensorfile
 from .plan import batches
 from .rows import Row
 
 IMAGE_FORMATS = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}
 STEPS = 2
+MOST_STEPS = 1000  # of a multi-step model
 VERSION = re.compile(r'^version = "(.+)"$', re.MULTILINE)
 
 
@@ -56,10 +57,24 @@ class Settings:
     batch: int = 8
     folder: str = "."  # that paths in rows start from
 
+    def check_steps(self, steps: int, is_multistep: bool) -> None:
+        """Raises ValueError where there is no schedule of so many steps."""
+        if not is_multistep:
+            trigflow.sigmas(self.schedule, steps)
+        elif self.schedule != "auto":
+            raise ValueError(f"--schedule {self.schedule}: of SANA-Sprint; a multi-step model has its own")
+        elif not 1 <= steps <= MOST_STEPS:
+            raise ValueError(f"a multi-step model has 1 to {MOST_STEPS} steps, not {steps}")
+
     @property
     def path(self) -> Path:
         """Of the model. Raises CheckpointError."""
         return presets.BUNDLED if self.model is None else presets.find_model(self.model)
+
+    def is_multistep(self) -> bool:
+        """Whether the model is a multi-step one, such as a teacher. Raises CheckpointError."""
+        source = checkpoint.Source(self.path, self.average)
+        return not checkpoint.load(source, layouts.TRANSFORMER).config.guidance_embed
 
     def weights_hash(self) -> str:
         """Of all weights that images are made with, whatever file they lie in. Raises CheckpointError."""
@@ -130,7 +145,9 @@ class Generate:
             dtype=DTYPES[settings.dtype] if settings.dtype else None,
             device=device,
             average=settings.average,
+            multistep=True,
         )
+        self.is_multistep = self.pipeline.flow_shift is not None
         self.pipeline.text_encoder.cache.embeddings.slots = (
             2  # a batch does not come again, but its negative prompt does
         )
@@ -217,7 +234,7 @@ class Generate:
         """With the model's own values where the row has none."""
         return replace(
             row,
-            steps=STEPS if row.steps is None else row.steps,
+            steps=(MULTISTEP if self.is_multistep else STEPS) if row.steps is None else row.steps,
             guidance=presets.GUIDANCE if row.guidance is None else row.guidance,
             width=row.width or self.pipeline.size_px,
             height=row.height or self.pipeline.size_px,
@@ -232,7 +249,7 @@ class Generate:
                     f"size {row.width}x{row.height}: both must be multiples of {DOWNSCALE}; {near[0]}x{near[1]} is near"
                 )
         with _of_kind("steps"):
-            trigflow.sigmas(self.settings.schedule, row.steps)
+            self.settings.check_steps(row.steps, self.is_multistep)
         if not 0 < row.guidance <= MAX_GUIDANCE:
             raise Unusable("guidance", f"guidance is {row.guidance:g}; it must lie in (0, {MAX_GUIDANCE:g}]")
         for kind, text in {"prompt too long": row.prompt, "negative too long": row.negative or ""}.items():
@@ -246,6 +263,8 @@ class Generate:
             return None
         assert row.width and row.height
         with _of_kind(column):
+            if self.is_multistep:
+                raise ValueError("a multi-step model starts from noise, and without a control image")
             image = image_files.read(Path(self.settings.folder, name), column, background)
             pixels = image_files.pixels(ImageOps.fit(image, (row.width, row.height), Image.Resampling.LANCZOS))
             if column == "control" and self.settings.edges != "none":
@@ -257,16 +276,21 @@ class Generate:
         """[b, h, w, 3] in [0, 1]. Raises ValueError on NaN."""
         first = prepared.rows[0]
         assert prepared.caption and first.width and first.height and first.steps is not None
-        controls = []
+        size, guidance = (first.width, first.height), presets.GUIDANCE if first.guidance is None else first.guidance
+        seeds, controls = [row.seed for row in prepared.rows], []
+        if self.is_multistep:
+            return self.pipeline.generate_multistep(
+                prepared.caption, seeds=seeds, size=size, steps=first.steps, cfg=guidance, negative=prepared.negative
+            )
         if prepared.control is not None:
             controls.append(Control(self._control_net(), prepared.control, self.settings.control_strength))
         return self.pipeline.generate(
             prepared.caption,
-            seeds=[row.seed for row in prepared.rows],
-            size=(first.width, first.height),
+            seeds=seeds,
+            size=size,
             steps=first.steps,
             schedule=self.settings.schedule,
-            guidance=presets.GUIDANCE if first.guidance is None else first.guidance,
+            guidance=guidance,
             image=prepared.image,
             strength=1.0 if prepared.image is None else self.settings.strength,
             controls=controls,

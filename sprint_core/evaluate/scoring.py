@@ -1,5 +1,6 @@
 """Scores on the small world of shapes: held-out prompts, the judge, and tables and grids of what it says."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,6 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import sampler, trigflow
-from ..latent import DOWNSCALE, LATENT_CHANNELS
 from ..pipeline import Pipeline
 from ..shapes import captions, examples, judge
 from ..weights import checkpoint, layouts
@@ -39,21 +38,11 @@ def teacher(path: str | Path, pipeline: Pipeline, steps: int, cfg: float) -> Pai
     if weights.config.guidance_embed:
         raise CheckpointError(f"{path}: a SANA-Sprint, not its teacher; --teacher takes the multi-step model")
     model = checkpoint.build(weights, dtype=network.dtype, device=network.device)
-    sigmas = torch.tensor(trigflow.shifted_sigmas(steps, weights.settings["flow_shift"]), device=network.device)
-    size = pipeline.size_px // DOWNSCALE
+    multistep = dataclasses.replace(pipeline, transformer=model, flow_shift=weights.settings["flow_shift"])
 
-    @torch.inference_mode()
     def paint(texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        conditions = pipeline.encode_text(texts), pipeline.encode_text([""] * len(texts))
-
-        def denoise(x_s: Tensor, s: Tensor) -> Tensor:
-            x, times = x_s.to(network.dtype), s.expand(len(x_s))
-            positive, negative = (model(x, times, c, mask=mask) for c, mask in conditions)
-            v = sampler.classifier_free_guidance(positive, negative, cfg)
-            return trigflow.flow_predict_x0(v.float(), x_s, s)
-
-        noise = sampler.initial_noise(seeds, (LATENT_CHANNELS, size, size)).to(network.device)
-        return pipeline.decode(sampler.euler(denoise, noise, sigmas)).cpu()
+        captions = pipeline.encode_text(texts)
+        return multistep.generate_multistep(captions, seeds=seeds, steps=steps, cfg=cfg).cpu()
 
     return paint
 

@@ -1,5 +1,6 @@
 """Prompt to image against diffusers' SanaSprintPipeline on the same files and noise, and what a pipeline promises."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import tokenizers
 import torch
 from diffusers import (
     AutoencoderDC,
+    FlowMatchEulerDiscreteScheduler,
+    SanaPipeline,
     SanaSprintImg2ImgPipeline,
     SanaSprintPipeline,
     SanaTransformer2DModel,
@@ -253,7 +256,55 @@ def test_the_stand_in_is_the_same_everywhere(folder, tmp_path):
     assert not (again / "vae" / "config.json").exists()
 
 
-def test_multi_step_models_are_refused(tmp_path):
+def test_multi_step_models_are_refused(tmp_path, ours):
     teacher = standin.make(tmp_path / "teacher", standin.TEACHER)
     with pytest.raises(checkpoint.CheckpointError, match=r"teacher: a multi-step model; sample it in ComfyUI"):
         Pipeline.load(teacher)
+    with pytest.raises(ValueError, match=r"a multi-step model, which generate_multistep samples"):
+        Pipeline.load(teacher, multistep=True).generate(["a cat"], seeds=[0])
+    with pytest.raises(ValueError, match=r"a SANA-Sprint, which generate samples"):
+        ours.generate_multistep(ours.encode_text(["a cat"]), seeds=[0])
+
+
+def test_a_multi_step_models_images_equal_diffusers(tmp_path):
+    """Guided Euler steps by SanaPipeline and its flow-matching scheduler, from the same noise and embeddings."""
+    config = dataclasses.replace(standin.TEACHER, time_scale=1000.0)
+    folder = standin.make(tmp_path / "teacher", config)
+    teacher = Pipeline.load(folder, multistep=True)
+    prompts, negatives = (teacher.encode_text(texts) for texts in (PROMPTS[:2], ["a dog", "two, dogs"]))
+    longest = max(len(caption.embeddings[0]) for caption in (prompts, negatives))
+    alike = [  # which diffusers wants, though masked
+        [torch.nn.functional.pad(x, (0,) * (2 * x.ndim - 4) + (0, longest - x.shape[1])) for x in caption]
+        for caption in (prompts, negatives)
+    ]
+    pipe = SanaPipeline(
+        None,
+        None,
+        AutoencoderDC.from_pretrained(folder / "vae"),
+        SanaTransformer2DModel.from_pretrained(folder / "transformer"),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    noise = [torch.randn((1, 32, SIZE[1] // 32, SIZE[0] // 32), generator=g) for g in generators([7, 8])]
+    theirs = pipe(
+        prompt=None,
+        negative_prompt=None,
+        prompt_embeds=alike[0][0],
+        prompt_attention_mask=alike[0][1].long(),
+        negative_prompt_embeds=alike[1][0],
+        negative_prompt_attention_mask=alike[1][1].long(),
+        sigmas=[1.0, 0.8, 0.6, 0.4, 0.2],
+        num_inference_steps=5,
+        guidance_scale=3.0,
+        latents=torch.cat(noise),
+        width=SIZE[0],
+        height=SIZE[1],
+        use_resolution_binning=False,
+        output_type="pt",
+    ).images.movedim(1, -1)
+    made = teacher.generate_multistep(prompts, seeds=[7, 8], size=SIZE, steps=5, cfg=3.0, negative=negatives)
+    assert (made - theirs).abs().max() < 1e-3 and theirs.std() > 0.05
+    empty = teacher.encode_text(["", ""])
+    options = {"seeds": [7, 8], "size": SIZE, "steps": 2}
+    usual = teacher.generate_multistep(prompts, **options)
+    assert torch.equal(usual, teacher.generate_multistep(prompts, **options, negative=empty))

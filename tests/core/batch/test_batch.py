@@ -112,6 +112,27 @@ def test_images_are_the_pipelines_own(model, tmp_path, capsys):
     assert result == result | json.loads((tmp_path / "out" / "manifest.json").read_text())
 
 
+def test_a_teachers_images_are_its_own(tmp_path, capsys, caplog):
+    """Of a multi-step model guidance is its cfg, and it has 20 steps; what it does not read costs a row."""
+    model = standin.make(tmp_path / "teacher", standin.TEACHER)
+    file = tmp_path / "prompts.csv"
+    file.write_text("prompt,negative,steps,image\na cat,,,\na cow,a dog,2,\na hen,,2,a.png\na pig,,1001,\n")
+    words = (file, "--model", model, *SMALL, "--guidance", 3, "--out", tmp_path / "out")
+    result = command(capsys, *words)
+    assert result["failures"] == {"image": 1, "steps": 1}
+    pipeline = Pipeline.load(model, multistep=True)
+    texts = {text: pipeline.encode_text([text]) for text in ("a cat", "a cow", "a dog")}
+    cat = pipeline.generate_multistep(texts["a cat"], seeds=[0], size=(64, 64), steps=20, cfg=3.0)
+    cow = pipeline.generate_multistep(
+        texts["a cow"], seeds=[1], size=(64, 64), steps=2, cfg=3.0, negative=texts["a dog"]
+    )
+    for (pixels, _, about), wanted in zip(samples(tmp_path / "out"), (cat, cow), strict=True):
+        assert np.array_equal(pixels, wanted[0].mul(255).round().byte().numpy())
+        assert about["guidance"] == 3.0 and about["steps"] == (20 if about["prompt"] == "a cat" else 2)
+    message = refusal(caplog, *words, "--schedule", "paper")
+    assert "--schedule paper: of SANA-Sprint; a multi-step model has its own" in message
+
+
 @pytest.mark.parametrize("image_format", ["jpg", "webp", "png"])
 def test_control_images_and_formats_of_files(tmp_path, capsys, image_format):
     """With the bundled model and its ControlNet; JPEG and WebP are those of the PNG's pixels."""

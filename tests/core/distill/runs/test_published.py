@@ -11,6 +11,7 @@ import torch
 from picture_files import plain, write
 from tiny_recipe import SANA, tiny, write_pictures  # noqa: F401
 
+from sprint_core.batch import __main__ as batch
 from sprint_core.distill import __main__ as command
 from sprint_core.distill.engine.processes import SINGLE_PROCESS
 from sprint_core.distill.engine.trainer import Trainer
@@ -98,6 +99,18 @@ def test_from_pictures_to_an_image(run, models, tmp_path, capsys):
     image = pipeline.generate(["red"], seeds=[0], steps=1)
     assert image.shape == (1, 64, 64, 3) and image.isfinite().all()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"distill", "encoded", "sana_tiny.safetensors"}
+
+
+def test_a_teachers_own_images_train_its_student(run, models, tmp_path, capsys):
+    """The two commands of the docs: images by `batch`, then distillation from them."""
+    (tmp_path / "prompts.txt").write_text("red\na dark blue\ngrey\n")
+    words = ["--model", models, "--size", "64x64", "--steps", 2, "--out", tmp_path / "made"]
+    assert batch.main([str(tmp_path / "prompts.txt"), *map(str, words)]) == 0
+    assert run(data=tmp_path / "made") == 0
+    files = json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
+    assert checkpoint.load(files[0], layouts.TRANSFORMER).config == standin.TRANSFORMER
+    caches = [tensors(file) for file in (tmp_path / "out" / "encoded").glob("*.safetensors")]
+    assert sum(len(cache["latents"]) for cache in caches if "latents" in cache) == 3
 
 
 def test_a_run_goes_on_from_its_best_average(run, models, tmp_path, capsys):
