@@ -6,6 +6,10 @@
     python -m sprint_core.distill --recipe demo-control --out DIR       a ControlNet of the bundled model
     python -m sprint_core.distill --recipe control --student FILE --vae FILE --text-encoder FILE --data DIR --out DIR
     accelerate launch -m sprint_core.distill ...        on several GPUs or machines
+    python -m sprint_core.distill --recipe emoji --data sprites.zip --out DIR [--concepts common]
+                                                        the same from emoji, with their names
+    python -m sprint_core.distill --compare --data sprites.zip --out DIR
+                                                        every method of distillation from one teacher of emoji
     python -m sprint_core.distill --ablations --out DIR the paper's tables in small, from the teacher of a demo run in
                                                         DIR, which is trained first where it is missing
 
@@ -24,16 +28,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .. import cli, messages
+from ..emoji.captions import ALL
+from ..emoji.concepts import common
 from ..weights import checkpoint, layouts, presets
 from . import recipes
 from .engine.processes import ProcessGroup, launched_processes
-from .runs import ablations, control, demo, emoji, emoji_control, estimate
+from .runs import ablations, compare, control, demo, emoji, emoji_control, estimate
 from .runs.published import PublishedRun, Sources
 
 log = messages.logger(__name__)
 
 SCENES = "scenes"
 DATA_HELP = "scenes (demo), sprites.zip (emoji...), or images with captions: folder, .parquet, webdataset .tar"
+CONCEPTS = {"all": lambda: ALL, "common": common}
 NEEDED = {"teacher": "--teacher", "autoencoder": "--vae", "text_encoder": "--text-encoder"}
 
 
@@ -62,6 +69,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="go back to the best average that the distillation has kept; --set may say otherwise than before",
     )
     add("--pool", type=int, help=f"demo: training scenes (default: {demo.POOL}, of the ControlNet {control.POOL})")
+    add("--concepts", choices=CONCEPTS, help="emoji: what the model learns to paint (default: all)")
     add("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="settings")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
     add(
@@ -69,6 +77,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="the tables of the paper on the demo world; what --out lacks of a demo run is trained first",
     )
+    add("--compare", action="store_true", help="methods of distillation side by side, in the world of emoji")
+    add("--methods", help=f"of --compare, with commas: {', '.join(compare.METHODS)} (default: all)")
+    add("--evaluations", type=int, help=f"of --compare: the budget of a run (default: {compare.EVALUATIONS})")
     add("--dry-run", action="store_true", help="print what each stage would take, and train nothing")
     return parser.parse_args(argv)
 
@@ -78,6 +89,15 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         raise ValueError(f"no recipe {args.recipe}; there are {', '.join(recipes.RECIPES)}")
     if args.ablations and (args.recipe, args.stage, args.data, args.student) != ("demo", "all", SCENES, None):
         raise ValueError("--ablations is of the demo world as it is: without --recipe, --stage, --data and --student")
+    if args.compare and (args.recipe not in ("demo", "emoji") or args.stage != "all" or args.student or args.ablations):
+        raise ValueError("--compare is of the recipe emoji: without --stage, --student and --ablations")
+    compare.methods(args.methods)
+    if not args.compare and (args.methods or args.evaluations is not None):
+        raise ValueError("--methods and --evaluations are of --compare")
+    if args.evaluations is not None and args.evaluations < 1:
+        raise ValueError(f"--evaluations {args.evaluations}: at least one is needed")
+    if args.concepts and args.recipe != "emoji" and not args.compare:
+        raise ValueError("--concepts: of --recipe emoji")
     of_teacher = {"--teacher": args.teacher, "--time-scale": args.time_scale}
     unread = [option for option, value in of_teacher.items() if value is not None]
     if recipes.RECIPES[args.recipe].is_control:
@@ -93,14 +113,19 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
     elif args.hed or args.control:
         only = "--hed is of the recipe control" if args.hed else "--control is of the recipes of a ControlNet"
         raise ValueError(only)
-    elif (unread or args.text_encoder) and not recipes.RECIPES[args.recipe].preset and args.recipe != "emoji":
+    elif (
+        (unread or args.text_encoder)
+        and not recipes.RECIPES[args.recipe].preset
+        and args.recipe != "emoji"
+        and not args.compare
+    ):
         unread += ["--text-encoder"] * (args.text_encoder is not None)
         raise ValueError(f"{', '.join(unread)}: the demo learns from nothing; is --recipe sprint-0.6B missing?")
     if args.pool is not None and args.pool < 1:
         raise ValueError(f"--pool {args.pool}: at least one scene is needed")
     if args.resume_best and (args.ablations or recipes.RECIPES[args.recipe].is_control):
         raise ValueError("--resume-best: only distillations of a teacher keep their best average")
-    recipe = ablations.SHORT if args.ablations else recipes.RECIPES[args.recipe]
+    recipe = ablations.SHORT if args.ablations else recipes.RECIPES["emoji" if args.compare else args.recipe]
     return recipes.override(recipe, args.settings)
 
 
@@ -125,11 +150,19 @@ def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proce
     return run.export(student, teacher, autoencoder, args.out, command) if processes.rank == 0 else []
 
 
-def _run_emoji(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
+def _emoji_run(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup) -> emoji.EmojiRun:
     if args.data == SCENES:
-        raise ValueError("--recipe emoji needs --data sprites.zip; python -m sprint_core.distill.prepare makes it")
-    sprites, pool = Path(args.data), args.pool or emoji.POOL
-    run = emoji.EmojiRun(args.out, recipe, sprites, pool, args.autoencoder, processes, args.student, args.text_encoder)
+        what = "--compare" if args.compare else "--recipe emoji"
+        raise ValueError(f"{what} needs --data sprites.zip; python -m sprint_core.distill.prepare makes it")
+    parts = {"autoencoder": args.autoencoder, "student": args.student, "text_encoder": args.text_encoder}
+    among = CONCEPTS[args.concepts or "all"]()
+    return emoji.EmojiRun(
+        args.out, recipe, Path(args.data), args.pool or emoji.POOL, processes=processes, among=among, **parts
+    )
+
+
+def _run_emoji(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
+    run = _emoji_run(args, recipe, processes)
     run.resume_best = args.resume_best
     if args.stage in ("autoencoder", "decoder"):  # a DC-AE is of use only after both
         return run.export_autoencoder(run.train_autoencoder(), command)
@@ -222,6 +255,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             logging.getLogger().setLevel(logging.ERROR)  # process 0 says it for all
         if args.dry_run:
             result = _dry_run(args, recipe, processes)
+        elif args.compare:
+            run, evaluations = _emoji_run(args, recipe, processes), args.evaluations or compare.EVALUATIONS
+            result = compare.run(run, compare.methods(args.methods), evaluations, compare.PROMPTS)
         elif args.ablations:
             result = ablations.run(
                 args.out, recipe, args.pool or demo.POOL, args.autoencoder, processes, ablations.PROMPTS

@@ -10,8 +10,10 @@ some combinations to the test split, and training shows neither their captions n
     concept in the flat style     5 %
 """
 
+import functools
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .art import STYLES
@@ -115,34 +117,37 @@ def _in_order(requirement: Requirement) -> tuple[int, ...]:
     return requirement.concepts[::-1] if is_reversed else requirement.concepts
 
 
-def countable() -> list[int]:
-    """Concepts whose label has a plural."""
-    return [number for number, concept in enumerate(concepts()) if has_plural(concept.names[0])]
+ALL = tuple(range(len(concepts())))
 
 
-COUNTABLE = countable()
+@functools.cache
+def countable(among: tuple[int, ...]) -> list[int]:
+    """Those concepts whose label has a plural."""
+    return [number for number in among if has_plural(concepts()[number].names[0])]
 
 
-def draw(rng: random.Random, split: str | None = "train") -> Requirement:
-    """What a caption of that split says; None: of any split."""
+def draw(rng: random.Random, split: str | None = "train", among: Sequence[int] = ALL) -> Requirement:
+    """What a caption of that split says; None: of any split. among: numbers of the concepts that it may name."""
     if split not in (None, *SPLITS):
         raise ValueError(f"the splits are {' and '.join(SPLITS)}, not {split!r}")
     while True:
-        requirement = _draw(rng)
+        requirement = _draw(rng, among)
         if split in (None, split_of(requirement)):
             return requirement
 
 
-def _draw(rng: random.Random) -> Requirement:
+def _draw(rng: random.Random, among: Sequence[int]) -> Requirement:
     ground = rng.choice(list(GROUNDS)) if rng.random() < 0.6 else None
     style = rng.choice((0, 1, 1)) if rng.random() < 0.36 else None
     kind = rng.random()
     if kind < 0.25:
-        pair = tuple(rng.sample(range(len(concepts())), 2))
+        pair = tuple(rng.sample(among, 2))
         return Requirement(pair, relation=rng.choice(list(RELATIONS)), style=style, ground=ground)
     if kind < 0.37:
-        return Requirement((rng.choice(COUNTABLE),), count=rng.choice(list(NUMBERS)), style=style, ground=ground)
-    one = (rng.randrange(len(concepts())),)
+        return Requirement(
+            (rng.choice(countable(tuple(among))),), count=rng.choice(list(NUMBERS)), style=style, ground=ground
+        )
+    one = (rng.choice(among),)
     if rng.random() < 0.35:
         return Requirement(one, place=rng.choice(list(PLACES)), style=style, ground=ground)
     size = rng.choice(("small", "large")) if rng.random() < 0.25 else None
@@ -209,12 +214,12 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(sorted({word for text in texts for word in text.split()}))
 
 
-def prompts(n: int, seed: int = 0, split: str = "test") -> list[Prompt]:
+def prompts(n: int, seed: int = 0, split: str = "test", among: Sequence[int] = ALL) -> list[Prompt]:
     """n different prompts, in the order of drawing: fewer are the beginning of more."""
     rng = random.Random(f"{split} {seed}")
     distinct: dict[str, Prompt] = {}
     while len(distinct) < n:
-        requirement = draw(rng, split)
+        requirement = draw(rng, split, among)
         text = write(requirement, rng)
         if STRANGE not in text:
             distinct.setdefault(text, Prompt(text, requirement))

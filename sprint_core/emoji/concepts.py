@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 TABLE = Path(__file__).with_name("concepts.json")
+COMMON = TABLE.with_name("common.txt")  # labels, one a line
 
 # Subgroups and labels of emojibase that are taken beside groups 3 to 7 (nature, food, travel, activities, objects).
 GROUPS = {3, 4, 5, 6, 7}
@@ -182,6 +183,13 @@ class Concept:
     label: str
     names: tuple[str, ...]
     group: int
+
+
+@functools.cache
+def common() -> tuple[int, ...]:
+    """Numbers of the concepts that people ask for most and that are easy to tell apart: a world for a small budget."""
+    labels = COMMON.read_text("utf-8").splitlines()
+    return tuple(sorted(number for number, concept in enumerate(concepts()) if concept.label in labels))
 
 
 @functools.cache

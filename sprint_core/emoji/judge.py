@@ -90,6 +90,13 @@ def _canvases(images: Tensor) -> Tensor:
     return pixels
 
 
+@torch.no_grad()
+def grounds(images: Tensor) -> Tensor:
+    """Which ground of GROUNDS each image shows, by number; -1 where it is none of them. [b], where the images are."""
+    ground = _ground(_canvases(images))
+    return torch.where(ground.is_known, ground.nearest, -1)
+
+
 # --- ground -----------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..emoji import judge, scenes
 from ..emoji.art import Art
-from ..emoji.captions import Prompt, Requirement
+from ..emoji.captions import ALL, Prompt, Requirement
 from ..emoji.concepts import article, concepts
 from ..emoji.judge import Verdicts
 from ..pipeline import Pipeline
@@ -64,12 +64,12 @@ class Score:
         return float(self.verdicts.names.float().mean())
 
 
-def short_prompts(n: int, seed: int) -> list[Prompt]:
-    """n bare names, every second with its article; each of another concept as long as there are any."""
+def short_prompts(n: int, seed: int, among: Sequence[int] = ALL) -> list[Prompt]:
+    """n bare names, every second with its article; each of another of these concepts as long as there are any."""
     rng = random.Random(f"short {seed}")
     numbers: list[int] = []
     while len(numbers) < n:
-        numbers += rng.sample(range(len(concepts())), len(concepts()))
+        numbers += rng.sample(among, len(among))
     prompts = []
     for i, number in enumerate(numbers[:n]):
         name = concepts()[number].names[0]

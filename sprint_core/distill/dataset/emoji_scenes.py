@@ -99,19 +99,21 @@ class CaptionedScenes:
         return numbers.hexdigest()[:32]
 
 
-def draw_free(count: int, processes: int = 0) -> CaptionedScenes:
+def draw_free(count: int, processes: int = 0, among: Sequence[int] = captions.ALL) -> CaptionedScenes:
     """`count` scenes whose things stand anywhere, with captions that say neither places nor sizes."""
     starts = range(0, count, CHUNK)
-    parts = _run_all([(_free_chunk, start, min(start + CHUNK, count)) for start in starts], processes)
+    parts = _run_all([(_free_chunk, start, min(start + CHUNK, count), among) for start in starts], processes)
     packed, tokens, answers = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True))
     return CaptionedScenes(packed, torch.zeros(0, 3, 256, 256, dtype=torch.uint8), tokens, answers, torch.arange(count))
 
 
-def draw(count: int, processes: int = 0) -> CaptionedScenes:
-    """About `count` captions and their scenes, scenes 0 to ... of the training split."""
+def draw(count: int, processes: int = 0, among: Sequence[int] = captions.ALL) -> CaptionedScenes:
+    """About `count` captions and their scenes, scenes 0 to ... of the training split. among: concepts, by number."""
     shape_count = count // SHAPE_SHARE // CAPTIONS_PER_SHAPE
     emoji_count = count - shape_count * CAPTIONS_PER_SHAPE
-    jobs = [(_emoji_chunk, start, min(start + CHUNK, emoji_count)) for start in range(0, emoji_count, CHUNK)]
+    jobs: list[tuple] = [
+        (_emoji_chunk, start, min(start + CHUNK, emoji_count), among) for start in range(0, emoji_count, CHUNK)
+    ]
     jobs += [
         (_shape_chunk, start, min(start + CHUNK // 10, shape_count)) for start in range(0, shape_count, CHUNK // 10)
     ]
@@ -146,26 +148,26 @@ def _run_all(jobs: list, processes: int) -> list:
 
 
 def _run(job):
-    chunk, start, stop = job
-    return chunk(start, stop)
+    chunk, *arguments = job
+    return chunk(*arguments)
 
 
-def _emoji_chunk(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _emoji_chunk(start: int, stop: int, among: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     drawn, texts, answers = [], [], []
     for seed in range(start, stop):
         rng = random.Random(f"train {seed}")
-        requirement = captions.draw(rng)
+        requirement = captions.draw(rng, among=among)
         texts.append(captions.write(requirement, rng))
         drawn.append(scenes.compose(requirement, rng))
         answers.append(labels(requirement))
     return scenes.pack(drawn).numpy(), tokens(texts), np.array(answers, np.int16)
 
 
-def _free_chunk(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _free_chunk(start: int, stop: int, among: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     drawn, texts = [], []
     for seed in range(start, stop):
         rng = random.Random(f"free {seed}")
-        requirement = dataclasses.replace(captions.draw(rng), place=None, size=None)
+        requirement = dataclasses.replace(captions.draw(rng, among=among), place=None, size=None)
         texts.append(captions.write(requirement, rng))
         drawn.append(scenes.compose_free(requirement, rng))
     return scenes.pack(drawn).numpy(), tokens(texts), np.zeros((len(texts), 0), np.int16)

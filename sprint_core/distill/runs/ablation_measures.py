@@ -65,9 +65,9 @@ def spread(norms: Sequence[float]) -> dict[str, Any] | None:
 def pooled(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One result of all seeds'. Intervals know of images only: where seeds differ by more, they are widened."""
     row: dict[str, Any] = {
-        "judge": {n: _pooled_share([one["judge"][n] for one in results]) for n in results[0]["judge"]}
+        "judge": {n: pooled_share([one["judge"][n] for one in results]) for n in results[0]["judge"]}
     }
-    row["frechet"] = _pooled_distance([one["frechet"] for one in results])
+    row["frechet"] = pooled_distance([one["frechet"] for one in results])
     row |= {name: _pooled_norm([one[name] for one in results if one.get(name)]) for name in NORMS}
     row["seconds"] = round(statistics.mean(one["seconds"] for one in results), 1)
     if "largest_difference" in results[0]:
@@ -75,14 +75,14 @@ def pooled(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _pooled_share(shares: Sequence[Measure]) -> dict[str, Any]:
+def pooled_share(shares: Sequence[Measure]) -> dict[str, Any]:
     """Of all images together."""
     seeds = [share["value"] for share in shares]
     total = judged(sum(share["right"] for share in shares), sum(share["prompts"] for share in shares))
     return total | {"low": min(total["low"], *seeds), "high": max(total["high"], *seeds), "seeds": seeds}
 
 
-def _pooled_distance(distances: Sequence[Measure | None]) -> dict[str, Any] | None:
+def pooled_distance(distances: Sequence[Measure | None]) -> dict[str, Any] | None:
     """The mean, if every seed has one."""
     measures = [one for one in distances if one is not None]
     if len(measures) < len(distances):

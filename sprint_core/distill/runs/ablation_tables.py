@@ -65,20 +65,20 @@ def verdict(row: Row, rows: Sequence[Row], results: Results) -> str:
 
 def paper_table(rows: Sequence[Row], results: Results) -> str:
     """Markdown: a table, and a line for each of its rows."""
-    first, *fewer = map(_steps, results[rows[0].run]["judge"])
+    first, *fewer = map(number_of_steps, results[rows[0].run]["judge"])
     cells = [["judge, %", first, "each seed", *fewer, "Frechet distance", "seconds", "paper's FID", "CLIP"]]
     for row in rows:
         one = results[row.run]
         share, *others = one["judge"].values()
         seeds = " / ".join(f"{100 * value:.1f}" for value in share["seeds"])
-        distances = _interval(one["frechet"], 1) if one["frechet"] else "-"
+        distances = interval(one["frechet"], 1) if one["frechet"] else "-"
         paper = [f"{row.fid:.2f}", f"{row.clip:.2f}"]
-        ours = [_interval(share), seeds, *map(_interval, others), distances, f"{one['seconds']:.0f}"]
+        ours = [interval(share), seeds, *map(interval, others), distances, f"{one['seconds']:.0f}"]
         cells.append([row.label, *ours, *paper])
     lines = [verdict(row, rows, results) for row in rows]
     differences = {results[row.run].get("largest_difference") for row in rows} - {None}
     lines += [f"- Largest difference between their pixels, of 0 to 1: {one:.1e}" for one in differences]
-    return f"{_markdown(cells)}\n\n" + "\n".join(lines)
+    return f"{markdown(cells)}\n\n" + "\n".join(lines)
 
 
 def stabiliser_table(results: Results) -> str:
@@ -88,13 +88,13 @@ def stabiliser_table(results: Results) -> str:
     stable = results[next(iter(STABILISERS.values()))]
     for label, name in STABILISERS.items():
         one = results[name]
-        norms = [cell for kind in NORMS for cell in (_interval(one[kind], 1), f"{one[kind]['max']:.0f}")]
-        cells.append([label, *norms, str(one["grad_norm"]["not_finite"]), _interval(_first_share(one))])
+        norms = [cell for kind in NORMS for cell in (interval(one[kind], 1), f"{one[kind]['max']:.0f}")]
+        cells.append([label, *norms, str(one["grad_norm"]["not_finite"]), interval(_first_share(one))])
         if one is not stable:
             times = {kind: one[kind]["value"] / stable[kind]["value"] for kind in NORMS}
             words = (f"{NORMS[k]} norm {x:.2f} times ({order(one[k], stable[k], 1, 0)})" for k, x in times.items())
             lines.append(f"- {label}: {', '.join(words)} that of the stable teacher")
-    return f"{_markdown(cells)}\n\n" + "\n".join(lines)
+    return f"{markdown(cells)}\n\n" + "\n".join(lines)
 
 
 NOTE = """In brackets: 95 % of what other images (of norms: other steps) would give, widened where the seeds differ by
@@ -113,7 +113,7 @@ def report(results: Results, description: str) -> str:
 
 def in_words(result: Mapping[str, Any]) -> str:
     """A result in one line."""
-    shares = ", ".join(f"{_steps(n)} {_interval(share)} %" for n, share in result["judge"].items())
+    shares = ", ".join(f"{number_of_steps(n)} {interval(share)} %" for n, share in result["judge"].items())
     return f"judge {shares}; {result['seconds']:.0f} s"
 
 
@@ -121,16 +121,16 @@ def _first_share(result: Mapping[str, Any]) -> Measure:
     return next(iter(result["judge"].values()))
 
 
-def _steps(n: str) -> str:
+def number_of_steps(n: str) -> str:
     return f"{n} step{'s' * (n != '1')}"
 
 
-def _interval(measure: Measure, scale: float = 100) -> str:
+def interval(measure: Measure, scale: float = 100) -> str:
     value, low, high = (f"{scale * measure[end]:.1f}" for end in ("value", "low", "high"))
     return f"{value} ({low} to {high})"
 
 
-def _markdown(cells: Sequence[Sequence[str]]) -> str:
+def markdown(cells: Sequence[Sequence[str]]) -> str:
     """Cells, the first row being the head, as a table that can also be read as it is."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
@@ -162,7 +162,7 @@ def chart(results: Results, path: Path) -> None:
         for place, (row, value) in enumerate(zip(rows, values, strict=True)):
             text = f"{value:.1f} %    paper: FID {row.fid:.2f}"
             axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), verticalalignment="center")
-        axes.set_title(f"{title}, {_steps(next(iter(results[rows[0].run]['judge'])))}", loc="left")
+        axes.set_title(f"{title}, {number_of_steps(next(iter(results[rows[0].run]['judge'])))}", loc="left")
         axes.invert_yaxis()
         axes.grid(axis="x", alpha=0.5)
         axes.set_axisbelow(True)

@@ -4,7 +4,7 @@ autoencoder -> fold -> decoder -> captioning -> latents -> teacher -> distill ->
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ class EmojiRun(Run):
     """A run on the art in `sprites` (emoji/art.py).
 
     autoencoder, text_encoder: files of trained ones, to do without those stages. student: of a SANA-Sprint of the
-    teacher in this folder, to distil on from. Raises OSError, ValueError, CheckpointError.
+    teacher in this folder, to distil on from. among: numbers of the concepts that the model learns. Raises OSError,
+    ValueError, CheckpointError.
     """
 
     def __init__(
@@ -69,12 +70,13 @@ class EmojiRun(Run):
         processes: ProcessGroup = SINGLE_PROCESS,
         student: Path | None = None,
         text_encoder: Path | None = None,
+        among: Sequence[int] = captions.ALL,
     ):
         super().__init__(out, recipe, processes, SEED)
         self.art: Art = art.load(sprites).to(self.device)
         self.pool, self.autoencoder, self.text_encoder = pool, autoencoder, text_encoder
         self.start = continued(student) if student else student_of
-        self.prompts = prompts()
+        self.prompts, self.among = prompts(), among
 
     def train_autoencoder(self) -> Autoencoder:
         """The DC-AE with unit latents: the one of the file, or after both of its stages."""
@@ -104,7 +106,7 @@ class EmojiRun(Run):
 
     def draw_scenes(self) -> CaptionedScenes:
         """Those of the pool, with captions."""
-        return emoji_scenes.draw(self.pool)
+        return emoji_scenes.draw(self.pool, among=self.among)
 
     def train_text_encoder(self, drawn: CaptionedScenes) -> Gemma:
         """The one of the file, or pre-trained by questions about captions."""
@@ -148,10 +150,22 @@ class EmojiRun(Run):
         return self.train(stage)
 
     def train_student(self, teacher: Captioned, autoencoder: Autoencoder, dataset: ResidentLatents) -> SanaTransformer:
-        watch = _watch(autoencoder, dataset)
+        watch = self.watch(autoencoder, dataset)
         stage = distill_stage(teacher, dataset, self.recipe.objective, start=self.start, watch=watch)
         stage.settings |= {"teacher": weights_fingerprint(teacher)}
         return self.train(stage).transformer
+
+    def watch(self, autoencoder: Autoencoder, dataset: ResidentLatents) -> Watch:
+        """Held-out prompts, judged."""
+        prompts, decode = captions.prompts(JUDGED, among=self.among), scaled_decoder(autoencoder)
+        requirements = [prompt.requirement for prompt in prompts]
+
+        @torch.no_grad()
+        def share_right(scaled: Tensor) -> float:
+            return judge.judge(decode(scaled).float(), requirements).names.float().mean().item()
+
+        texts = [prompt.text for prompt in prompts]
+        return Watch(texts, tuple(dataset.latents.shape[1:]), FLOW_SHIFT, share_right)
 
     def export(
         self, student: SanaTransformer, teacher: Captioned, autoencoder: Autoencoder, command: str
@@ -189,16 +203,3 @@ def tokenized(drawn: CaptionedScenes) -> TokenizedCaptions:
     null = torch.full((ids.shape[1],), PAD)
     null[0] = BOS
     return TokenizedCaptions(ids, ids != PAD, (null, null != PAD))
-
-
-def _watch(autoencoder: Autoencoder, dataset: ResidentLatents) -> Watch:
-    """Held-out prompts, judged."""
-    prompts, decode = captions.prompts(JUDGED), scaled_decoder(autoencoder)
-    requirements = [prompt.requirement for prompt in prompts]
-
-    @torch.no_grad()
-    def share_right(scaled: Tensor) -> float:
-        return judge.judge(decode(scaled).float(), requirements).names.float().mean().item()
-
-    texts = [prompt.text for prompt in prompts]
-    return Watch(texts, tuple(dataset.latents.shape[1:]), FLOW_SHIFT, share_right)

@@ -1,0 +1,294 @@
+"""Every method of distillation from one teacher, in the world of emoji, for equally many evaluations of a network.
+
+    python -m sprint_core.distill --compare --data sprites.zip --out DIR [--methods scm,dmd2]
+
+Each student starts from the teacher in DIR, which is trained first where it is missing, and trains until the budget of
+evaluations is used: one is a forward pass of one sample through a network of the teacher's size, and its backward
+pass counts as two more. Each has a folder, DIR/compare/METHOD-SEED; its result.json says that it has ended.
+"""
+
+import itertools
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ... import disk
+from ...emoji import captions, judge
+from ...evaluate import emoji as evaluate
+from ...evaluate import frechet, scoring
+from ...models.autoencoder import Autoencoder
+from ...models.transformer import SanaTransformer
+from ...pipeline import Pipeline
+from ...text.encoder import TextEncoder
+from ...weights import presets, tensorfile
+from .. import recipes
+from ..dataset.batch import weights_fingerprint
+from ..dataset.resident import ResidentLatents
+from ..engine.guard import TrainingFailed
+from ..engine.randomness import SampleRandom
+from ..recipes import Objective, Schedule
+from ..stages.base import Captioned
+from ..stages.rivals import distill_stage
+from ..stages.student import DistillStage
+from . import ablation_measures as measures
+from . import compare_tables as tables
+from .ablations import Watched
+from .emoji import EmojiRun
+
+METHODS: Mapping[str, Mapping[str, Any]] = {  # what each has other than the recipe
+    "scm": {"ladd_weight": 0.0},
+    "scm+ladd": {},
+    "dmd": {"method": "dmd"},
+    "dmd2": {"method": "dmd2"},
+    "sid": {"method": "sid"},
+    "rcm": {"method": "rcm"},
+    "rcm+ladd": {"method": "rcm", "ladd_weight": 0.5},
+    "emd": {"method": "emd"},
+}
+SEEDS = (0, 1, 2)
+STEPS = (1, 2, 4)
+EVALUATIONS = 300_000
+PROMPTS = 360  # held-out, for each seed others
+DIVERSE_PROMPTS, DIVERSE_SEEDS = 24, 6  # which leave the ground open, each painted from so many seeds
+BACKWARD = 2  # evaluations that a backward pass costs
+WARMUP_SHARE = 8  # a run's steps over those in which its tangent, or LADD, is still to begin
+ADAM_BYTES = 4 * 4  # of a trained parameter: itself, its gradient, two moments
+
+
+# --- how much a method takes ---------------------------------------------------------------------------
+
+
+@dataclass
+class Evaluations:
+    count: int = 0
+
+
+@contextmanager
+def counted(stage: DistillStage) -> Iterator[Evaluations]:
+    """Counts evaluations of every transformer that the stage asks, by their first blocks."""
+    total = Evaluations()
+
+    def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        total.count += len(output) * (1 + BACKWARD * output.requires_grad)
+
+    networks = [stage.teacher.transformer, stage.student.transformer, *filter(None, [stage.modules.get("fake")])]
+    handles = [network.transformer_blocks[0].register_forward_hook(record) for network in networks]
+    try:
+        yield total
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def cost_of(stage: DistillStage, step: int) -> int:
+    """Evaluations of one sample in one step, all phases together."""
+    with counted(stage) as evaluations:
+        for phase in stage.phases(step):
+            stage.loss(phase.module, step, SampleRandom(0, step, phase.module, range(1)))
+    return evaluations.count
+
+
+def within(stage: DistillStage, budget: int, batch: int) -> tuple[int, int]:
+    """How many steps a budget of evaluations allows, at least 1, and how many evaluations those take.
+
+    Each kind of step is tried once, with one sample.
+    """
+    costs: dict[tuple, int] = {}
+    taken = 0
+    for step in itertools.count():
+        kind = tuple((one.module, step >= one.start, one.count(step) % one.kinds) for one in stage.phases(step))
+        if kind not in costs:
+            costs[kind] = cost_of(stage, step)
+        if step and taken + batch * costs[kind] > budget:
+            return step, taken
+        taken += batch * costs[kind]
+    raise AssertionError
+
+
+def trained_bytes(stage: DistillStage) -> int:
+    """Memory of what trains, with its moments, of the average and of the teacher; in fp32."""
+    trained = sum(p.numel() for module in stage.modules.values() for p in module.parameters() if p.requires_grad)
+    kept = sum(p.numel() for module in (stage.student, stage.teacher) for p in module.parameters())
+    return trained * ADAM_BYTES + kept * 4
+
+
+# --- one run -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What all runs share: an emoji run with its DC-AE, data and teacher; the budget, and how many prompts judge."""
+
+    run: EmojiRun
+    autoencoder: Autoencoder
+    dataset: ResidentLatents
+    teacher: Captioned
+    evaluations: int
+    prompts: int
+
+    @property
+    def folder(self) -> Path:
+        return self.run.out / "compare"
+
+    def stage(self, method: str) -> tuple[DistillStage, Schedule, int]:
+        """What a method trains, for how long, and its evaluations. Warm-ups take the same share of any run."""
+        base = self.run.recipe.stages["distill"]
+        objective = replace(self.run.recipe.objective, **recipes.with_method(METHODS[method]))
+        shortest = self._made(replace(objective, tangent_warmup_steps=0, ladd_from=0))
+        begin = within(shortest, self.evaluations, base.batch)[0] // WARMUP_SHARE
+        later = {"tangent_warmup_steps": min(begin, objective.tangent_warmup_steps)}
+        later["ladd_from"] = min(begin, objective.ladd_from)
+        made = self._made(replace(objective, **later))
+        steps, taken = within(made, self.evaluations, base.batch)
+        warmup = min(base.warmup_steps, begin)
+        return made, replace(base, steps=steps, warmup_steps=warmup, check_every=max(1, steps // 10)), taken
+
+    def _made(self, objective: Objective) -> DistillStage:
+        stage = distill_stage(
+            self.teacher, self.dataset, objective, watch=self.run.watch(self.autoencoder, self.dataset)
+        )
+        stage.settings |= {"teacher": weights_fingerprint(self.teacher)}
+        return stage
+
+    def train(self, method: str, seed: int) -> dict[str, Any]:
+        """Train, unless it is trained, and score, unless it is scored: the result of a method and a seed."""
+        stage, schedule, evaluations = self.stage(method)
+        folder = self.folder / f"{method}-{seed}"
+        trainer = Watched(stage, schedule, folder, seed, self.run.processes)
+        key = trainer.run | {"evaluations": self.evaluations, "prompts": self.prompts}
+        if result := _read(folder / "result.json", key):
+            return result
+        stopped = False
+        try:
+            student = trainer.train()
+        except TrainingFailed as failure:
+            tqdm.write(f"{method}-{seed}: {failure}")
+            student, stopped = trainer.average, True
+            student.load_state_dict(trainer.guard.load_best(self.run.device))
+        result = {
+            "steps": schedule.steps,
+            "evaluations": evaluations,
+            "seconds": trainer.summary()["seconds"],
+            "memory_mib": round(trained_bytes(stage) / 2**20),
+            "stopped": stopped,
+            "by_steps": self.scores(student.transformer.eval(), seed),
+        }
+        _write(folder / "result.json", {"key": key} | result)
+        return result
+
+    def scores(self, transformer: SanaTransformer, seed: int) -> dict[str, dict[str, Any]]:
+        """By the number of steps: the judge, the Frechet distance where there is a network for it, and diversity."""
+        prompts = captions.prompts(self.prompts, seed, among=self.run.among)
+        true = evaluate.true_images(prompts, self.run.art, seed)
+        pipeline = self.pipeline(transformer)
+        result = {}
+        for steps in STEPS:
+            paint = scoring.student(pipeline, steps, presets.GUIDANCE)
+            one = evaluate.score(paint, prompts, seed * self.prompts, f"{steps} steps")
+            names = one.verdicts.names
+            result[str(steps)] = {
+                "judge": measures.judged(int(names.sum()), len(names)),
+                "frechet": _distance(one.images, true),
+                "diversity": diversity(paint, self.run.among),
+            }
+        return result
+
+    def pipeline(self, transformer: SanaTransformer) -> Pipeline:
+        encoder = TextEncoder(self.teacher.gemma, self.run.prompts.tokenizer, self.run.prompts.preset)
+        return Pipeline(transformer, self.autoencoder, encoder, recipes.DEMO_PX)
+
+
+def diversity(paint: scoring.Painter, among: Sequence[int]) -> float:
+    """How often two seeds of a bare name show different grounds, over how often the data do: 0, never; 1, as these."""
+    differ = []
+    for prompt in evaluate.short_prompts(DIVERSE_PROMPTS, 0, among):
+        images = paint([prompt.text] * DIVERSE_SEEDS, range(DIVERSE_SEEDS))
+        grounds = judge.grounds(images).tolist()
+        differ += [a != b for a, b in itertools.combinations(grounds, 2)]
+    of_data = 1 - 1 / len(captions.USUAL_GROUNDS)
+    return sum(differ) / len(differ) / of_data
+
+
+def _distance(painted: Tensor, true: Tensor) -> dict[str, Any] | None:
+    """Frechet distance of images [n, h, w, 3] uint8; None where no network knows this world."""
+    try:
+        network = frechet.bundled(frechet.FILE, "emoji")
+    except tensorfile.CheckpointError:
+        return None
+    features = [frechet.extract(lambda batch: network(batch.float() / 255.0), images) for images in (painted, true)]
+    return measures.distance(*features)
+
+
+def methods(names: str | None) -> list[str]:
+    """Those of METHODS named with commas, or all. Raises ValueError."""
+    chosen = names.split(",") if names else list(METHODS)
+    if unknown := [name for name in chosen if name not in METHODS]:
+        raise ValueError(f"--methods {','.join(unknown)}: there are {', '.join(METHODS)}")
+    return chosen
+
+
+# --- all of it ----------------------------------------------------------------------------------------
+
+
+def run(run: EmojiRun, chosen: Sequence[str], evaluations: int, prompts: int) -> dict[str, Any]:
+    """Every result that is missing, then compare.jsonl, .md and .png in DIR/compare, and the JSON document."""
+    tables.figure_class()
+    drawn = run.draw_scenes()
+    gemma, autoencoder = run.train_text_encoder(drawn), run.train_autoencoder()
+    dataset = run.dataset(run.encode_dataset(autoencoder, drawn), drawn)
+    teacher = run.train_teacher(gemma, dataset)
+    comparison = Comparison(run, autoencoder, dataset, teacher, evaluations, prompts)
+    total = len(chosen) * len(SEEDS)
+    tqdm.write(
+        f"{total} runs of {evaluations} evaluations: about {total * _hours(comparison):.1f} h without the judging"
+    )
+    results: dict[str, dict[int, dict[str, Any]]] = {method: {} for method in chosen}
+    for number, (seed, method) in enumerate(itertools.product(SEEDS, chosen), 1):
+        result = results[method][seed] = comparison.train(method, seed)
+        tqdm.write(f"[{number}/{total}] {method}-{seed}: {tables.in_words(result)}")
+    return _written(comparison, results)
+
+
+def _hours(comparison: Comparison) -> float:
+    """Of one run, by a backward and forward pass of the teacher's."""
+    stage, batch = comparison._made(comparison.run.recipe.objective), comparison.run.recipe.stages["distill"].batch
+    phase = stage.phases(0)[0].module
+    started = time.perf_counter()
+    with counted(stage) as used:
+        stage.loss(phase, 0, SampleRandom(0, 0, phase, range(batch)))[0].backward()
+    for module in stage.modules.values():
+        module.zero_grad(set_to_none=True)
+    return comparison.evaluations * (time.perf_counter() - started) / used.count / 3600
+
+
+def _written(comparison: Comparison, results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
+    folder = comparison.folder
+    files = {kind: folder / f"compare.{kind}" for kind in ("jsonl", "md", "png")}
+    lines = list(itertools.chain.from_iterable(tables.lines(method, by_seed) for method, by_seed in results.items()))
+    document = tables.report(results, f"{comparison.evaluations:,} evaluations; {comparison.prompts} held-out prompts")
+    for kind, text in (("jsonl", "\n".join(map(json.dumps, lines)) + "\n"), ("md", document)):
+        with disk.replacing(files[kind]) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    tables.chart(results, files["png"])
+    tqdm.write(document)
+    return {"compare": lines, "files": [str(path) for path in files.values()]}
+
+
+def _read(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result in a file, if it is of the same run."""
+    if not path.is_file():
+        return None
+    result = tensorfile.read_json(path)
+    return result if result.pop("key", None) == key else None
+
+
+def _write(path: Path, document: object) -> None:
+    with disk.replacing(path) as temporary:
+        temporary.write_text(json.dumps(document), encoding="utf-8")

@@ -1,0 +1,96 @@
+"""What a comparison's results say: lines for programs, a table and a chart for people.
+
+`results` are those of compare.py, by method and seed.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ... import disk
+from .ablation_measures import pooled_distance, pooled_share
+from .ablation_tables import figure_class, interval, markdown, number_of_steps
+
+Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
+
+NOTE = """One evaluation is a forward pass of one sample through a network of the teacher's size; a backward pass counts
+as two more. In brackets: 95 % of what other images would give, widened where the seeds differ by more. Diversity: how
+often two seeds show different grounds where the caption leaves it open, over how often the data do. Memory: of weights,
+gradients and moments in fp32, without activations."""
+
+
+def lines(method: str, by_seed: Mapping[int, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One for each seed and number of steps."""
+    for seed, result in by_seed.items():
+        for steps, scores in result["by_steps"].items():
+            distance = scores["frechet"] and round(scores["frechet"]["value"], 4)
+            yield {
+                "method": method,
+                "seed": seed,
+                "steps": int(steps),
+                "judge": round(scores["judge"]["value"], 4),
+                "frechet": distance,
+                "diversity": round(scores["diversity"], 3),
+                **{name: result[name] for name in ("evaluations", "seconds", "memory_mib", "stopped")},
+            }
+
+
+def report(results: Results, description: str) -> str:
+    """Markdown: one table of all methods for each number of steps."""
+    parts = ["# Methods of distillation, compared", f"Each run: {description}.", NOTE]
+    counts = list(next(iter(next(iter(results.values())).values()))["by_steps"])
+    for steps in counts:
+        parts += [f"## {number_of_steps(steps)}", _table(results, steps)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(results: Results, steps: str) -> str:
+    head = ["", "judge, %", "each seed", "Frechet distance", "diversity", "stopped", "updates", "seconds", "MiB"]
+    rows = [head]
+    for method, by_seed in results.items():
+        runs = list(by_seed.values())
+        scores = [one["by_steps"][steps] for one in runs]
+        share = pooled_share([one["judge"] for one in scores])
+        distance = pooled_distance([one["frechet"] for one in scores])
+        mean = {name: sum(one[name] for one in runs) / len(runs) for name in ("steps", "seconds", "memory_mib")}
+        rows.append(
+            [
+                method,
+                interval(share),
+                " / ".join(f"{100 * value:.1f}" for value in share["seeds"]),
+                interval(distance, 1) if distance else "-",
+                f"{sum(one['diversity'] for one in scores) / len(scores):.2f}",
+                f"{sum(one['stopped'] for one in runs)} of {len(runs)}",
+                *(f"{value:.0f}" for value in mean.values()),
+            ]
+        )
+    return markdown(rows)
+
+
+def in_words(result: Mapping[str, Any]) -> str:
+    """A result in one line."""
+    shares = ", ".join(f"{number_of_steps(n)} {interval(one['judge'])} %" for n, one in result["by_steps"].items())
+    stopped = ", stopped by the guard" if result["stopped"] else ""
+    return f"judge {shares}; {result['seconds']:.0f} s{stopped}"
+
+
+def chart(results: Results, path: Path) -> None:
+    """Write a PNG: the judge's share of every method and number of steps, with its interval."""
+    counts = list(next(iter(next(iter(results.values())).values()))["by_steps"])
+    figure = figure_class()(figsize=(9, 1.5 + 0.6 * len(results)), layout="constrained")
+    axes, height = figure.subplots(), 0.8 / len(counts)
+    for i, steps in enumerate(counts):
+        shares = [pooled_share([one["by_steps"][steps]["judge"] for one in runs.values()]) for runs in results.values()]
+        values = [100 * share["value"] for share in shares]
+        errors = [[100 * abs(share[end] - share["value"]) for share in shares] for end in ("low", "high")]
+        places = [place + (i - (len(counts) - 1) / 2) * height for place in range(len(results))]
+        axes.barh(places, values, height * 0.9, xerr=errors, capsize=2, label=number_of_steps(steps))
+    axes.set_yticks(range(len(results)), list(results))
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.grid(axis="x", alpha=0.5)
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower right")
+    axes.set_title("Images that show what their prompt names, in %, with 95 % intervals", loc="left")
+    with disk.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")

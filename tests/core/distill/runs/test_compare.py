@@ -1,0 +1,149 @@
+"""Comparing methods of distillation: what an evaluation is, that budgets are kept, and a comparison from end to end."""
+
+import io
+import json
+import zipfile
+
+import pytest
+import torch
+from by_hand import Model, Noise
+from PIL import Image
+
+from sprint_core.distill import __main__ as command
+from sprint_core.distill import recipes
+from sprint_core.distill.dataset import emoji_art
+from sprint_core.distill.recipes import Objective, with_method
+from sprint_core.distill.runs import compare, emoji
+from sprint_core.distill.stages.rivals import distill_stage
+from sprint_core.emoji import captions, scenes
+from sprint_core.emoji.concepts import common, concepts
+from sprint_core.weights import presets
+
+ENCODERS = presets.BUNDLED.with_name("emoji_encoders.safetensors")
+
+
+def stage_of(method: str):
+    values = {"tangent": "difference", "tangent_warmup_steps": 0, **with_method(compare.METHODS[method])}
+    stage = distill_stage(Model(), Noise(), Objective(**values))
+    for module in stage.modules.values():
+        module.double()
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("method", "costs"),
+    [
+        # the guided teacher 2; the student forth and back 3, and once more for the difference
+        ("scm", [2 + 3 + 1]),
+        # beside that its sample 3, which the critic sends forth and back through the teacher 3; the critic's own turn:
+        # a sample, and three looks
+        ("scm+ladd", [6 + 3 + 3, 1 + 3]),
+        # the sample of one step 3, the guided teacher 2, the fake network 1; that one's turns: a sample of one step,
+        # and forth and back
+        ("dmd", [3 + 2 + 1, 1 + 3]),
+    ],
+)
+def test_evaluations_of_one_sample(method, costs):
+    """A forward pass of the teacher, the student or the fake network is one, and a backward pass two more."""
+    stage = stage_of(method)
+    assert [compare.cost_of(stage, step) for step in range(len(costs))] == costs
+
+
+def test_a_budget_is_used_up():
+    assert compare.within(stage_of("scm"), 6 * 4 * 25, 4) == (25, 600)
+    assert compare.within(stage_of("scm"), 6 * 4 * 26 - 1, 4) == (25, 600)
+    assert compare.within(stage_of("scm+ladd"), (12 + 4) * 3 * 10, 3) == (20, 480)  # the student's and the critic's
+    assert compare.within(stage_of("scm"), 1, 4) == (1, 24)
+
+
+@pytest.mark.parametrize("method", ["scm+ladd", "dmd2", "rcm+ladd", "emd"])
+def test_the_count_foretold_is_the_count_taken(method):
+    """Over a stretch in which everything takes its turns, and samples have one to four steps."""
+    stage, steps, batch = stage_of(method), 12, 1
+    with compare.counted(stage) as taken:
+        for step in range(steps):
+            for phase in stage.phases(step):
+                stage.loss(phase.module, step, compare.SampleRandom(0, step, phase.module, range(batch)))
+    assert compare.within(stage_of(method), taken.count, batch) == (steps, taken.count)
+
+
+def test_diversity_is_that_of_grounds():
+    white, sky = (scenes.backdrop(name).movedim(0, -1) / 255 for name in captions.USUAL_GROUNDS)
+    of_seeds = {"always": lambda seed: white, "in turn": lambda seed: (white, sky)[seed % 2]}
+    values = {
+        name: compare.diversity(lambda texts, seeds, one=one: torch.stack([one(seed) for seed in seeds]), common())
+        for name, one in of_seeds.items()
+    }
+    assert values["always"] == 0.0
+    assert values["in turn"] == pytest.approx(9 / 15 / 0.5)  # of 15 pairs of six seeds, 9 differ
+
+
+@pytest.fixture(scope="module")
+def sprites(tmp_path_factory):
+    path = tmp_path_factory.mktemp("art") / "sprites.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for number in common()[:2]:
+            image = Image.new("RGBA", (256, 256))
+            image.paste((200, 3 * number % 256, 40, 255), (40, 60, 140, 160))
+            buffer = io.BytesIO()
+            Image.fromarray(emoji_art.fit(image)).save(buffer, "WEBP", lossless=True, exact=True)
+            file.writestr(f"3d/{number}.webp", buffer.getvalue())
+        file.writestr("concepts.json", json.dumps([concept.label for concept in concepts()]))
+    return path
+
+
+@pytest.fixture
+def arguments(sprites, monkeypatch):
+    for name, value in {"PROMPTS": 2, "SEEDS": (1,), "STEPS": (1, 2), "DIVERSE_PROMPTS": 1}.items():
+        monkeypatch.setattr(compare, name, value)
+    monkeypatch.setattr(compare, "DIVERSE_SEEDS", 2)
+    monkeypatch.setattr(emoji, "JUDGED", 2)
+    settings = [f"--set={stage}.{key}=2" for stage in ("teacher", "distill") for key in ("steps", "batch")]
+    settings += [f"--set={stage}.precision=fp32" for stage in ("teacher", "distill")]
+    settings += ["--set=distill.ladd_from=1"]
+    parts = ["--vae", str(ENCODERS), "--text-encoder", str(ENCODERS), "--concepts", "common"]
+    return ["--compare", "--data", str(sprites), "--pool", "20", "--device", "cpu", *parts, *settings]
+
+
+def test_from_a_command_to_a_chart(arguments, tmp_path, capsys, caplog):
+    more = ["--methods", "scm,dmd", "--evaluations", "50", "--out", str(tmp_path)]
+    assert command.main([*arguments, *more]) == 0
+    out = capsys.readouterr().out.splitlines()
+    document = json.loads(out[-1])
+    lines = [json.loads(line) for line in (tmp_path / "compare" / "compare.jsonl").read_text().splitlines()]
+    assert lines == document["compare"] and len(lines) == 2 * 2
+    names = ["method", "seed", "steps", "judge", "frechet", "diversity", "evaluations", "seconds"]
+    assert list(lines[0])[:8] == names and [line["steps"] for line in lines] == [1, 2, 1, 2]
+    used = {line["method"]: line["evaluations"] for line in lines}
+    assert used == {"scm": 48, "dmd": 42}  # four steps of 2 * 6; 2 * (6 + 4 + 5 + 6), and the next would be 14 more
+    text = (tmp_path / "compare" / "compare.md").read_text()
+    assert "## 1 step" in text and "## 2 steps" in text and "\n| dmd " in text
+    with Image.open(tmp_path / "compare" / "compare.png") as chart:
+        assert chart.size[0] > 600
+    before = (tmp_path / "compare" / "dmd-1" / "result.json").read_bytes()
+    assert command.main([*arguments, *more]) == 0  # trains and paints nothing again
+    assert (tmp_path / "compare" / "dmd-1" / "result.json").read_bytes() == before
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["compare"] == document["compare"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--compare", "--data", "x", "--methods", "scm,emb"], "--methods emb: there are scm, scm+ladd, dmd"),
+        (["--compare"], "--compare needs --data sprites.zip"),
+        (["--compare", "--recipe", "control"], "--compare is of the recipe emoji"),
+        (["--compare", "--stage", "teacher"], "without --stage"),
+        (["--methods", "scm"], "are of --compare"),
+        (["--compare", "--evaluations", "0"], "--evaluations 0"),
+        (["--concepts", "common"], "--concepts: of --recipe emoji"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path, caplog, more, message):
+    assert command.main(["--out", str(tmp_path / "out"), *more]) == 1
+    assert message in caplog.text
+
+
+def test_recipe_of_every_method_can_be_made():
+    for changes in compare.METHODS.values():
+        Objective(**{**with_method(changes)})
+        recipes.override(recipes.RECIPES["emoji"], [f"distill.{name}={value}" for name, value in changes.items()])
