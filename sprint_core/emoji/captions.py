@@ -203,12 +203,12 @@ def _ground(ground: str, rng: random.Random) -> str:
     return f" {rng.choice(('on', 'with'))} {article(ground)} background" if rng.random() < 0.8 else f" on {ground}"
 
 
-def vocabulary() -> tuple[str, ...]:
-    """Every word that a caption may hold, sorted."""
+def vocabulary(among: Sequence[int] = ALL) -> tuple[str, ...]:
+    """Every word that a caption of these concepts may hold, sorted."""
     texts = [*GROUNDS, *OPENINGS, *NUMBERS.values(), *STYLE_WORDS.values()]
     texts += [wording for table in (PLACES, RELATIONS, SIZES) for wordings in table.values() for wording in wordings]
     texts += ["a an on with background gradient from in style center"]
-    for concept in concepts():
+    for concept in (concepts()[number] for number in among):
         texts += concept.names
         texts += [plural(name) for name in concept.names if has_plural(name)]
     return tuple(sorted({word for text in texts for word in text.split()}))

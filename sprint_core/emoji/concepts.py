@@ -199,6 +199,18 @@ def concepts() -> tuple[Concept, ...]:
     return tuple(Concept(row["hexcode"], row["label"], tuple(row["names"]), row["group"]) for row in rows)
 
 
+def learnt(settings: Mapping[str, Any]) -> tuple[int, ...]:
+    """Numbers of the concepts that a transformer of these settings learnt: all where they do not say.
+
+    Raises ValueError for what is no list of such numbers.
+    """
+    numbers = settings.get("concepts", list(range(len(concepts()))))
+    is_good = isinstance(numbers, list) and all(isinstance(n, int) and 0 <= n < len(concepts()) for n in numbers)
+    if not is_good or len(numbers) < 2:
+        raise ValueError(f"its settings cannot be used: the concepts are {str(numbers)[:80]}")
+    return tuple(numbers)
+
+
 def _head_and_rest(name: str) -> tuple[str, str]:
     """Such as "slice", " of pizza"."""
     head, *rest = re.split(r"(?= (?:of|with|on|in|and|from|without) )", name, maxsplit=1)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .. import cli, disk, trigflow
 from ..devices import DTYPES, usable_device
 from ..emoji import art
+from ..emoji.concepts import learnt
 from ..images.files import check_image_name, write
 from ..pipeline import Pipeline
 from ..weights import checkpoint, layouts, presets
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> dict:
     if args.control is not None:
         return _run_control(args, pipeline, steps)
     if emoji.is_known_to(pipeline):
-        return _run_emoji(args, pipeline, steps)
+        return _run_emoji(args, path, pipeline, steps)
     if args.sprites:
         raise ValueError(f"--sprites is of no use with {path}, which does not know emoji by their names")
     extractor = frechet.inception(args.inception, device) if args.inception else frechet.bundled()
@@ -129,11 +130,12 @@ def _painters(args: argparse.Namespace, pipeline: Pipeline, steps: Sequence[int]
     return painters
 
 
-def _run_emoji(args: argparse.Namespace, pipeline: Pipeline, steps: Sequence[int]) -> dict:
+def _run_emoji(args: argparse.Namespace, path: Path, pipeline: Pipeline, steps: Sequence[int]) -> dict:
     extractor = frechet.inception(args.inception, args.device) if args.inception else None
     painters = _painters(args, pipeline, steps)
     drawings = art.load(args.sprites) if args.sprites else None
-    evaluation = emoji_run.Evaluation(pipeline, painters, args.prompts, args.seed, extractor, drawings)
+    among = learnt(checkpoint.load(path, layouts.TRANSFORMER).settings)
+    evaluation = emoji_run.Evaluation(pipeline, painters, args.prompts, args.seed, extractor, drawings, among=among)
     result, scores, prompts = evaluation.run(args.record)
     tqdm.write(emoji.table(result))
     if args.grid:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..emoji import judge, scenes
 from ..emoji.art import Art
 from ..emoji.captions import ALL, Prompt, Requirement
-from ..emoji.concepts import article, concepts
+from ..emoji.concepts import article, common, concepts
 from ..emoji.judge import Verdicts
 from ..pipeline import Pipeline
 from .scoring import BATCH, Painter
@@ -48,7 +48,7 @@ ROWS: Mapping[str, Row] = {
 def is_known_to(pipeline: Pipeline) -> bool:
     """Whether a model knows the words of this world; one of plain shapes does not."""
     tokenizer = pipeline.text_encoder.prompts.tokenizer
-    words = " ".join(concept.names[0] for concept in concepts()[:TRIED])
+    words = " ".join(concepts()[number].names[0] for number in common()[:TRIED])
     return UNKNOWN not in map(tokenizer.piece, tokenizer.encode(words))
 
 

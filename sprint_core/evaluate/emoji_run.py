@@ -29,7 +29,7 @@ class Evaluation:
     """What is evaluated, and with what. painters: by step count, and the teacher, if it is at hand.
 
     extractor: of the Frechet distance; None: the network of features_file. art: the true one; None: as coarse as
-    the thumbnails beside the model.
+    the thumbnails beside the model. among: numbers of the concepts that the model knows.
     """
 
     pipeline: Pipeline
@@ -40,6 +40,7 @@ class Evaluation:
     art: Art | None = None
     features_file: Path = frechet.FILE
     records_file: Path = records.FILE
+    among: Sequence[int] = captions.ALL
 
     def run(self, record: bool = False) -> tuple[dict, dict[str, Score], Sequence[Prompt]]:
         """The JSON document, the scores of every column, and the prompts. record: write records_file.
@@ -47,7 +48,7 @@ class Evaluation:
         Raises OSError and ValueError on bad thumbnails or records.
         """
         drawings, kept = self.art or templates.load().art(), records.load(self.records_file)
-        prompts = captions.prompts(self.count, self.seed, split=emoji.SPLIT)
+        prompts = captions.prompts(self.count, self.seed, emoji.SPLIT, self.among)
         images = emoji.true_images(prompts, drawings, self.seed)
         passed = emoji.round_trip(self.pipeline, images)
         scores = {TRUE: emoji.judged(images, prompts), CEILING: emoji.judged(passed, prompts)}
@@ -62,6 +63,7 @@ class Evaluation:
             "rows": emoji.rows(scores, prompts),
             "prompts": self.count,
             "world": "emoji",
+            "concepts": len(self.among),
             "art": "sprites" if self.art else "thumbnails",
         }
         return result, scores, prompts
@@ -69,7 +71,9 @@ class Evaluation:
     def _shares(self, scores: Mapping[str, Score]) -> dict:
         """By step count, each over the ceiling; of short prompts and of shapes as they are."""
         steps, ceiling = [label for label in self.painters if label != TEACHER], scores[CEILING].share
-        short = self._side(emoji.score, emoji.short_prompts(-(-self.count // SIDE_SHARE), self.seed), "short", steps)
+        short = self._side(
+            emoji.score, emoji.short_prompts(-(-self.count // SIDE_SHARE), self.seed, self.among), "short", steps
+        )
         of_shapes = max(len(shape_captions.CATEGORIES), self.count // SIDE_SHARE)
         plain = self._side(scoring.score, scoring.balanced_prompts(of_shapes, self.seed), "shapes", steps)
         return {

@@ -63,7 +63,7 @@ class PromptTokenizer:
             return ""
         shown = ", ".join(f'"{word}"' for word in unknown)
         alike = ", ".join(dict.fromkeys(word for words in unknown.values() for word in words))
-        known = f" (it knows {alike})" if alike else f" (it knows {self.tokenizer.size} words)"
+        known = f" (it knows {alike})" if alike else f" (it knows {self.tokenizer.words} words)"
         return f"this model does not know {shown[:SHOWN]}{known}"
 
     def unread_notice(self, prompt: str) -> str:

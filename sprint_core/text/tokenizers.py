@@ -26,6 +26,7 @@ class Tokenizer(Protocol):
     data: bytes  # its file's content
     state_key: str  # its name in a checkpoint
     size: int  # ids lie below it
+    words: int  # entries of its vocabulary
 
     def encode(self, text: str) -> list[int]:
         """Token ids, BOS first, neither padded nor cut."""
@@ -59,7 +60,7 @@ class SentencePieceTokenizer:
 
         self.data = data
         self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
-        self.size = self._model.get_piece_size()
+        self.size = self.words = self._model.get_piece_size()
         _require_gemma(self._model.bos_id(), self._model.pad_id())
         # sentencepiece spells control tokens out letter by letter, tokenizer.json recognises them in the text
         ids = list(range(self._model.get_piece_size()))
@@ -113,7 +114,8 @@ class HFTokenizer:
             self._model = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
         except Exception as error:  # tokenizers raises nothing more specific
             raise ValueError(f"damaged tokenizer.json ({error}); download it again") from None
-        self.size = 1 + max(self._model.get_vocab(with_added_tokens=True).values(), default=0)
+        vocabulary = self._model.get_vocab(with_added_tokens=True)
+        self.size, self.words = 1 + max(vocabulary.values(), default=0), len(vocabulary)
         self._model.no_truncation()
         self._model.no_padding()
         _require_gemma(self._model.token_to_id("<bos>"), self._model.token_to_id("<pad>"))

@@ -3,8 +3,8 @@
     python -m sprint_core.distill --compare --data sprites.zip --out DIR [--methods scm,dmd2]
 
 Each student starts from the teacher in DIR, which is trained first where it is missing, and trains until the budget of
-evaluations is used: one is a forward pass of one sample through a network of the teacher's size, and its backward
-pass counts as two more. Each has a folder, DIR/compare/METHOD-SEED; its result.json says that it has ended.
+evaluations is used: one is a forward pass of one sample through a network of the teacher's size; its backward pass
+counts as two more, or as one where no weight learns. Each has a folder, DIR/compare/METHOD-SEED; its result.json says that it has ended.
 """
 
 import itertools
@@ -57,7 +57,6 @@ STEPS = (1, 2, 4)
 EVALUATIONS = 300_000
 PROMPTS = 360  # held-out, for each seed others
 DIVERSE_PROMPTS, DIVERSE_SEEDS = 24, 6  # which leave the ground open, each painted from so many seeds
-BACKWARD = 2  # evaluations that a backward pass costs
 WARMUP_SHARE = 8  # a run's steps over those in which its tangent, or LADD, is still to begin
 ADAM_BYTES = 4 * 4  # of a trained parameter: itself, its gradient, two moments
 
@@ -75,8 +74,9 @@ def counted(stage: DistillStage) -> Iterator[Evaluations]:
     """Counts evaluations of every transformer that the stage asks, by their first blocks."""
     total = Evaluations()
 
-    def record(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        total.count += len(output) * (1 + BACKWARD * output.requires_grad)
+    def record(block: nn.Module, _inputs: Any, output: Tensor) -> None:
+        learns = any(parameter.requires_grad for parameter in block.parameters())
+        total.count += len(output) * (1 + output.requires_grad * (1 + learns))
 
     networks = [stage.teacher.transformer, stage.student.transformer, *filter(None, [stage.modules.get("fake")])]
     handles = [network.transformer_blocks[0].register_forward_hook(record) for network in networks]

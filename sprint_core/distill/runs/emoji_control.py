@@ -6,6 +6,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...emoji import art, scenes
+from ...emoji.concepts import learnt
 from ...text.loading import find_tokenizer
 from ...weights.checkpoint import CheckpointError
 from ..dataset import emoji_scenes
@@ -26,13 +27,14 @@ class EmojiControlRun(ControlRun):
 
         Raises CheckpointError for a text encoder of another world, OSError and ValueError as art.load does.
         """
-        if find_tokenizer(self.text_encoder).data != tokenizer().data:
+        among = learnt(self.trunk.settings)
+        if find_tokenizer(self.text_encoder).data not in (tokenizer(among).data, tokenizer().data):
             encoder = self.sources.text_encoder
             raise CheckpointError(f"{encoder}: has other words than scenes of emoji; give their text encoder")
         assert self.sources.sprites is not None
         drawings = art.load(self.sources.sprites).to(self.device)
         autoencoder = self.load_autoencoder(self.sources.autoencoder)
-        drawn = emoji_scenes.draw_free(self.pool)
+        drawn = emoji_scenes.draw_free(self.pool, among=among)
         latents, hints = [], []
         for number, packed in enumerate(tqdm(drawn.packed.split(BATCH), desc="latents and hints", leave=False)):
             with torch.inference_mode():

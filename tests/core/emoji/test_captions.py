@@ -5,9 +5,10 @@ from collections import Counter
 
 import pytest
 
-from sprint_core.distill.dataset.emoji_text import MAX_TOKENS, SPECIAL, prompts
+from sprint_core.distill.dataset.emoji_text import MAX_TOKENS, SPECIAL, prompts, tokenizer
 from sprint_core.emoji import captions, scenes
 from sprint_core.emoji.captions import Requirement
+from sprint_core.emoji.concepts import COMMON, common, concepts, learnt
 
 UNKNOWN = SPECIAL.index("<unk>")
 
@@ -89,3 +90,33 @@ def test_unknown_split():
 def test_several_alike(count):
     scene = scenes.compose(Requirement((5,), count=count), random.Random(0))
     assert [thing.concept for thing in scene.things] == [5] * count
+
+
+def test_captions_of_some_concepts():
+    """They name these alone, in every kind of caption; the numbers of all concepts stay what they are."""
+    some = common()[:40]
+    drawn = [captions.draw(random.Random(seed), None, some) for seed in range(400)]
+    assert {number for one in drawn for number in one.concepts} == set(some)
+    assert {one.kind for one in drawn} == {"one", "pair", "count"}
+    assert all(prompt.requirement.concepts[0] in some for prompt in captions.prompts(50, among=some))
+    assert len(common()) == len(COMMON.read_text("utf-8").splitlines()) > 300
+
+
+def test_words_of_some_concepts():
+    """Each has the token that it has among all; what only others are called is unknown."""
+    cat, dog = (next(n for n, c in enumerate(concepts()) if c.label == label) for label in ("cat", "dog"))
+    some, every = tokenizer((cat, dog)), tokenizer()
+    assert some.encode("a cat left of two dogs, a red circle") == every.encode("a cat left of two dogs, a red circle")
+    assert list(some.unknown("a cat on a teapot of gold")) == ["teapot", "gold"]
+    assert not every.unknown("a cat on a teapot of gold")
+    assert some.words < every.words == every.size
+
+
+@pytest.mark.parametrize("numbers", ["cat", [1], [0, 5000], [0, -1], [0.5, 1], None])
+def test_concepts_that_are_none_are_refused(numbers):
+    with pytest.raises(ValueError, match="the concepts are"):
+        learnt({"concepts": numbers})
+
+
+def test_concepts_of_a_file():
+    assert learnt({"concepts": [3, 5]}) == (3, 5) and learnt({}) == captions.ALL
