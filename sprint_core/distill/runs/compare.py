@@ -4,7 +4,8 @@
 
 Each student starts from the teacher in DIR, which is trained first where it is missing, and trains until the budget of
 evaluations is used: one is a forward pass of one sample through a network of the teacher's size; its backward pass
-counts as two more, or as one where no weight learns. Each has a folder, DIR/compare/METHOD-SEED; its result.json says that it has ended.
+counts as two more, or as one where no weight learns. Each has a folder, DIR/compare/METHOD-SEED; its result.json says
+that it has ended.
 """
 
 import itertools

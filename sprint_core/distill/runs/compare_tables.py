@@ -14,9 +14,9 @@ from .ablation_tables import figure_class, interval, markdown, number_of_steps
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
 NOTE = """One evaluation is a forward pass of one sample through a network of the teacher's size; a backward pass counts
-as two more, or as one where no weight learns. In brackets: 95 % of what other images would give, widened where the seeds differ by more. Diversity: how
-often two seeds show different grounds where the caption leaves it open, over how often the data do. Memory: of weights,
-gradients and moments in fp32, without activations."""
+as two more, or as one where no weight learns. In brackets: 95 % of what other images would give, widened where the
+seeds differ by more. Diversity: how often two seeds show different grounds where the caption leaves it open, over how
+often the data do. Memory: of weights, gradients and moments in fp32, without activations."""
 
 
 def lines(method: str, by_seed: Mapping[int, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
