@@ -13,12 +13,14 @@
     python -m sprint_core.distill --ablations --out DIR the paper's tables in small, from the teacher of a demo run in
                                                         DIR, which is trained first where it is missing
 
-The same command again continues where it stopped. The last line is one JSON document.
+The same command again continues where it stopped. The last line is one JSON document; the exit code is 75 for a
+training that SIGTERM, Ctrl+C or --max-hours stopped after it had saved.
 """
 
 import argparse
 import json
 import logging
+import math
 import sys
 import time
 import warnings
@@ -33,12 +35,15 @@ from ..emoji.concepts import common
 from ..weights import checkpoint, layouts, presets
 from . import recipes
 from .engine.processes import ProcessGroup, launched_processes
+from .engine.stop import Stop, Stopped
 from .runs import ablations, compare, control, demo, emoji, emoji_control, estimate
 from .runs.published import PublishedRun, Sources
+from .runs.run import Run
 
 log = messages.logger(__name__)
 
 SCENES = "scenes"
+GOES_ON = 75  # exit code of a training that was stopped: sysexits.h's "try again later"
 DATA_HELP = "scenes (demo), sprites.zip (emoji...), or images with captions: folder, .parquet, webdataset .tar"
 CONCEPTS = {"all": lambda: ALL, "common": common}
 NEEDED = {"teacher": "--teacher", "autoencoder": "--vae", "text_encoder": "--text-encoder"}
@@ -68,6 +73,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="go back to the best average that the distillation has kept; --set may say otherwise than before",
     )
+    add("--export", default="ema", help="of the last stage: ema (default), raw, best, or a step of --keep-every")
+    add("--keep-every", type=int, default=0, metavar="N", help="keep the last stage's average every N steps")
+    add("--max-hours", type=float, default=math.inf, help="save and stop after so long, as at SIGTERM or Ctrl+C")
     add("--pool", type=int, help=f"demo: training scenes (default: {demo.POOL}, of the ControlNet {control.POOL})")
     add("--concepts", choices=CONCEPTS, help="emoji: what the model learns to paint (default: all)")
     add("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="settings")
@@ -91,6 +99,11 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         raise ValueError("--ablations is of the demo world as it is: without --recipe, --stage, --data and --student")
     if args.compare and (args.recipe not in ("demo", "emoji") or args.stage != "all" or args.student or args.ablations):
         raise ValueError("--compare is of the recipe emoji: without --stage, --student and --ablations")
+    if args.export not in ("ema", "raw", "best") and not args.export.isdecimal():
+        raise ValueError(f"--export {args.export}: it is ema, raw, best, or a step that was kept")
+    if args.keep_every < 0:
+        raise ValueError(f"--keep-every {args.keep_every}: a number of steps, or 0 for never")
+    Stop(args.max_hours)
     compare.methods(args.methods)
     if not args.compare and (args.methods or args.evaluations is not None):
         raise ValueError("--methods and --evaluations are of --compare")
@@ -129,11 +142,17 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
     return recipes.override(recipe, args.settings)
 
 
+def _configure(run: Run, args: argparse.Namespace) -> None:
+    """What ends a run, and what it keeps: another choice makes no other run of it."""
+    run.resume_best, run.exported = args.resume_best, args.export
+    run.stop, run.keep_every = Stop(args.max_hours), args.keep_every
+
+
 def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
     if args.data != SCENES:
         raise ValueError(f"--data {args.data}: the demo learns from scenes; --recipe sprint-0.6B takes images")
     run = demo.DemoRun(args.out, recipe, args.pool or demo.POOL, args.autoencoder, processes, args.student)
-    run.resume_best = args.resume_best
+    _configure(run, args)
     if args.stage == "features":
         return run.export_features(run.train_features(), args.out, command)
     if args.stage == "captioning":
@@ -163,7 +182,7 @@ def _emoji_run(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proc
 
 def _run_emoji(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
     run = _emoji_run(args, recipe, processes)
-    run.resume_best = args.resume_best
+    _configure(run, args)
     if args.stage in ("autoencoder", "decoder"):  # a DC-AE is of use only after both
         return run.export_autoencoder(run.train_autoencoder(), command)
     drawn = run.draw_scenes()
@@ -195,6 +214,7 @@ def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, processes: Pr
     run = (emoji_control.EmojiControlRun if emoji_scenes else control.ControlRun)(
         args.out, recipe, sources, args.pool or control.POOL, processes
     )
+    _configure(run, args)
     estimate.check_memory(estimate.of_recipe(recipe, processes, run.trunk), processes)
     branch = run.train_branch(run.encode_dataset())
     return run.export(branch, command) if processes.rank == 0 else []
@@ -212,7 +232,7 @@ def _run_published(
     run = PublishedRun(args.out, recipe, sources, processes)  # before the estimate, which takes a while
     planned = [one for one in estimate.of_recipe(recipe, processes) if args.stage in (one.stage, "all")]
     estimate.check_memory(planned, processes)
-    run.resume_best = args.resume_best
+    _configure(run, args)
     cache = run.encode_dataset()
     model = run.train_teacher(cache).transformer if args.stage == "teacher" else run.train_student(cache)
     return run.export(model, command) if processes.rank == 0 else []
@@ -247,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # gains stay fp32 under autocast
     args = _arguments(argv)
     command = command_of(argv if argv is not None else sys.argv[1:])
-    started = time.perf_counter()
+    started, status = time.perf_counter(), 0
     try:
         recipe = _recipe(args)
         processes = launched_processes(args.device)
@@ -270,9 +290,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         log.error("error: %s", cli.sentence(error))
         return 1
+    except Stopped as stopped:
+        log.warning("%s", stopped)
+        status, result = GOES_ON, {"stopped": {"stage": stopped.stage, "step": stopped.step}}
     if processes.rank == 0:
         tqdm.write(json.dumps(result | {"seconds": round(time.perf_counter() - started, 1)}))
-    return 0
+    return status
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ... import messages
 from ...weights import tensorfile
+from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from .captioned import name_left_out, square
 from .latent_cache import LatentCache, Shard
 from .pairing import Item
@@ -48,18 +49,25 @@ class Encoders:
     control: Callable[[Tensor], Tensor] | None = None
 
 
-def encode_images(items: Iterable[Item], folder: Path, encoders: Encoders, fingerprint: str) -> LatentCache:
+def encode_images(
+    items: Iterable[Item],
+    folder: Path,
+    encoders: Encoders,
+    fingerprint: str,
+    processes: ProcessGroup = SINGLE_PROCESS,
+) -> LatentCache:
     """The cache of these items in a folder, which belongs to one fingerprint: of the encoders and the size.
 
-    Damaged images are left out and counted in the log. Raises ValueError if the folder holds shards of another
-    fingerprint or no image can be used, OSError once the first shard shows that the disk has too little space.
+    Of several processes each makes its share of the shards, in turn, and all wait for the last one. Damaged images are
+    left out and counted in the log. Raises ValueError if the folder holds shards of another fingerprint or no image can
+    be used, OSError once the first shard shows that the disk has too little space.
     """
-    return _Encoding(folder, encoders, fingerprint).run(items)
+    return _Encoding(folder, encoders, fingerprint, processes).run(items)
 
 
 class _Encoding:
-    def __init__(self, folder: Path, encoders: Encoders, fingerprint: str):
-        self.folder = folder
+    def __init__(self, folder: Path, encoders: Encoders, fingerprint: str, processes: ProcessGroup):
+        self.folder, self.processes = folder, processes
         self.encoders = encoders
         self.fingerprint = fingerprint
 
@@ -67,18 +75,29 @@ class _Encoding:
         self._refuse_others()
         null = self._null()
         expected = operator.length_hint(items)  # 0: not known
-        shards: list[Shard] = []
-        count, skipped = 0, []
-        bar = tqdm(total=expected or None, desc="encoding", unit=" images", disable=None)
+        made: list[tuple[Shard | None, list[str]]] = []
+        others: dict[int, str] = {}  # shards of other processes, and of which items they are
+        count, rank = 0, self.processes.rank
+        quiet = True if rank else None
+        bar = tqdm(total=expected or None, desc="encoding", unit=" images", disable=quiet)
         with bar, ThreadPoolExecutor() as threads:
             for index, group in enumerate(_in_groups(items, SHARD)):
-                path = self.folder / f"shard_{index:05d}.safetensors"
-                shard, damaged = self._shard(path, group, threads, bar)
-                count, skipped = count + len(group), skipped + damaged
-                if shard is not None:
-                    shards.append(shard)
-                    if len(shards) == 1:
-                        self._require_space(path.stat().st_size, -(-expected // SHARD))
+                count += len(group)
+                if index % self.processes.world_size != rank:
+                    others[index] = _fingerprint(group)
+                    made.append((None, []))
+                    bar.update(len(group))
+                    continue
+                is_first = not any(shard for shard, _ in made)
+                made.append(self._shard(self._path(index), group, threads, bar))
+                if is_first and made[-1][0]:
+                    self._require_space(self._path(index).stat().st_size, -(-expected // SHARD))
+        self.processes.wait()
+        for index, sources in others.items():
+            if (shard := _stored(self._path(index), sources)) is not None:
+                made[index] = shard, json.loads(shard.metadata["skipped"])
+        shards = [shard for shard, _ in made if shard is not None]
+        skipped = [name for _, damaged in made for name in damaged]
         if not shards:
             raise ValueError(f"none of {count} images can be used: {messages.listed(skipped)}")
         name_left_out(f"{len(skipped)} of {count} images are damaged and left out", skipped)
@@ -96,6 +115,9 @@ class _Encoding:
                     f"{path}: made by another auto-encoder, text encoder or kind of edges ({stored}, not "
                     f"{self.fingerprint}); choose another --out or delete {self.folder}"
                 )
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"shard_{index:05d}.safetensors"
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("shard_*.safetensors"))

@@ -81,7 +81,7 @@ class Guard:
     def load_best(self, device: torch.device) -> dict[str, Tensor]:
         """The tensors of the best average, which becomes the latest. Raises ValueError where there is none."""
         if not self.file.is_file():
-            raise ValueError(f"{self.file}: no average has been kept there; leave out --resume-best")
+            raise ValueError(f"{self.file}: no average has been kept there; leave out --resume-best or --export best")
         file = tensorfile.read(self.file)
         try:
             self.load({"step": int(file.metadata["step"]), ERROR: float(file.metadata[ERROR])})

@@ -1,23 +1,25 @@
 """The process group: one process, or several that share each batch (data parallel).
 
 One process needs nothing. Several, on one machine or more, are launched by `accelerate launch` (or
-torchrun); their gradients are averaged in one message after the backward pass. (DistributedDataParallel's
+torchrun); their gradients are averaged where they lie, all at once, after the backward pass. (DistributedDataParallel's
 wrapper averages in its forward hooks, which forward-mode differentiation does not pass.)
 """
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import distributed, nn
 
 from ...devices import usable_device
 from .randomness import DeviceRandom, SampleRandom
 
 CPU = torch.device("cpu")
+TIMEOUT = datetime.timedelta(hours=2)  # of waiting for another process: one that encodes slower ones
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,24 @@ class ProcessGroup:
         """Replace every gradient by its mean over the processes."""
         if self.world_size == 1:
             return
-        from accelerate.utils import reduce
-
         gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = cast(Tensor, reduce(torch.cat([g.flatten() for g in gradients]), "mean"))
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        for sending in [distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
+            assert sending is not None
+            sending.wait()
+        torch._foreach_div_(gradients, self.world_size)  # pyright: ignore[reportPrivateImportUsage]
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in any process. All must ask."""
+        if self.world_size == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=self.device)
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+        return bool(flags)
+
+    def wait(self) -> None:
+        """For all processes, which are about as far."""
+        if self.state:
+            self.state.wait_for_everyone()
 
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:
@@ -76,5 +90,5 @@ def launched_processes(device: str | None = None) -> ProcessGroup:
         from accelerate import PartialState
     except ImportError:
         raise ValueError("several processes need accelerate: pip install accelerate") from None
-    state = PartialState(cpu=fallback == "cpu")
+    state = PartialState(cpu=fallback == "cpu", timeout=TIMEOUT)
     return ProcessGroup(torch.device(state.device or fallback), state.process_index, state.num_processes, state)

@@ -25,6 +25,7 @@ from .phase import Phase
 from .processes import SINGLE_PROCESS, ProcessGroup
 from .records import Record
 from .stage import LOG_EVERY, Averaged, Stage
+from .stop import Stop, Stopped
 
 SAVE_EVERY_SEC = 60
 SAVE_SHARE = 0.05  # of the time at most
@@ -36,7 +37,8 @@ class Trainer(Generic[Averaged]):
     """Trains one stage in one folder. Raises ValueError if that belongs to another run, OSError for want of disk.
 
     resume_best: go back to the average with the lowest error, with moments of zero; its schedule and objective may
-    differ from what they were.
+    differ from what they were. stop: what may end it early. keep_every: steps after which the average is kept in a
+    file of its own; 0: never.
     """
 
     def __init__(
@@ -47,8 +49,11 @@ class Trainer(Generic[Averaged]):
         seed: int = 0,
         processes: ProcessGroup = SINGLE_PROCESS,
         resume_best: bool = False,
+        stop: Stop | None = None,
+        keep_every: int = 0,
     ):
         self.stage = stage
+        self.stop, self.keep_every = stop or Stop(), keep_every
         self.schedule = schedule
         self.seed = seed
         self.processes = processes
@@ -79,14 +84,15 @@ class Trainer(Generic[Averaged]):
         return self.folder / "state.pt"
 
     def train(self, until: int | None = None) -> Averaged:
-        """Train to the end, or to a step; returns the moving average. Raises TrainingFailed."""
+        """Train to the end, or to a step; returns the moving average. Raises TrainingFailed, Stopped."""
         end = min(self.schedule.steps, until or self.schedule.steps)
         if self.step >= end:
             return self.average
         saved = time.monotonic()
         pause = SAVE_EVERY_SEC
         metrics = {}
-        with Record(self.folder, self.schedule, self.step, writes=self.processes.rank == 0) as record:
+        record = Record(self.folder, self.schedule, self.step, writes=self.processes.rank == 0)
+        with record, self.stop.listening():
             if self.step == 0:
                 self._report(record, metrics, end)
             while self.step < end:
@@ -96,9 +102,14 @@ class Trainer(Generic[Averaged]):
                 self._report(record, metrics, end)
                 if self._is_due(SAMPLE_EVERY, end):
                     self._sample(record)
+                if self.keep_every and self.step % self.keep_every == 0:
+                    self._keep()
                 if time.monotonic() - saved > pause:
                     pause = max(SAVE_EVERY_SEC, self.save() / SAVE_SHARE)
                     saved = time.monotonic()
+                if self.step < end and self._is_to_stop():
+                    self.save()
+                    raise Stopped(self.stage.name, self.step, self.stop.reason or "as another process was asked to")
         self.save()
         if not all(p.isfinite().all() for p in self.average.parameters()):
             raise ValueError(
@@ -106,6 +117,37 @@ class Trainer(Generic[Averaged]):
                 f"lower the rate, --set {self.stage.name}.lr=..., and delete the folder"
             )
         return self.average
+
+    def result(self, which: str = "ema") -> Averaged:
+        """After training: the average, "raw" the network itself, "best" the average that the guard kept, or a step's.
+
+        Raises ValueError where that was not kept.
+        """
+        if which == "raw":
+            return self.stage.average_source
+        if which == "best":
+            self.average.load_state_dict(self.guard.load_best(self.processes.device))
+        elif which != "ema":
+            path = self._kept(int(which))
+            if not path.is_file():
+                kept = sorted(int(file.stem) for file in path.parent.glob("*.safetensors"))
+                raise ValueError(f"{path}: no average was kept after that step; there are {kept}")
+            self.average.load_state_dict(tensorfile.read(path).tensors)
+        return self.average
+
+    def _is_to_stop(self) -> bool:
+        """The same in all processes, which therefore ask one another, though not in every step."""
+        if self.processes.world_size == 1:
+            return bool(self.stop.reason)
+        return self.step % LOG_EVERY == 0 and self.processes.any(bool(self.stop.reason))
+
+    def _kept(self, step: int) -> Path:
+        return self.folder / "kept" / f"{step:06d}.safetensors"
+
+    def _keep(self) -> None:
+        if self.processes.rank == 0:
+            tensors = {name: tensor.detach().cpu() for name, tensor in self.average.state_dict().items()}
+            tensorfile.write(self._kept(self.step), tensors, {"step": str(self.step)})
 
     def _one_step(self) -> dict[str, Tensor]:
         metrics = {}

@@ -104,8 +104,8 @@ class ControlRun(Run):
         fingerprint = f"edges {EDGES_VERSION} {weights_fingerprint(hed) if hed else ''}"
         size_px = self.trunk.settings["size_px"]
         encoders = load_encoders(self.sources.autoencoder, self.sources.text_encoder, size_px, self.device)
-        with self.processes.main_process_first():
-            return encoders.encode(captioned(self.sources.images), self.out / "encoded", control, fingerprint)
+        items, folder = captioned(self.sources.images), self.out / "encoded"
+        return encoders.encode(items, folder, control, fingerprint, self.processes)
 
     def train_branch(self, dataset: Dataset) -> controlnet.SanaControlNet:
         """The ControlNet, trained to the end."""

@@ -16,6 +16,7 @@ from ..dataset.batch import weights_fingerprint
 from ..dataset.encoding import Encoders, encode_images
 from ..dataset.latent_cache import LatentCache
 from ..dataset.pairing import Item
+from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,12 @@ class ImageEncoders:
         folder: Path,
         control: Callable[[Tensor], Tensor] | None = None,
         control_fingerprint: str = "",
+        processes: ProcessGroup = SINGLE_PROCESS,
     ) -> LatentCache:
         """As dataset/encoding.py. control: makes control images of images; its fingerprint: which ones."""
         encoders = Encoders(self._encode_image, self.text_encoder.encode, self.size_px, control)
-        return encode_images(items, folder, encoders, f"{self.fingerprint} {control_fingerprint}".strip())
+        fingerprint = f"{self.fingerprint} {control_fingerprint}".strip()
+        return encode_images(items, folder, encoders, fingerprint, processes)
 
     @torch.inference_mode()
     def _encode_image(self, images: Tensor) -> Tensor:

@@ -105,8 +105,7 @@ class PublishedRun(Run):
     def encode_dataset(self) -> LatentCache:
         """Latents and embeddings of all images; both encoders are released afterwards."""
         encoders = load_encoders(self.sources.autoencoder, self.sources.text_encoder, self.size_px, self.device)
-        with self.processes.main_process_first():
-            return encoders.encode(captioned(self.sources.images), self.out / "encoded")
+        return encoders.encode(captioned(self.sources.images), self.out / "encoded", processes=self.processes)
 
     def train_teacher(self, cache: LatentCache) -> Embedded:
         """The given model, fine-tuned with the stabilisers that sCM needs."""

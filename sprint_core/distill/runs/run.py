@@ -15,6 +15,7 @@ from ...models.autoencoder import Autoencoder
 from ...weights import checkpoint, layouts
 from ..engine.processes import ProcessGroup
 from ..engine.stage import Averaged, Stage
+from ..engine.stop import Stop
 from ..engine.trainer import Trainer
 from ..recipes import Recipe
 
@@ -25,6 +26,9 @@ class Run:
     """A run in one folder, `out`."""
 
     resume_best = False  # go back to the best average that the last stage has kept
+    stop = Stop()  # what may end a stage early
+    keep_every = 0  # steps after which the last stage keeps its average; 0: never
+    exported = "ema"  # which weights of the last stage are its result: see Trainer.result
 
     def __init__(self, out: Path, recipe: Recipe, processes: ProcessGroup, seed: int):
         self.out, self.recipe = Path(out), recipe
@@ -35,11 +39,14 @@ class Run:
         return self.processes.device
 
     def train(self, stage: Stage[Averaged]) -> Averaged:
-        """Train a stage to its end: its moving average, frozen."""
-        resume_best = self.resume_best and stage.name == self.recipe.last
-        schedule = self.recipe.stages[stage.name]
-        trainer = Trainer(stage, schedule, self.out, self.seed, self.processes, resume_best)
-        return trainer.train().eval().requires_grad_(False)
+        """Train a stage to its end: its moving average, or of the last stage what is exported, frozen."""
+        is_last = stage.name == self.recipe.last
+        schedule, keep_every = self.recipe.stages[stage.name], self.keep_every * is_last
+        trainer = Trainer(
+            stage, schedule, self.out, self.seed, self.processes, self.resume_best and is_last, self.stop, keep_every
+        )
+        trainer.train()
+        return trainer.result(self.exported if is_last else "ema").eval().requires_grad_(False)
 
     def build_copy(self, weights: checkpoint.Weights[Any, Network]) -> Network:
         """The network of a file in fp32, copied out of it: training changes weights in place."""

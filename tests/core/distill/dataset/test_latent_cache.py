@@ -3,7 +3,9 @@
 import gc
 import io
 import logging
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from sprint_core.distill.dataset import encoding
 from sprint_core.distill.dataset.captioned import Item, captioned, square
 from sprint_core.distill.dataset.encoding import encode_images
 from sprint_core.distill.dataset.latent_cache import LatentCache
+from sprint_core.distill.engine.processes import ProcessGroup
 from sprint_core.distill.engine.randomness import SampleRandom
 
 
@@ -215,6 +218,33 @@ def test_progress_knows_the_end(tmp_path, monkeypatch):
     encode(iter(Loads(10).items), tmp_path)
     encode(iter(Loads(10).items), tmp_path)
     assert [(bar.n, bar.total, bar.unit) for bar in bars] == [(10, 10, " images")] * 2
+
+
+class Together:
+    """The waiting of two processes that are threads."""
+
+    def __init__(self):
+        self.wait_for_everyone = threading.Barrier(2).wait
+
+
+def test_processes_share_the_shards(tmp_path):
+    """Each encodes every second shard; both then read all of them, as one process would have made them."""
+    together, encoders = Together(), [Encoders(), Encoders()]
+    items = [loads.items for loads in (Loads(18), Loads(18))]
+    items[1][5] = items[0][5] = Item("5.png", "f", lambda: Image.open(io.BytesIO(b"nonsense")))
+
+    def run(rank: int) -> LatentCache:
+        mine, group = encoders[rank], ProcessGroup(rank=rank, world_size=2, state=together)
+        networks = encoding.Encoders(mine.image, mine.text, 64)
+        return encode_images(iter(items[rank]), tmp_path / "two", networks, "f", group)
+
+    with ThreadPoolExecutor(2) as threads:
+        caches = list(threads.map(run, range(2)))
+    alone = encode(items[0], tmp_path / "one", fingerprint="f")
+    assert [one.images for one in encoders] == [4 + 4 + 2, 3 + 4]
+    for cache in (*caches, alone):
+        assert len(cache) == 17
+        assert torch.equal(cache.batch(random()).latents, alone.batch(random()).latents)
 
 
 def test_training_reads_mapped_shards(tmp_path):
