@@ -58,11 +58,12 @@ class Folder:
         return disk.read_json(self.record_file(shard))
 
 
-def begin(path: Path, job: Mapping[str, object]) -> dict:
+def begin(path: Path, job: Mapping[str, object], threads: int | None, usual_threads: int) -> dict:
     """Make the folder, or go on in it; returns the job as the first command had it. Raises ValueError, OSError.
 
-    job: what decides the bytes of its files. `None` of "threads" takes what the folder has.
+    job: what decides the bytes of its files, but for threads: None takes the folder's own, and the usual in a new one.
     """
+    job = {**job, "threads": threads or usual_threads}
     file = path / ".batch" / "job.json"
     disk.check_writable(file)
     if not file.exists():
@@ -79,7 +80,8 @@ def begin(path: Path, job: Mapping[str, object]) -> dict:
             temporary.write_bytes(file.read_bytes())
     try:
         there = disk.read_json(file)
-        differing = [name for name in job if there[name] != job[name] and job[name] is not None]
+        job["threads"] = threads or there["threads"]
+        differing = [name for name in job if there[name] != job[name]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: cannot be read ({error}); choose a new folder") from None
     if differing:

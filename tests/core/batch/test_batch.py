@@ -340,9 +340,21 @@ def test_another_jobs_folder_is_refused(model, tmp_path, prompts, capsys, caplog
     prompts.write_text(prompts.read_text().replace("cat", "dog"))
     assert "of another job, whose prompts is " in refusal(caplog, *words)
     assert shards(tmp_path / "out") == made
+    command(capsys, *words, "--out", tmp_path / "bf16", "--dtype", "bf16")
+    assert "whose dtype is bf16, not None" in refusal(caplog, *words, "--out", tmp_path / "bf16")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.jpg").write_text("mine")
     assert "mine: not empty, and not of this command" in refusal(caplog, *words, "--out", tmp_path / "mine")
+
+
+def test_threads_stay_those_of_the_first_command(model, tmp_path, prompts, capsys):
+    """Since images depend on them, and another machine has another number of cores."""
+    words = (prompts, "--model", model, "--size", "64x64", "--out", tmp_path / "out")
+    assert command(capsys, *words, "--threads", 3)["job"]["threads"] == 3
+    assert command(capsys, *words)["job"]["threads"] == 3
+    usual = command(capsys, prompts, "--model", model, "--size", "64x64", "--out", tmp_path / "usual")
+    assert usual["job"]["threads"] == os.cpu_count()
+    torch.set_num_threads(1)  # as for all tests
 
 
 @pytest.mark.parametrize(
