@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from ..sprint_core import messages
-from .adapters import migration, screen, threads
+from .adapters import live_socket, migration, screen, threads
 from .control import ControlNetApply, SoftEdges
 from .latent import EmptyLatent
 from .live import LiveCanvas
@@ -37,6 +37,7 @@ class SanaSprintExtension(ComfyExtension):
     async def on_load(self) -> None:
         messages.PLACES.prefixes = screen.places
         threads.advise()
+        live_socket.register()
         await migration.offer()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -1,17 +1,21 @@
 """SANA-Sprint Live Canvas: a drawing -> the image that it becomes, while it is drawn and afterwards."""
 
 import dataclasses
+import functools
+import time
 
 import torch
 from comfy_api.latest import io
+from PIL import Image
 
 from ..sprint_core.images import drawing as drawings
 from ..sprint_core.images import frames, sizes
 from ..sprint_core.live import LiveSession
 from ..sprint_core.weights import presets
-from .adapters import folders, screen, underlay
+from .adapters import folders, live_run, live_socket, screen, underlay
 from .adapters import model as model_adapter
 from .adapters.live_painter import ComfyPainter
+from .adapters.live_socket import Run
 
 LINES, PAINT, BOTH = MODES = ("lines", "paint", "both")
 AUTO = "auto"
@@ -119,6 +123,26 @@ def pictured(frame: frames.Frame) -> torch.Tensor:
     return torch.cat(images + ([frame.sheet()] if frame.paint is not None else []))
 
 
+def redrawn(image, text: str, frame: frames.Frame) -> frames.Frame:
+    """A page's frame with the pixels that its strokes have here, so that a run of the saved graph gives the same."""
+    mode = BOTH if frame.lines is not None and frame.paint is not None else LINES if frame.paint is None else PAINT
+    drawn = frame_of(drawings.parse(text), mode, frame.size, image)
+    return dataclasses.replace(frame, lines=drawn.lines, paint=drawn.paint)
+
+
+def jpeg_of(image, size: tuple[int, int]) -> bytes:
+    """The node's image as its page shows it, below the paint; nothing without one."""
+    below = underlay.below(drawings.Drawing(), image, size)
+    return b"" if below is None else live_socket.jpeg(Image.fromarray(below))
+
+
+def notice(frame: frames.Frame, canvas: LiveSession) -> str:
+    """Why the lines of a frame do not steer; nothing where they do."""
+    if frame.lines is None:
+        return ""
+    return NO_CONTROL if not canvas.painter.steers else EMPTY if frame.empty else ""
+
+
 class LiveCanvas(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -154,7 +178,9 @@ class LiveCanvas(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, drawing=None, **others):
+    def fingerprint_inputs(cls, drawing=None, live=None, **others):
+        if live and live_run.listens(live_run.client_of_run()):
+            return time.monotonic_ns()  # somebody may draw on: never what an earlier run left
         return None if not isinstance(drawing, str) else folders.stamp_of(underlay.files_of(drawing))
 
     @classmethod
@@ -167,16 +193,18 @@ class LiveCanvas(io.ComfyNode):
         cls, model, clip, vae, mode, size, steps, final_steps, live, drawing, control_net=None, image=None, **settings
     ) -> io.NodeOutput:
         screen.require(model=model, clip=clip, vae=vae)
-        session = LiveSession(ComfyPainter(model, clip, vae, control_net))
-        frame = frame_of(drawings.parse(drawing), mode, size_of(size, model), image, steps=final_steps, **settings)
-        painted = session.paint(dataclasses.replace(frame, steps=final_steps))
-        cls.tell(frame, control_net)
+        canvas = LiveSession(ComfyPainter(model, clip, vae, control_net))
+        area = size_of(size, model)
+        frame = frame_of(drawings.parse(drawing), mode, area, image, steps=final_steps, **settings)
+        session = live_run.session_of(cls.hidden.unique_id, live_run.LISTEN_SEC if live else 0.0)
+        if live and session is not None:
+            run = Run(dataclasses.replace(frame, steps=steps), final_steps, notice(frame, canvas), jpeg_of(image, area))
+            frame = live_run.follow(
+                session, canvas, run, functools.partial(redrawn, image), functools.partial(notice, canvas=canvas)
+            )
+        painted = canvas.paint(frame)
+        if session is not None:
+            session.answer(0, painted.image, painted.ms)
+        if said := notice(frame, canvas):
+            screen.say(cls.hidden.unique_id, said)
         return io.NodeOutput(painted.image, pictured(frame), {"samples": painted.latent})
-
-    @classmethod
-    def tell(cls, frame: frames.Frame, control_net) -> None:
-        """Say on the node why the lines did not steer."""
-        if frame.lines is not None and control_net is None:
-            screen.warn(cls.hidden.unique_id, NO_CONTROL)
-        elif frame.empty:
-            screen.say(cls.hidden.unique_id, EMPTY)

@@ -24,11 +24,16 @@ LONGEST = 400  # characters on a node
 _held: set[str] = set()  # nodes that show a fault or a warning, until they run again
 
 
+def server() -> Any | None:
+    """ComfyUI's PromptServer; None where there is none, as in tools."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
 def say(node_id: str | None, text: str) -> None:
     """Show a line on a node of the running graph. Quiet outside a server."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-    if server is not None and node_id is not None and hasattr(server, "send_progress_text"):
-        server.send_progress_text(messages.clipped(messages.readable(text), LONGEST), node_id)
+    running = server()
+    if running is not None and node_id is not None and hasattr(running, "send_progress_text"):
+        running.send_progress_text(messages.clipped(messages.readable(text), LONGEST), node_id)
 
 
 def warn(node_id: str | None, text: str) -> None:

@@ -33,9 +33,9 @@ def files_of(text: str) -> list[Path]:
 
 
 def below(sheet: drawing.Drawing, image: Tensor | None, size: tuple[int, int]) -> np.ndarray | None:
-    """uint8 [h, w, 3] that fills a sheet of size (width, height): the drawing's own, else the node's image [b, h, w, 3].
+    """uint8 [h, w, 3] that fills a sheet of size (width, height): the drawing's own, else the node's image.
 
-    Raises ValueError.
+    image: [b, h, w, 3] in [0, 1], of which the first counts. Raises ValueError.
     """
     if sheet.underlay is not None and sheet.underlay.name:
         return drawing.fitted(files.read(file_of(sheet.underlay), "underlay"), *size)

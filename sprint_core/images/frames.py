@@ -90,34 +90,47 @@ def unpack(message: bytes) -> tuple[dict[str, Any], memoryview]:
     return header, memoryview(message)[4 + length :]
 
 
-def read(message: bytes) -> tuple[Frame, int, str | None]:
-    """(frame, its number, the text of its drawing if the header has it) of a message. Raises ValueError."""
+@dataclass(frozen=True)
+class Incoming:
+    """A frame as a page sent it.
+
+    number: the page's; final: whether the pen is up; drawing: the text of the strokes that it shows, where it has them.
+    """
+
+    frame: Frame
+    number: int
+    final: bool
+    drawing: str | None
+
+
+def read(message: bytes, base: Frame, final_steps: int) -> Incoming:
+    """A message's frame, which has the base's values where its header has none. Raises ValueError."""
     header, pixels = unpack(message)
     width, height = (_whole(header, side, sizes.MIN_PX, sizes.MAX_PX) for side in ("width", "height"))
     if (width, height) != sizes.round_size(width, height) or width * height > MAX_PIXELS:
         raise ValueError(
             f"frame: its size is {width} x {height}; sides are multiples of {DOWNSCALE}, of {MAX_PIXELS} pixels at most"
         )
-    counts = [width * height * channels for name, channels in (("lines", 1), ("paint", 3)) if header.get(name)]
-    if len(pixels) != sum(counts):
-        raise ValueError(f"frame: {len(pixels)} bytes of pixels; {width} x {height} takes {sum(counts)}")
-    text, drawing = header.get("text", ""), header.get("drawing")
-    if not isinstance(text, str) or not (drawing is None or isinstance(drawing, str)):
+    of_lines, of_paint = (width * height * n * bool(header.get(name)) for name, n in (("lines", 1), ("paint", 3)))
+    if len(pixels) != of_lines + of_paint:
+        raise ValueError(f"frame: {len(pixels)} bytes of pixels; {width} x {height} takes {of_lines + of_paint}")
+    final, drawing = header.get("final") is True, header.get("drawing")
+    values = {"text": base.text, "steps": final_steps if final else base.steps} | header
+    if not isinstance(values["text"], str) or not isinstance(drawing, str | None):
         raise ValueError("frame: its text is none")
-    of_lines = width * height if header.get("lines") else 0
     frame = Frame(
         width,
         height,
-        text,
-        _whole(header, "seed", 0, MAX_SEED),
-        _whole(header, "steps", 1, MAX_STEPS),
-        _number(header, "guidance", 0.1, MAX_GUIDANCE),
-        _number(header, "strength", 0.0, MAX_STRENGTH),
-        _number(header, "denoise", 0.01, 1.0),
+        values["text"],
+        _whole({"seed": base.seed} | header, "seed", 0, MAX_SEED),
+        _whole(values, "steps", 1, MAX_STEPS),
+        _number({"guidance": base.guidance} | header, "guidance", 0.1, MAX_GUIDANCE),
+        _number({"strength": base.strength} | header, "strength", 0.0, MAX_STRENGTH),
+        _number({"denoise": base.denoise} | header, "denoise", 0.01, 1.0),
         bytes(pixels[:of_lines]) if header.get("lines") else None,
         bytes(pixels[of_lines:]) if header.get("paint") else None,
     )
-    return frame, _whole(header, "seq", 0, 2**53), drawing
+    return Incoming(frame, _whole(header, "seq", 0, 2**53), final, drawing)
 
 
 def _whole(header: Mapping[str, Any], name: str, least: int, most: int) -> int:

@@ -18,7 +18,7 @@ WIDTH, HEIGHT = 96, 64
 RANDOM = np.random.default_rng(1)
 LINES = RANDOM.integers(0, 256, (HEIGHT, WIDTH), np.uint8)
 PAINT = RANDOM.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-PLAIN = Frame(WIDTH, HEIGHT, "a red circle", seed=3, steps=2)
+PLAIN = Frame(WIDTH, HEIGHT, "a red circle", seed=3, steps=2, denoise=0.5)
 DRAWN = replace(PLAIN, lines=LINES.tobytes(), strength=0.7)
 PAINTED = replace(PLAIN, paint=PAINT.tobytes(), denoise=0.6)
 
@@ -54,7 +54,7 @@ def test_a_frame_is_the_pipelines_image(session, model, net, frame, steps):
         steps=steps,
         guidance=4.0,
         image=None if frame.paint is None else levels(PAINT),
-        strength=frame.denoise,
+        strength=1.0 if frame.paint is None else frame.denoise,
         controls=[] if frame.lines is None else [Control(net, levels(image), 0.7)],
     )
     session.paint(replace(frame, text="another", seed=8))
