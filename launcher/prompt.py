@@ -156,7 +156,8 @@ def _pop_widgets(inputs: dict, order: dict, with_widget: set, rest: list, prefix
         for name in order.get(section) or inputs.get(section) or {}:
             kind, options = (*inputs[section][name], {})[:2]
             kind = "COMBO" if isinstance(kind, list) else options.get("widgetType", kind)
-            if options.get("forceInput") or not (kind in WIDGET_TYPES or prefix + name in with_widget):
+            has_widget = kind in WIDGET_TYPES or prefix + name in with_widget or options.get("socketless")
+            if options.get("forceInput") or not has_widget:
                 continue
             if not rest and section == "optional":  # the graph is older than this input
                 if "default" in options:

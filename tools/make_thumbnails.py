@@ -26,7 +26,7 @@ COLOURS = {  # of links, as ComfyUI has them
     "MODEL": "#B39DDB", "CLIP": "#FFD500", "VAE": "#FF6E6E", "CONDITIONING": "#FFA931", "LATENT": "#FF9CF9",
     "IMAGE": "#64B5F6", "CONTROL_NET": "#6EE7B7", "SIGMAS": "#CDFFCD", "SAMPLER": "#ECB4B4",
 }  # fmt: skip
-DRAWING = "sana-sprint-drawing.png"  # what stands for a user's strokes in Painter
+CANVAS_NODE = "SanaSprintLiveCanvas"
 
 
 def thumbnail(saved: list[bytes]) -> Image.Image:
@@ -38,13 +38,11 @@ def thumbnail(saved: list[bytes]) -> Image.Image:
     return sheet
 
 
-def draw(path: Path) -> None:
-    """A square and a circle by hand, as Painter stores strokes: white on nothing."""
-    sheet = Image.new("RGBA", (512, 512))
-    pen = ImageDraw.Draw(sheet)
-    pen.line([(70, 230), (210, 222), (216, 372), (66, 368), (70, 228)], fill="white", width=20, joint="curve")
-    pen.ellipse((290, 130, 452, 296), outline="white", width=20)
-    sheet.save(path)
+def with_drawings(prompt: dict) -> dict:
+    """A prompt that shows what is drawn on its live canvases, before what it saves."""
+    canvases = [name for name, node in prompt.items() if node["class_type"] == CANVAS_NODE]
+    shown = {f"drawn-{name}": {"class_type": "PreviewImage", "inputs": {"images": [name, 1]}} for name in canvases}
+    return shown | prompt
 
 
 def diagram(ui: dict) -> Image.Image:
@@ -76,9 +74,7 @@ def diagram(ui: dict) -> Image.Image:
 
 
 def main() -> None:
-    draw_into = setup.HOME / "base" / "input"
     with setup.comfyui_server() as server:
-        draw(draw_into / DRAWING)
         for workflow in sorted((ROOT / "workflows").glob("*.json")):
             if sys.argv[1:] and workflow.stem not in sys.argv[1:]:
                 continue
@@ -86,13 +82,11 @@ def main() -> None:
             if any(node["properties"].get("models") for node in ui["nodes"]):
                 diagram(ui).save(workflow.with_suffix(".jpg"), quality=85)
                 continue
-            prompt = server.prompt_of(workflow)
-            for node in prompt.values():
-                if node["class_type"] == "Painter":
-                    node["inputs"]["mask"] = DRAWING
-            history = server.run(prompt)
-            images = server.images(history)
-            saved = [image for image in images if image["type"] == "output"] or images
+            prompt = with_drawings(server.prompt_of(workflow))
+            outputs = server.run(prompt)["outputs"]
+            images = [image for node in prompt if node in outputs for image in outputs[node].get("images", [])]
+            drawn = any(node.startswith("drawn-") for node in prompt)
+            saved = [image for image in images if drawn or image["type"] == "output"] or images
             thumbnail([server.view(image) for image in saved]).save(workflow.with_suffix(".jpg"), quality=85)
 
 

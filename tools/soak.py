@@ -30,8 +30,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from PIL import Image, ImageDraw
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
@@ -64,16 +62,8 @@ class Log:
             print(line, flush=True)
 
 
-def draw(path: Path) -> None:
-    """A drawing for Painter, white on nothing."""
-    sheet = Image.new("RGBA", (512, 512))
-    ImageDraw.Draw(sheet).ellipse((290, 130, 452, 296), outline="white", width=20)
-    sheet.save(path)
-
-
 def make_base(base: Path, comfyui: Path) -> None:
     setup.prepare_base(base, comfyui, ROOT)
-    draw(base / "input" / soak_mix.DRAWING)
     shutil.copyfile(ROOT / "tools" / "soak_node.py", base / "custom_nodes" / "soak_node.py")
 
 

@@ -18,7 +18,7 @@ from sprint_core.weights import presets
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((ROOT / "workflows").glob("SANA-Sprint 0[1-6] *.json"))
-DRAWING = "soak_drawing.png"
+CANVAS_NODE = "SanaSprintLiveCanvas"
 SIZES_PX = ((256, 256), (256, 256), (128, 128), (192, 320), (384, 256), (64, 448), (512, 512))
 BATCHES = (1, 1, 1, 2, 3)
 ODD_TEXTS = (
@@ -82,12 +82,12 @@ def vary(workflow: str, prompt: dict, rng: random.Random) -> Case:
         "SanaSprintEmptyLatent": {"size": "custom", "size.width": width, "size.height": height, "batch_size": batch},
         SAMPLER_NODE: {"seed": seed, "guidance": guidance, "steps": steps},
         "KSampler": {"seed": seed},
-        "Painter": {"mask": rng.choice(("", DRAWING))},
+        CANVAS_NODE: {"seed": seed, "guidance": guidance, "final_steps": steps},
         "SanaSprintControlNetApply": {"strength": rng.choice((0.5, 1.0))},
     }
     for node in prompt.values():
         node["inputs"].update(changes.get(node["class_type"], {}))
-        if node["class_type"] in TEXT_NODES:
+        if node["class_type"] in (*TEXT_NODES, CANVAS_NODE):
             node["inputs"]["text"] = words
         if node["class_type"] == SAMPLER_NODE and node["inputs"]["denoise"] < 1:
             node["inputs"]["denoise"] = rng.choice((0.4, 0.6, 0.8))

@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import re
 import urllib.error
 from pathlib import Path
 
@@ -53,6 +54,18 @@ def test_translations_are_complete(language):
     sentences = [path for path in english if path.endswith(("/description", "/tooltip"))]
     same = [path for path in sentences if translated[path] == english[path]]
     assert not same, f"{language}: still English: {same}"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_canvas_speaks_every_language(language):
+    """Each text of the live canvas, with the places that it has to fill."""
+    texts = [
+        json.loads((ROOT / "locales" / each / "main.json").read_text(encoding="utf-8"))["sanaSprintCanvas"]
+        for each in ("en", language)
+    ]
+    places = [{key: set(re.findall(r"\{\w+\}", text)) for key, text in each.items()} for each in texts]
+    assert places[0] == places[1]
+    assert all(text.strip() for text in texts[1].values())
 
 
 def test_translations_are_of_todays_english():

@@ -22,11 +22,13 @@ SAMPLER = {
     },
     "optional": {"size": ["INT", {"forceInput": True}], "note": ["STRING", {"default": ""}], "curve": ["CURVE", {}]},
 }
+SHEET = {"widgetType": "SHEET", "socketless": True}
 OBJECT_INFO = {
     "Loader": {"display_name": "Load", "input": {"required": {"file": ["COMBO", {"options": ["m"]}]}}},
     "Sampler": {"input": SAMPLER, "input_order": {key: list(value) for key, value in SAMPLER.items()}},
     "Image": {"input": {"required": {"image": [["x.png"], {"image_upload": True}], "channel": [["red"]]}}},
     "Patch": {"input": {"required": {"model": ["MODEL"], "strength": ["FLOAT", {}]}}},
+    "Canvas": {"input": {"required": {"text": ["STRING", {}], "drawing": ["STRING", SHEET], "live": ["BOOLEAN", {}]}}},
     "Plain": {"input": {"required": {"seed": ["INT", {"control_after_generate": False}], "values": ["STRING", {}]}}},
 }
 
@@ -56,6 +58,10 @@ def test_values_follow_the_order_of_the_inputs():
 
 def test_optional_inputs_that_are_newer_than_the_graph_have_their_defaults():
     assert inputs_of(2, node(2, "Sampler", PAPER[:-1]))["note"] == ""
+
+
+def test_a_widget_without_a_socket_has_its_place_among_the_values():
+    assert inputs_of(2, node(2, "Canvas", ["a", "{}", True])) == {"text": "a", "drawing": "{}", "live": True}
 
 
 def test_links_may_be_dictionaries():
