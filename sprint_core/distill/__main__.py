@@ -37,14 +37,17 @@ from . import recipes
 from .engine.processes import ProcessGroup, launched_processes
 from .engine.stop import Stop, Stopped
 from .runs import ablations, compare, control, demo, emoji, emoji_control, estimate
-from .runs.published import PublishedRun, Sources
+from .runs.published import PROMPTS, PublishedRun, Sources
 from .runs.run import Run
 
 log = messages.logger(__name__)
 
 SCENES = "scenes"
 GOES_ON = 75  # exit code of a training that was stopped: sysexits.h's "try again later"
-DATA_HELP = "scenes (demo), sprites.zip (emoji...), or images with captions: folder, .parquet, webdataset .tar"
+DATA_HELP = (
+    "scenes (demo), sprites.zip (emoji...), or images with captions: folder, .parquet, webdataset .tar; for methods "
+    "that look at no image prompts: .txt, .jsonl, .csv"
+)
 CONCEPTS = {"all": lambda: ALL, "common": common}
 NEEDED = {"teacher": "--teacher", "autoencoder": "--vae", "text_encoder": "--text-encoder"}
 
@@ -223,7 +226,8 @@ def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, processes: Pr
 def _run_published(
     args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str
 ) -> list[Path]:
-    missing = [option for name, option in NEEDED.items() if getattr(args, name) is None]
+    unneeded = ("autoencoder",) if Path(args.data).suffix.lower() in PROMPTS else ()
+    missing = [option for name, option in NEEDED.items() if getattr(args, name) is None and name not in unneeded]
     if missing or args.data == SCENES:
         raise ValueError(f"--recipe {args.recipe} needs {', '.join([*missing, *['--data'] * (args.data == SCENES)])}")
     if args.stage not in (*recipe.stages, "all"):

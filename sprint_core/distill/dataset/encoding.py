@@ -1,4 +1,4 @@
-"""Encoding captioned images once, into the shards of a latent cache.
+"""Encoding captioned images, or prompts alone, once, into the shards of a latent cache.
 
 Shards of SHARD items are written one by one. On resuming, whole ones are kept and their images are not read; damaged
 ones, and those of other items, are encoded again.
@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ... import messages
+from ...latent import DOWNSCALE, LATENT_CHANNELS
 from ...weights import tensorfile
 from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from .captioned import name_left_out, square
@@ -40,10 +41,11 @@ class Encoders:
     """What makes latents and embeddings.
 
     image: images [b, 3, px, px] in [-1, 1] -> scaled latents [b, 32, h, w]. text: captions -> embeddings [n, c].
-    control: images -> control images, both as for `image`, of a ControlNet's dataset.
+    control: images -> control images, both as for `image`, of a ControlNet's dataset. Without `image` captions alone
+    are encoded, and no image is read.
     """
 
-    image: Callable[[Tensor], Tensor]
+    image: Callable[[Tensor], Tensor] | None
     text: Callable[[list[str]], list[Tensor]]
     px: int
     control: Callable[[Tensor], Tensor] | None = None
@@ -101,7 +103,8 @@ class _Encoding:
         if not shards:
             raise ValueError(f"none of {count} images can be used: {messages.listed(skipped)}")
         name_left_out(f"{len(skipped)} of {count} images are damaged and left out", skipped)
-        return LatentCache(shards, null, self.fingerprint)
+        side = self.encoders.px // DOWNSCALE
+        return LatentCache(shards, null, self.fingerprint, (LATENT_CHANNELS, side, side))
 
     def _refuse_others(self) -> None:
         for path in (*self._paths(), self.folder / "null.safetensors"):
@@ -161,6 +164,9 @@ class _Encoding:
         self, group: Sequence[Item], threads: ThreadPoolExecutor, bar: tqdm
     ) -> tuple[dict[str, Tensor], list[str]]:
         """A shard's tensors, none if all its images are damaged; and the damaged ones: "name (why)"."""
+        if self.encoders.image is None:
+            bar.update(len(group))
+            return self._embeddings([item.caption for item in group]), []
         captions = []
         latents = []
         hints = []
@@ -179,19 +185,22 @@ class _Encoding:
             bar.update(len(batch))
         if not latents:
             return {}, skipped
-        rows = [row for part in _in_groups(captions, BATCH) for row in self._embed(part)]
-        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int32)
-        tensors = {"latents": torch.stack(latents), "captions": torch.cat(rows), "lengths": lengths}
+        tensors = {"latents": torch.stack(latents)} | self._embeddings(captions)
         return tensors | ({"hints": torch.stack(hints)} if self.encoders.control else {}), skipped
+
+    def _embeddings(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        rows = [row for part in _in_groups(captions, BATCH) for row in self._embed(part)]
+        return {"captions": torch.cat(rows), "lengths": torch.tensor([len(row) for row in rows], dtype=torch.int32)}
 
     @torch.no_grad()
     def _latents(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Of images and of their control images, if there are any; else of the images twice."""
         if not images:
             return torch.empty(0), torch.empty(0)
-        pixels, control = torch.stack(images), self.encoders.control
-        latents = self.encoders.image(pixels).to("cpu", torch.float16)
-        return latents, self.encoders.image(control(pixels)).to("cpu", torch.float16) if control else latents
+        pixels, encode, control = torch.stack(images), self.encoders.image, self.encoders.control
+        assert encode is not None
+        latents = encode(pixels).to("cpu", torch.float16)
+        return latents, encode(control(pixels)).to("cpu", torch.float16) if control else latents
 
     @torch.no_grad()
     def _embed(self, captions: list[str]) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Captioned images as training reads them: shards of latents and caption embeddings, mapped instead of loaded.
 
 shard_00000.safetensors, ...: latents (fp16), caption embeddings (bf16) in one row, their lengths; for a ControlNet
-also hints, the latents of control images. encoding.py makes them.
+also hints, the latents of control images; of prompts without images no latents. encoding.py makes them.
 """
 
 import bisect
@@ -23,18 +23,20 @@ class Shard:
     def __init__(self, path: Path):
         file = safe_open(path, framework="pt")
         self.metadata = file.metadata() or {}
-        self._latents, self._captions = file.get_slice("latents"), file.get_slice("captions")
-        self._hints = file.get_slice("hints") if "hints" in file.keys() else None  # noqa: SIM118
+        self._captions = file.get_slice("captions")
+        others = {name: file.get_slice(name) for name in ("latents", "hints") if name in file.keys()}  # noqa: SIM118
+        self._latents, self._hints = others.get("latents"), others.get("hints")
         self._starts = [0, *file.get_tensor("lengths").cumsum(0).tolist()]
-        if (self._latents.get_shape()[0], self._captions.get_shape()[0]) != (len(self), self._starts[-1]):
+        counts = {len(self)} if self._latents is None else {len(self), self._latents.get_shape()[0]}
+        if counts != {len(self)} or self._captions.get_shape()[0] != self._starts[-1]:
             raise ValueError("its tensors do not belong together")
 
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def latent(self, i: int) -> Tensor:
-        """[32, h, w] in fp32."""
-        return self._latents[i].float()
+    def latent(self, i: int) -> Tensor | None:
+        """[32, h, w] in fp32; None of a prompt without an image."""
+        return None if self._latents is None else self._latents[i].float()
 
     def caption(self, i: int) -> Tensor:
         """An embedding [n, c]."""
@@ -46,10 +48,13 @@ class Shard:
 
 
 class LatentCache:
-    """Latents and caption embeddings of all shards. null: the embedding [n, c] of the empty caption."""
+    """Latents and caption embeddings of all shards. null: the embedding [n, c] of the empty caption.
 
-    def __init__(self, shards: Sequence[Shard], null: Tensor, fingerprint: str):
-        self.null, self.fingerprint = null, fingerprint
+    shape: of the latents of prompts without images, which are zero.
+    """
+
+    def __init__(self, shards: Sequence[Shard], null: Tensor, fingerprint: str, shape: tuple[int, ...] = ()):
+        self.null, self.fingerprint, self.shape = null, fingerprint, shape
         self._shards = shards
         self._ends = list(itertools.accumulate(map(len, shards)))
 
@@ -60,8 +65,9 @@ class LatentCache:
         """Latents in fp32, caption embeddings as they are stored."""
         rows = [self._row(i) for i in random.integers(len(self)).tolist()]
         hints = [hint for shard, i in rows if (hint := shard.hint(i)) is not None]
-        latents = torch.stack([shard.latent(i) for shard, i in rows])
-        return Batch(latents, [shard.caption(i) for shard, i in rows], torch.stack(hints) if hints else None)
+        latents = [latent for shard, i in rows if (latent := shard.latent(i)) is not None]
+        stacked = torch.stack(latents) if latents else torch.zeros(len(rows), *self.shape)
+        return Batch(stacked, [shard.caption(i) for shard, i in rows], torch.stack(hints) if hints else None)
 
     def _row(self, i: int) -> tuple[Shard, int]:
         """The shard of image i, and its place there."""

@@ -21,15 +21,15 @@ from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 
 @dataclass(frozen=True)
 class ImageEncoders:
-    """Both networks, and the size of the images that they encode."""
+    """Both networks, or without a DC-AE the one of prompts alone, and the size of the images that they encode."""
 
-    autoencoder: Autoencoder
+    autoencoder: Autoencoder | None
     text_encoder: TextEncoder
     size_px: int
 
     @property
     def fingerprint(self) -> str:
-        networks = (self.autoencoder, self.text_encoder.gemma)
+        networks = filter(None, (self.autoencoder, self.text_encoder.gemma))
         return " ".join([*map(weights_fingerprint, networks), str(self.size_px)])
 
     def encode(
@@ -41,20 +41,24 @@ class ImageEncoders:
         processes: ProcessGroup = SINGLE_PROCESS,
     ) -> LatentCache:
         """As dataset/encoding.py. control: makes control images of images; its fingerprint: which ones."""
-        encoders = Encoders(self._encode_image, self.text_encoder.encode, self.size_px, control)
+        image = None if self.autoencoder is None else self._encode_image
+        encoders = Encoders(image, self.text_encoder.encode, self.size_px, control)
         fingerprint = f"{self.fingerprint} {control_fingerprint}".strip()
         return encode_images(items, folder, encoders, fingerprint, processes)
 
     @torch.inference_mode()
     def _encode_image(self, images: Tensor) -> Tensor:
+        assert self.autoencoder is not None
         first = next(self.autoencoder.parameters())
         return (self.autoencoder.encode(images.to(first.device, first.dtype)) * SCALE).float().cpu()
 
 
-def load_encoders(autoencoder: Path, text_encoder: Path, size_px: int, device: torch.device) -> ImageEncoders:
+def load_encoders(autoencoder: Path | None, text_encoder: Path, size_px: int, device: torch.device) -> ImageEncoders:
     """From their files, in bf16 on a GPU. Raises CheckpointError."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    vae = checkpoint.build(checkpoint.load(autoencoder, layouts.AUTOENCODER), dtype=dtype, device=device)
+    vae = autoencoder and checkpoint.build(
+        checkpoint.load(autoencoder, layouts.AUTOENCODER), dtype=dtype, device=device
+    )
     weights = checkpoint.load(text_encoder, layouts.TEXT_ENCODER)
     gemma = checkpoint.build(weights, dtype=dtype, device=device)
     return ImageEncoders(vae, TextEncoder(gemma, find_tokenizer(weights), prompt_format(weights)), size_px)

@@ -6,11 +6,14 @@ The DC-AE and Gemma-2 encode and are released; training sees the transformer alo
 """
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 
+from ...batch import rows
 from ...latent import DOWNSCALE, LATENT_CHANNELS
 from ...models.autoencoder_config import AutoencoderConfig
 from ...models.gemma import GemmaConfig
@@ -20,6 +23,7 @@ from ...weights.checkpoint import CheckpointError
 from ..dataset.batch import weights_fingerprint
 from ..dataset.captioned import captioned
 from ..dataset.latent_cache import LatentCache
+from ..dataset.pairing import Item
 from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from ..engine.randomness import SampleRandom
 from ..recipes import Recipe
@@ -31,18 +35,38 @@ from .encoders import load_encoders
 from .run import Run, cpu_tensors
 
 SEED = 42
+PROMPTS = (".txt", ".jsonl", ".csv")
+NO_MORE = rows.Defaults()
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a run starts from: weights in any layout that the loaders know, and images with captions."""
+    """What a run starts from: weights in any layout that the loaders know, and images with captions.
+
+    Or a file of prompts, as batch/rows.py reads it, for methods that look at no image: then without an auto-encoder.
+    """
 
     teacher: Path
-    autoencoder: Path
+    autoencoder: Path | None
     text_encoder: Path
     images: Path
     time_scale: float | None = None  # of the teacher, where its file does not say
     student: Path | None = None  # a SANA-Sprint to distil on from
+
+    @property
+    def are_prompts(self) -> bool:
+        """Whether there are no images."""
+        return self.images.suffix.lower() in PROMPTS
+
+    def items(self) -> Iterator[Item]:
+        """Images with captions, or prompts. Raises ValueError, OSError."""
+        if not self.are_prompts:
+            return captioned(self.images)
+        return (Item(f"{self.images.name}/{row.id}", row.prompt, _no_image) for row in rows.read(self.images, NO_MORE))
+
+
+def _no_image() -> Image.Image:
+    raise ValueError("a prompt has no image")
 
 
 def stabilised(teacher: SanaTransformer) -> SanaTransformer:
@@ -74,9 +98,25 @@ class PublishedRun(Run):
         self.teacher = checkpoint.load(sources.teacher, layouts.TRANSFORMER, sources.time_scale)
         self.start = continued(sources.student) if sources.student else student_of
         self._check_teacher()
-        self._check_autoencoder(checkpoint.load(sources.autoencoder, layouts.AUTOENCODER).config)
+        if sources.are_prompts:
+            self._check_without_images()
+        elif sources.autoencoder is None:
+            raise ValueError(f"{sources.images}: images need --vae, which encodes them")
+        else:
+            self._check_autoencoder(checkpoint.load(sources.autoencoder, layouts.AUTOENCODER).config)
         self._check_text_encoder(checkpoint.load(sources.text_encoder, layouts.TEXT_ENCODER).config)
-        captioned(sources.images)
+        next(sources.items())
+
+    def _check_without_images(self) -> None:
+        """Raises ValueError where something learns from images, of which there are none."""
+        weights = {"sCM": self.recipe.objective.scm_weight, "LADD": self.recipe.objective.ladd_weight}
+        learning = [name for name, weight in weights.items() if weight]
+        learning += [] if is_stable(self.teacher.config) else ["the fine-tuning of this teacher"]
+        if learning:
+            raise ValueError(
+                f"{self.sources.images}: prompts alone, and {' and '.join(learning)} would learn from images: let the "
+                "teacher make them (python -m sprint_core.batch), or add --set distill.method=dmd, sid or emd"
+            )
 
     def _check_teacher(self) -> None:
         config, preset = self.teacher.config, presets.PRESETS[self.recipe.preset].transformer
@@ -104,8 +144,9 @@ class PublishedRun(Run):
 
     def encode_dataset(self) -> LatentCache:
         """Latents and embeddings of all images; both encoders are released afterwards."""
-        encoders = load_encoders(self.sources.autoencoder, self.sources.text_encoder, self.size_px, self.device)
-        return encoders.encode(captioned(self.sources.images), self.out / "encoded", processes=self.processes)
+        vae = None if self.sources.are_prompts else self.sources.autoencoder
+        encoders = load_encoders(vae, self.sources.text_encoder, self.size_px, self.device)
+        return encoders.encode(self.sources.items(), self.out / "encoded", processes=self.processes)
 
     def train_teacher(self, cache: LatentCache) -> Embedded:
         """The given model, fine-tuned with the stabilisers that sCM needs."""

@@ -113,6 +113,37 @@ def test_a_teachers_own_images_train_its_student(run, models, tmp_path, capsys):
     assert sum(len(cache["latents"]) for cache in caches if "latents" in cache) == 3
 
 
+def test_prompts_alone_train_a_student(run, models, tmp_path, capsys):
+    """No image is asked for, nor an auto-encoder; every prompt is encoded, and the student moves."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "red"}\n\n{"prompt": "a dark blue", "seed": 3}\n')
+    alone = {"data": tmp_path / "prompts.jsonl", "vae": None}
+    assert run(**alone, set="distill.method=dmd") == 0
+    (path,) = json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
+    student, teacher = (checkpoint.load(one, layouts.TRANSFORMER).tensors for one in (path, models))
+    assert any(not torch.equal(student[name].float(), teacher[name].bfloat16().float()) for name in teacher)
+    (shard,) = (tmp_path / "out" / "encoded").glob("shard_*.safetensors")
+    assert set(tensors(shard)) == {"captions", "lengths"} and len(tensors(shard)["lengths"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "options", "message"),
+    [
+        ("prompts.txt", "red", {}, "prompts alone, and sCM and LADD would learn from images"),
+        ("prompts.txt", "", {"set": "distill.method=dmd"}, "no prompts in it"),
+        ("prompts.csv", "words\nred", {"set": "distill.method=dmd"}, "words"),
+    ],
+)
+def test_prompts_that_cannot_be_used(run, tmp_path, caplog, no_step, name, text, options, message):
+    (tmp_path / name).write_text(text)
+    assert run(data=tmp_path / name, vae=None, **options) == 1
+    assert message in caplog.text
+
+
+def test_images_need_their_encoder(run, caplog, no_step):
+    assert run(vae=None) == 1
+    assert "needs --vae" in caplog.text
+
+
 def test_a_run_goes_on_from_its_best_average(run, models, tmp_path, capsys):
     """With another rate than before, from the step that best.safetensors says: here the untrained student."""
     out = tmp_path / "out"
