@@ -41,21 +41,21 @@ class ControlNetApply(io.ComfyNode):
                     min=0.0,
                     max=MAX_STRENGTH,
                     step=0.01,
-                    tooltip="How strictly. 0 switches it off.",
+                    tooltip="Control strength. 0 turns it off.",
                 ),
                 io.Float.Input(
                     "start_percent",
                     default=0.0,
                     **share,
-                    tooltip="Where on the way from noise to image it begins to act.",
+                    tooltip="Share of sampling after which it starts to act: 0 at pure noise, 1 at the image.",
                 ),
                 io.Float.Input(
                     "end_percent",
                     default=1.0,
                     **share,
-                    tooltip="Where it ceases to act. By the paper's schedule and at denoise 1, 2 steps lie at 0 and "
-                    "0.17, 4 at 0, 0.17, 0.3 and 0.62: an end of 0.1 steers the first step alone. With less denoise "
-                    "the first step lies later.",
+                    tooltip="Share of sampling after which it stops. By the paper's schedule and at denoise 1, 2 steps "
+                    "lie at 0 and 0.17, 4 at 0, 0.17, 0.3 and 0.62: an end of 0.1 steers the first step alone. With "
+                    "less denoise the first step lies later.",
                 ),
                 io.Conditioning.Input(
                     "negative",

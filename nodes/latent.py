@@ -46,7 +46,7 @@ class EmptyLatent(io.ComfyNode):
                     tooltip="Aspect ratio, width x height: the sizes SANA was trained on; or custom, for your own. A "
                     "model that comes in scales the listed ones to its size. The node says what it made.",
                 ),
-                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="Images in one go."),
+                io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="How many images to generate at once."),
                 io.Model.Input(
                     "model",
                     optional=True,

@@ -34,8 +34,8 @@ def average_input() -> io.Boolean.Input:
         default=False,
         advanced=True,
         optional=True,
-        tooltip="Of a training's checkpoint, read the moving average of the weights (state_dict_ema), not the weights "
-        "themselves (state_dict), which the authors' pipelines read. The log says which were read.",
+        tooltip="Of a training checkpoint, load the EMA weights, the moving average (state_dict_ema), not the "
+        "weights themselves (state_dict), which the authors' pipelines read. The log says which were read.",
     )
 
 
@@ -101,8 +101,9 @@ class LoadModel(io.ComfyNode):
                     options=list(options.TIME_SCALES),
                     default="auto",
                     advanced=True,
-                    tooltip="How the model was taught time. Only a single file of SANA 1.5 (0..1000) and of the Sprint "
-                    "1.6B teacher (0..1) cannot be told apart: auto assumes 0..1000 there and says so in the log.",
+                    tooltip="Timestep scale that the model was trained with. Only a single file of SANA 1.5 "
+                    "(0..1000) and of the Sprint 1.6B teacher (0..1) cannot be told apart: auto assumes 0..1000 there "
+                    "and says so in the log.",
                 ),
                 average_input(),
             ],
@@ -125,7 +126,7 @@ class LoadTextEncoder(io.ComfyNode):
     def define_schema(cls):
         return io.Schema(
             node_id="SanaSprintTextEncoderLoader",
-            display_name="Load SANA Text Encoder",
+            display_name="Load SANA Text Encoder (Gemma-2)",
             category=CATEGORY,
             description="Loads Gemma-2-2B-IT with SANA's instruction and token selection.",
             search_aliases=["gemma", "gemma 2", "sana clip", "sana text encoder"],
@@ -225,8 +226,8 @@ class LoadControlNet(io.ComfyNode):
                     options=list(options.TIME_SCALES),
                     default="auto",
                     advanced=True,
-                    tooltip="How it was taught time. auto: 0..1000 for those of SANA 1.0, the published ones, "
-                    "and 0..1 for those of a Sprint.",
+                    tooltip="Timestep scale that it was trained with. auto: 0..1000 for those of SANA 1.0, the "
+                    "published ones, and 0..1 for those of a Sprint.",
                 ),
                 io.Combo.Input(
                     "wiring",
@@ -270,8 +271,8 @@ class LoadLoRA(io.ComfyNode):
                     "teacher may or may not suit a Sprint.",
                 ),
                 io.Combo.Input("lora_name", options=lora.names(), tooltip="From models/loras."),
-                io.Float.Input("strength_model", **strength, tooltip="How much of it the model gets; may be negative."),
-                io.Float.Input("strength_clip", **strength, tooltip="The same for the text encoder."),
+                io.Float.Input("strength_model", **strength, tooltip="LoRA strength for the model; may be negative."),
+                io.Float.Input("strength_clip", **strength, tooltip="LoRA strength for the text encoder."),
                 io.Clip.Input("clip", optional=True, tooltip="Only for a LoRA that changes the text encoder as well."),
             ],
             outputs=[

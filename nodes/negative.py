@@ -59,16 +59,16 @@ class Negative(io.ComfyNode):
                     default=DEFAULT.start,
                     **share,
                     advanced=True,
-                    tooltip="Where on the way from noise to image it begins to act.",
+                    tooltip="Share of sampling after which it starts to act: 0 at pure noise, 1 at the image.",
                 ),
                 io.Float.Input(
                     "end_percent",
                     default=DEFAULT.end,
                     **share,
                     advanced=True,
-                    tooltip="Where it ceases to act. By the paper's schedule and at denoise 1, 2 steps lie at 0 and "
-                    "0.17, 4 at 0, 0.17, 0.3 and 0.62: an end of 0.1 steers the first step alone. With less denoise "
-                    "the first step lies later.",
+                    tooltip="Share of sampling after which it stops. By the paper's schedule and at denoise 1, 2 steps "
+                    "lie at 0 and 0.17, 4 at 0, 0.17, 0.3 and 0.62: an end of 0.1 steers the first step alone. With "
+                    "less denoise the first step lies later.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="For the sampler. A second negative prompt replaces the first.")],

@@ -20,7 +20,7 @@ def schedule_inputs() -> list:
         "angles",
         default="1.5708, 1.3",
         optional=True,
-        tooltip="TrigFlow angles, falling, in (0, pi/2]; pi/2 = 1.5708 is pure noise. As many steps as angles.",
+        tooltip="TrigFlow angles, decreasing, in (0, pi/2]; pi/2 = 1.5708 is pure noise. As many steps as angles.",
     )
     return [
         io.Int.Input(
@@ -28,8 +28,9 @@ def schedule_inputs() -> list:
             default=2,
             min=1,
             max=trigflow.APP_MAX_STEPS,
-            tooltip="1 to 4: what SANA-Sprint was trained for. One network serves them all; 2 is its best value for "
-            "money. More than 4 do not improve the image. With the schedule custom there are as many as angles.",
+            tooltip="1 to 4: what SANA-Sprint was trained for. One network serves them all; 2 is the best trade-off "
+            "of speed and quality. More than 4 do not improve the image. With the schedule custom there are as many as "
+            "angles.",
         ),
         io.DynamicCombo.Input(
             "schedule",
@@ -45,7 +46,7 @@ def schedule_inputs() -> list:
             max=1.0,
             step=0.01,
             tooltip="1 for text-to-image. Below 1, for image-to-image: every angle is multiplied by it, so that "
-            "less of the image is repainted.",
+            "less of the image changes.",
         ),
     ]
 
@@ -77,7 +78,7 @@ class Schedule(io.ComfyNode):
             description="SANA-Sprint's published schedules as SIGMAS, for SamplerCustom and SamplerCustomAdvanced.",
             search_aliases=["sana scheduler", "scm", "trigflow", "sigmas"],
             inputs=schedule_inputs(),
-            outputs=[io.Sigmas.Output(tooltip="Flow times, falling from at most 1 to 0.")],
+            outputs=[io.Sigmas.Output(tooltip="Sigmas, which are flow-matching times: from at most 1 down to 0.")],
             hidden=[io.Hidden.unique_id],
             accept_all_inputs=True,
         )

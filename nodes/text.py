@@ -37,7 +37,7 @@ class TextEncode(io.ComfyNode):
                     "text",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What to paint. (word:1.2) gives a word more weight, (word:0.8) less.",
+                    tooltip="The prompt. (word:1.2) gives a word more weight, (word:0.8) less.",
                 ),
                 io.DynamicCombo.Input(
                     "instruction",

@@ -124,11 +124,12 @@ def fill(models: Path) -> None:
     encoder.extras = tokenizer_state(find_tokenizer(encoder))
     for name in ("gemma_2_2b_it_elm_bf16", "gemma_2_2b_it_elm_fp8_scaled"):
         checkpoint.save(models / "text_encoders" / f"{name}.safetensors", [encoder], {})
-    checkpoint.save(models / "vae" / "diffusion_pytorch_model.safetensors", [parts["autoencoder"]], {})
+    checkpoint.save(models / "vae" / "dc-ae-f32c32-sana-1.1.safetensors", [parts["autoencoder"]], {})
     transformer = parts["transformer"]
     description = {checkpoint.TENSOR_KEY: checkpoint.describe_tensor(transformer)}
     (models / "diffusion_models").mkdir(parents=True, exist_ok=True)
-    torch.save(transformer.tensors | description, models / "diffusion_models" / "Sana_Sprint_1.6B_1024px.pth")
+    for name in ("Sana_Sprint_1.6B_1024px", "Sana_Sprint_0.6B_1024px"):
+        torch.save(transformer.tensors | description, models / "diffusion_models" / f"{name}.pth")
     transformer.tensors = quantise.quantised(transformer.tensors, "transformer", "fp8_e4m3fn")
     checkpoint.save(models / "diffusion_models" / "Sana_Sprint_0.6B_1024px_fp8.safetensors", [transformer], {})
     (models / "vae_approx").mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,8 @@ list of nodes that ComfyUI-Manager finds the pack by.
 
 Run it when a node's inputs, outputs or tooltips change; then translate what a test says is missing or out of date, and
 say that you did: --translated. The prose of the pages, nodes/web/docs/<node id>.md, is written by hand; what lies
-between the marks is not. Needs Chromium, which photographs each node in ComfyUI's own page.
+between the marks is not. Pages in other languages, nodes/web/docs/<node id>/<language>.md, take names and tooltips from
+locales/. Needs Chromium, which photographs each node in ComfyUI's own page.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ from launcher.client import Server  # noqa: E402
 from launcher.prompt import DYNAMIC_COMBO, WIDGET_TYPES  # noqa: E402
 from sprint_core.weights.presets import BUNDLED_NAME  # noqa: E402
 from sprint_core.weights.tensorfile import WEIGHT_SUFFIXES  # noqa: E402
+from tools.help_words import WORDS, Words  # noqa: E402
 
 DOCS, ENGLISH = ROOT / "nodes" / "web" / "docs", ROOT / "locales" / "en" / "nodeDefs.json"
 NODE_LIST = ROOT / "node_list.json"
@@ -88,9 +90,9 @@ def specifications(groups: Mapping, choice: str = "") -> Iterator[tuple[str, str
                     yield from specifications(option["inputs"], f"{name} {option['key']}")
 
 
-def inputs(definition: Mapping) -> list[Slot]:
+def inputs(definition: Mapping, words: Words = WORDS["en"]) -> list[Slot]:
     return [
-        Slot(name, kind, options.get("tooltip", ""), optional, _detail(kind, options), choice)
+        Slot(name, kind, options.get("tooltip", ""), optional, _detail(kind, options, words), choice)
         for name, kind, options, optional, choice in specifications(definition["input"])
     ]
 
@@ -100,27 +102,28 @@ def outputs(definition: Mapping) -> list[Slot]:
     return [Slot(*row) for row in rows]
 
 
-def _detail(kind: str, options: Mapping) -> str:
+def _detail(kind: str, options: Mapping, words: Words) -> str:
     """What a widget takes, in words."""
     if kind == "INT" and options.get("max", 0) > 2**32:
-        return "a whole number"
+        return words.whole_number
     if kind in ("INT", "FLOAT") and "default" in options:
-        return f"{options['min']:g} to {options['max']:g}, {options['default']:g} at first"
-    if kind == "COMBO" and _files(options):
-        return "a file or folder"
+        return words.span.format(options["min"], options["max"], options["default"])
+    if kind == "COMBO" and is_file(options):
+        return words.file
     if kind in ("COMBO", DYNAMIC_COMBO) and len(options["options"]) <= 4:
-        return ", ".join(_keys(options))
-    return {DYNAMIC_COMBO: "a choice", "COMBO": "a choice", "STRING": "text", "BOOLEAN": "on or off"}.get(kind, "")
+        return words.comma.join(keys(options))
+    choice = words.choice
+    return {DYNAMIC_COMBO: choice, "COMBO": choice, "STRING": words.text, "BOOLEAN": words.switch}.get(kind, "")
 
 
-def _keys(options: Mapping) -> list[str]:
+def keys(options: Mapping) -> list[str]:
     """The choices of a combo, plain or dynamic."""
     return [str(option["key"] if isinstance(option, Mapping) else option) for option in options["options"]]
 
 
-def _files(options: Mapping) -> bool:
+def is_file(options: Mapping) -> bool:
     """Whether the choices are what lies in the model folders."""
-    names = _keys(options)
+    names = keys(options)
     return not names or any(name.startswith(BUNDLED_NAME) or name.endswith(WEIGHT_SUFFIXES) for name in names)
 
 
@@ -145,24 +148,43 @@ def hashes(english: dict) -> dict[str, str]:
     return {path: digest(text) for path, text in leaves(english).items() if not path.endswith("/name")}
 
 
-def reference(node: str, definition: Mapping) -> str:
+def reference(node: str, definition: Mapping, language: str = "en") -> str:
     """The part of a page that follows from the definition. Lists, as tables do not fit beside a graph."""
-    lines = [BEGIN, "", f"![{definition['display_name']}]({node}.png)"]
-    if slots := inputs(definition):
-        lines += ["", "## Inputs", ""]
+    words, said = WORDS[language], translation(language)[node]
+    lines = [BEGIN, "", f"![{said['display_name']}]({node}.png)"]
+    if slots := inputs(definition, words):
+        lines += ["", f"## {words.inputs}", ""]
         for slot in slots:
             kind = slot.kind if slot.socket else slot.detail
-            takes = ", ".join(filter(None, (kind, slot.optional * "optional", slot.choice and f"with {slot.choice}")))
-            lines.append(f"- **{slot.name}** ({takes}): {slot.tip}")
-    lines += ["", "## Outputs", ""]
-    lines += [f"- **{slot.name}**: {slot.tip}" for slot in outputs(definition)]
+            choice = slot.choice and words.along_with.format(*slot.choice.split())
+            takes = words.comma.join(filter(None, (kind, slot.optional * words.optional, choice)))
+            takes = words.brackets.format(takes)
+            lines.append(f"- {_named(slot.name, said['inputs'][slot.key], takes, words)}")
+    lines += ["", f"## {words.outputs}", ""]
+    for i, slot in enumerate(outputs(definition)):
+        lines.append(f"- {_named(slot.name, said['outputs'][str(i)], '', words)}")
     return "\n".join([*lines, "", END])
 
 
-def page(old: str, node: str, definition: Mapping) -> str:
+def _named(name: str, said: Mapping, takes: str, words: Words) -> str:
+    """One input or output: as the node shows it, and as the graph calls it where that is something else."""
+    own = "" if said["name"] == name else f" `{name}`"
+    return f"**{said['name']}**{own}{takes}{words.colon}{said['tooltip']}"
+
+
+def translation(language: str) -> dict:
+    return json.loads((ENGLISH.parents[1] / language / ENGLISH.name).read_text("utf-8"))
+
+
+def page(old: str, node: str, definition: Mapping, language: str = "en") -> str:
     """A help page with its reference renewed."""
     head, rest = old.split(BEGIN)
-    return head + reference(node, definition) + rest.split(END)[1]
+    return head + reference(node, definition, language) + rest.split(END)[1]
+
+
+def page_file(node: str, language: str) -> Path:
+    """Where ComfyUI's page looks for it; the English one is also what every other language shows."""
+    return DOCS / f"{node}.md" if language == "en" else DOCS / node / f"{language}.md"
 
 
 def shown(definition: Mapping) -> str:
@@ -175,8 +197,8 @@ def shown(definition: Mapping) -> str:
         if choice:
             continue
         rows.append((name, kind, "optional" if optional else "required", *(options.get(key) for key in VISIBLE)))
-        if kind in ("COMBO", DYNAMIC_COMBO) and not _files(options):
-            rows.append(_keys(options)[0])  # what it stands at where no default is given
+        if kind in ("COMBO", DYNAMIC_COMBO) and not is_file(options):
+            rows.append(keys(options)[0])  # what it stands at where no default is given
     return repr((definition["display_name"], rows, [(slot.name, slot.kind) for slot in outputs(definition)]))
 
 
@@ -224,9 +246,12 @@ def main() -> None:
         digests = json.dumps(hashes(json.loads(english)), indent=0)
         TRANSLATED.write_text(digests + "\n", "utf-8", newline="\n")
     for node, definition in ours.items():
-        file = DOCS / f"{node}.md"
-        old = file.read_text("utf-8") if file.is_file() else f"# {definition['display_name']}\n\n{BEGIN}{END}\n"
-        file.write_text(page(old, node, definition), "utf-8", newline="\n")
+        for language in WORDS:
+            file = page_file(node, language)
+            if language != "en" and not file.is_file():
+                continue  # the editor shows the English one
+            old = file.read_text("utf-8") if file.is_file() else f"# {definition['display_name']}\n\n{BEGIN}{END}\n"
+            file.write_text(page(old, node, definition, language), "utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -1,41 +1,70 @@
-"""Run every workflow in a real ComfyUI and write its thumbnail, workflows/<name>.jpg.
+"""Run every template in a real ComfyUI and write its thumbnail, workflows/<name>.jpg, square as the browser shows it.
 
-Those of models that are not at hand show their graph instead.
+Those of models that are not at hand get a drawn card.
 
     python run.py python tools/make_thumbnails.py [NAME ...]
 
-Without names, of all. Not a test: run it when a workflow or the bundled model changes, and look at the images.
+Without names, of all. Not a test: run it when a template or the bundled model changes, and look at the images.
 """
 
 import io
-import json
 import sys
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests")]
 
 from launcher import setup  # noqa: E402
-from tools.make_help import ENGLISH  # noqa: E402
+from launcher.client import Client  # noqa: E402
+from tools.make_logo import INK, PAPER, SUN, arc  # noqa: E402
+from tools.template_plans import PLANS, TITLE_PREFIX, Plan  # noqa: E402
 
-SIDE_PX = 512
-NAMES = {name: node["display_name"] for name, node in json.loads(ENGLISH.read_text(encoding="utf-8")).items()}
-COLOURS = {  # of links, as ComfyUI has them
-    "MODEL": "#B39DDB", "CLIP": "#FFD500", "VAE": "#FF6E6E", "CONDITIONING": "#FFA931", "LATENT": "#FF9CF9",
-    "IMAGE": "#64B5F6", "CONTROL_NET": "#6EE7B7", "SIGMAS": "#CDFFCD", "SAMPLER": "#ECB4B4",
-}  # fmt: skip
+SIDE_PX, INSET_PX, EDGE_PX = 512, 140, 6
+QUIET = (170, 172, 180)
+BRAND = "SANA-Sprint"
 CANVAS_NODE = "SanaSprintLiveCanvas"
 
 
-def thumbnail(saved: list[bytes]) -> Image.Image:
-    """The saved images side by side."""
-    images = [Image.open(io.BytesIO(data)).convert("RGB").resize((SIDE_PX, SIDE_PX)) for data in saved]
-    sheet = Image.new("RGB", (SIDE_PX * len(images), SIDE_PX))
-    for i, image in enumerate(images):
-        sheet.paste(image, (i * SIDE_PX, 0))
+def square(data: bytes, side: int = SIDE_PX) -> Image.Image:
+    """A saved image, cropped to a square."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+
+
+def upon(first: Image.Image, result: Image.Image) -> Image.Image:
+    """What went in, small and framed, in a corner of what came out."""
+    sheet = result.copy()
+    framed = ImageOps.expand(first.resize((INSET_PX, INSET_PX), Image.Resampling.LANCZOS), EDGE_PX, PAPER)
+    sheet.paste(framed, (EDGE_PX * 2, SIDE_PX - framed.height - EDGE_PX * 2))
     return sheet
+
+
+def beside(images: list[Image.Image], words: tuple[str, ...]) -> Image.Image:
+    """Two images, each under its name."""
+    sheet = Image.new("RGB", (SIDE_PX, SIDE_PX), INK)
+    pen = ImageDraw.Draw(sheet)
+    side = SIDE_PX // 2 - 12
+    for i, (image, word) in enumerate(zip(images, words, strict=True)):
+        x = 8 + i * (side + 8)
+        sheet.paste(image.resize((side, side), Image.Resampling.LANCZOS), (x, 150))
+        pen.text((x + side / 2, 120), word, PAPER, ImageFont.load_default(24), anchor="mm")
+    pen.text((SIDE_PX / 2, 445), "the same image", QUIET, ImageFont.load_default(30), anchor="mm")
+    return sheet
+
+
+def card(words: tuple[str, ...]) -> Image.Image:
+    """For a model that is not at hand: what it is in large letters, under the pack's mark."""
+    large, *lines = words
+    sheet = Image.new("RGBA", (SIDE_PX, SIDE_PX), (*INK, 255))
+    arc(sheet, (256, 176), 140, (112, 72, 56, 44))
+    pen = ImageDraw.Draw(sheet)
+    pen.text((36, 318), large, SUN, ImageFont.load_default(124), anchor="ls")
+    for i, line in enumerate(lines):
+        pen.text((38, 372 + 40 * i), line, PAPER, ImageFont.load_default(32), anchor="ls")
+    pen.text((38, 476), BRAND, QUIET, ImageFont.load_default(26), anchor="ls")
+    return sheet.convert("RGB")
 
 
 def with_drawings(prompt: dict) -> dict:
@@ -45,49 +74,25 @@ def with_drawings(prompt: dict) -> dict:
     return shown | prompt
 
 
-def diagram(ui: dict) -> Image.Image:
-    """The graph: nodes as titled boxes, links as lines between them."""
-    nodes = {node["id"]: node for node in ui["nodes"]}
-    left, top = (min(node["pos"][i] for node in nodes.values()) for i in (0, 1))
-    right, bottom = (max(node["pos"][i] + node["size"][i] for node in nodes.values()) for i in (0, 1))
-    scale = min((2 * SIDE_PX - 40) / (right - left), (SIDE_PX - 60) / (bottom - top + 30))
-    sheet = Image.new("RGB", (2 * SIDE_PX, SIDE_PX), "#1e1f22")
-    pen = ImageDraw.Draw(sheet)
-    margin = (2 * SIDE_PX - (right - left) * scale) / 2
-    at = lambda x, y: (margin + (x - left) * scale, 40 + (y - top) * scale)  # noqa: E731
-    for node in nodes.values():
-        (x, y), (width, height) = node["pos"], node["size"]
-        note = node["type"] == "MarkdownNote"
-        pen.rounded_rectangle(
-            (at(x, y - 30), at(x + width, y + height)), 6, "#4a4426" if note else "#353639", "#6a6c72"
-        )
-        title, font = node.get("title") or NAMES.get(node["type"], node["type"]), ImageFont.load_default(13)
-        while pen.textlength(title, font) > (width - 24) * scale:
-            title = title.removesuffix("...")[:-1] + "..."
-        pen.text(at(x + 12, y - 20), title, "#e8e8e8", font)
-    for _, source, slot, target, socket, kind in ui["links"]:
-        a, b = nodes[source], nodes[target]
-        start = at(a["pos"][0] + a["size"][0], a["pos"][1] + 20 * (1 + slot))
-        end = at(b["pos"][0], b["pos"][1] + 20 * (1 + socket))
-        pen.line((start, end), fill=COLOURS.get(kind, "#888888"), width=2)
-    return sheet
+def thumbnail(server: Client, workflow: Path, plan: Plan | None) -> Image.Image:
+    """What a run of the template shows; of one without a plan, its image, and upon it what is drawn on its canvas."""
+    if plan and plan.card:
+        return card(plan.card)
+    outputs = server.run(with_drawings(server.prompt_of(workflow)))["outputs"]
+    nodes = plan.shown if plan else sorted(outputs, key=lambda name: not name.startswith("drawn-"))
+    images = [square(server.view(outputs[str(node)]["images"][0])) for node in nodes]
+    if plan and plan.beside:
+        return beside(images, plan.beside)
+    return upon(images[0], images[1]) if len(images) == 2 else images[0]
 
 
 def main() -> None:
+    plans = {TITLE_PREFIX + name: plan for name, plan in PLANS.items()}
     with setup.comfyui_server() as server:
         for workflow in sorted((ROOT / "workflows").glob("*.json")):
-            if sys.argv[1:] and workflow.stem not in sys.argv[1:]:
-                continue
-            ui = json.loads(workflow.read_text(encoding="utf-8"))
-            if any(node["properties"].get("models") for node in ui["nodes"]):
-                diagram(ui).save(workflow.with_suffix(".jpg"), quality=85)
-                continue
-            prompt = with_drawings(server.prompt_of(workflow))
-            outputs = server.run(prompt)["outputs"]
-            images = [image for node in prompt if node in outputs for image in outputs[node].get("images", [])]
-            drawn = any(node.startswith("drawn-") for node in prompt)
-            saved = [image for image in images if drawn or image["type"] == "output"] or images
-            thumbnail([server.view(image) for image in saved]).save(workflow.with_suffix(".jpg"), quality=85)
+            if not sys.argv[1:] or workflow.stem in sys.argv[1:]:
+                image = thumbnail(server, workflow, plans.get(workflow.stem))
+                image.save(workflow.with_suffix(".jpg"), quality=88)
 
 
 if __name__ == "__main__":

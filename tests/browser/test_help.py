@@ -11,6 +11,7 @@ OPEN = """async name => {
     app.graph.add(node);
     app.canvas.selectNode(node);
 }"""
+SCHEDULE = "app.graph.nodes[0].widgets.find(widget => widget.name === 'schedule')"
 
 
 def show(editor, name: str) -> None:
@@ -41,4 +42,7 @@ def test_nodes_speak_the_users_language(editor, setting, tmp_path):
     editor.wait_for_function(f"{title} === {json.dumps(name['display_name'])}", timeout=60_000)
     labels = editor.evaluate("app.graph.nodes[0].inputs.map(slot => slot.label ?? slot.localized_name)")
     assert name["inputs"]["positive"]["name"] in labels
+    words = json.loads((ROOT / "locales" / "ja" / "main.json").read_text(encoding="utf-8"))["sanaSprint"]["options"]
+    shown = editor.evaluate(f"(({{ options, value }}) => [options.getOptionLabel(value), value])({SCHEDULE})")
+    assert shown == [words["auto"], "auto"]
     editor.screenshot(path=tmp_path / "japanese.png")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from launcher.setup import PACK_NAME
 from tools import make_help
+from tools.help_words import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("en", "zh", "zh-TW", "ja", "ko", "fr", "es", "ru")
@@ -94,6 +95,50 @@ def test_every_node_has_a_page(server, ours):
         assert Image.open(io.BytesIO(data)).text["shown"] == make_help.shown(node), f"{name}.png: {RENEW}"
     with pytest.raises(urllib.error.HTTPError):
         server.request(f"/extensions/{PACK_NAME}/docs/SanaSprintNothing.md")
+
+
+ENGLISH_ALONE = {"SanaSprintLiveCanvas"}  # their pages are not translated
+
+
+@pytest.mark.parametrize("language", [language for language in WORDS if language != "en"])
+def test_translated_pages_say_what_the_english_ones_do(server, ours, language):
+    """The same inputs and outputs, by name, today's texts of that language, and the same code in the prose."""
+    for name, node in ours.items():
+        if name in ENGLISH_ALONE:
+            continue
+        english = make_help.page_file(name, "en").read_text("utf-8")
+        text = server.request(f"/extensions/{PACK_NAME}/docs/{name}/{language}.md").decode()
+        assert text == make_help.page(text, name, node, language), f"{name}/{language}.md: {RENEW}"
+        row = locale(language)[name]
+        assert text.startswith(f"# {row['display_name']}\n\n")
+        made, english_made = (page.split(make_help.BEGIN)[1].split(make_help.END)[0] for page in (text, english))
+        listed = re.findall(r"^- \*\*(.+?)\*\*(?: `(.+?)`)?", made, re.M)
+        assert [own or shown for shown, own in listed] == re.findall(r"^- \*\*(.+?)\*\*", english_made, re.M)
+        assert [shown for shown, _ in listed] == [
+            *(row["inputs"][slot.key]["name"] for slot in make_help.inputs(node)),
+            *(row["outputs"][str(i)]["name"] for i, _ in enumerate(make_help.outputs(node))),
+        ]
+        prose, english_prose = (page.replace(made, "") for page, made in ((text, made), (english, english_made)))
+        assert sorted(re.findall(r"`[^`]+`", prose)) == sorted(re.findall(r"`[^`]+`", english_prose)), name
+
+
+KEPT = re.compile(r"(bf16|fp16|fp32|fp8_e4m3fn|int8|cpu|HED|diffusers|[\d.]+\.\.\d+|\d+:\d+, \d+ x \d+)")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_choices_are_translated(server, ours, language):
+    """All but names of formats and files; each still shows the word that graphs and help pages have for it."""
+    served = server.json("/i18n")[language]
+    words = served.get("sanaSprint", {}).get("options", {})
+    choices = set()
+    for node in ours.values():
+        for _, kind, options, *_ in make_help.specifications(node["input"]):
+            if kind in ("COMBO", make_help.DYNAMIC_COMBO) and not make_help.is_file(options):
+                choices |= set(make_help.keys(options))
+    assert {"auto", "custom", "paper"} <= choices
+    translatable = {choice for choice in choices if not KEPT.fullmatch(choice)}
+    assert words.keys() == (set() if language == "en" else translatable)
+    assert all(shown.endswith(f" ({choice})") for choice, shown in words.items())
 
 
 def test_an_image_is_out_of_date_when_its_node_changes(ours):

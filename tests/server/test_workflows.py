@@ -13,6 +13,8 @@ from PIL import Image
 from launcher.prompt import DYNAMIC_COMBO, avoid, edit
 from sprint_core.shapes import judge
 from sprint_core.weights import presets
+from tools import make_templates
+from tools.template_plans import PLANS, TITLE_PREFIX
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,10 +53,19 @@ def test_workflow_names_what_the_nodes_know(server, workflow):
 
 
 def test_links_are_such_as_the_editor_offers(workflow):
-    """It takes a link only under the name that the node has chosen, and only from hosts that it trusts."""
-    for node in json.loads(workflow.read_text(encoding="utf-8"))["nodes"]:
+    """It takes a link only under the name that the node has chosen, and only from hosts that it trusts.
+
+    A file whose published name could be anything's gets a telling one; the note then says so.
+    """
+    nodes = json.loads(workflow.read_text(encoding="utf-8"))["nodes"]
+    note = "".join(node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
+    for node in nodes:
         for link in node["properties"].get("models", ()):
-            assert link["name"] in node["widgets_values"] and link["url"].endswith(f"/{link['name']}")
+            published = link["url"].rsplit("/", 1)[1]
+            assert link["name"] in node["widgets_values"]
+            assert published == link["name"] or f"*{published}*: rename it to **{link['name']}**" in note
+            assert not re.fullmatch(r"(model|diffusion_pytorch_model)\..*", link["name"])
+            assert f"[{link['name']}]({link['url']})" in note and f"── {link['name']}" in note
             assert link["url"].startswith(("https://huggingface.co/", "https://github.com/madebyollin/taesd/"))
             assert link["directory"] in {"diffusion_models", "text_encoders", "vae", "vae_approx", "checkpoints"}
 
@@ -89,15 +100,63 @@ def test_workflow_can_be_shared(workflow):
     assert Image.open(workflow.with_suffix(".jpg")).format == "JPEG"
 
 
-def test_no_node_covers_another(workflow):
+def boxes(ui: dict) -> dict:
+    """Each node's left, top, right and bottom, title included."""
     title = 30
-    boxes = {}
-    for node in json.loads(workflow.read_text(encoding="utf-8"))["nodes"]:
-        (x, y), (width, height) = node["pos"][:2], node["size"][:2]
-        boxes[node["id"]] = (x, y - title, x + width, y + height)
-    for a, b in itertools.combinations(boxes, 2):
-        (left, top, right, bottom), (left2, top2, right2, bottom2) = boxes[a], boxes[b]
-        assert left >= right2 or left2 >= right or top >= bottom2 or top2 >= bottom, f"nodes {a} and {b} overlap"
+    nodes = {node["id"]: (*node["pos"][:2], *node["size"][:2]) for node in ui["nodes"]}
+    return {i: (x, y - title, x + width, y + height) for i, (x, y, width, height) in nodes.items()}
+
+
+def test_no_node_covers_another(workflow):
+    for a, b in itertools.combinations(boxes(json.loads(workflow.read_text(encoding="utf-8"))).items(), 2):
+        (left, top, right, bottom), (left2, top2, right2, bottom2) = a[1], b[1]
+        assert left >= right2 or left2 >= right or top >= bottom2 or top2 >= bottom, f"nodes {a[0]} and {b[0]} overlap"
+
+
+planned = pytest.mark.parametrize("name", list(PLANS))
+
+
+def template(name: str) -> dict:
+    return json.loads((ROOT / "workflows" / f"{TITLE_PREFIX}{name}.json").read_text(encoding="utf-8"))
+
+
+@planned
+def test_a_template_is_as_its_plan_says(name):
+    ui = template(name)
+    make_templates.lay_out(ui, PLANS[name])
+    assert template(name) == ui, "run `python run.py python tools/make_templates.py`"
+
+
+@planned
+def test_graphs_go_from_left_to_right_through_numbered_groups(name):
+    """Each link ends to the right of the node where it begins; each node but the note is in one group."""
+    ui = template(name)
+    places = boxes(ui)
+    for _, source, _, target, _, kind in ui["links"]:
+        assert places[source][2] < places[target][0], f"{kind} from node {source} to {target} goes back"
+    groups = [(x, y, x + width, y + height) for x, y, width, height in (group["bounding"] for group in ui["groups"])]
+    assert [group["title"][:2] for group in ui["groups"]] == [f"{n} " for n in range(1, len(groups) + 1)]
+    assert all(a[2] < b[0] for a, b in itertools.pairwise(groups))
+    for node in ui["nodes"]:
+        left, top, right, bottom = places[node["id"]]
+        inside = [g for g in groups if g[0] < left and g[1] < top and right < g[2] and bottom < g[3]]
+        assert len(inside) == (node["type"] != "MarkdownNote"), node["id"]
+
+
+def test_names_rank_alike_in_the_template_browser():
+    """Its search puts shorter names first, and counts words: with as many each, they stay in order."""
+    names = [TITLE_PREFIX + name for name in PLANS]
+    assert {len(name.split()) for name in names} == {5}
+    assert names == sorted(names)
+    assert all(re.match(r"SANA-Sprint \d\d ", name) for name in names)
+
+
+@planned
+def test_thumbnails_are_square_and_small(name):
+    """The browser shows them on square cards, 256 pixels high."""
+    image = ROOT / "workflows" / f"{TITLE_PREFIX}{name}.jpg"
+    width, height = Image.open(image).size
+    assert width == height >= 512 and image.stat().st_size < 60_000
 
 
 @pytest.mark.oldest
