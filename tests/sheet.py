@@ -103,3 +103,15 @@ def wait_until_painted(page: Page) -> int:
     """Until the picture is the newest drawing's; its number."""
     page.locator(f"{CANVAS} .picture[aria-busy=false]").wait_for(timeout=120_000)
     return picture(page)
+
+
+PIXELS = """() => {
+    const canvas = document.querySelector('.sana-sprint-canvas .picture');
+    return Array.from(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data)
+}"""
+
+
+def square(page: Page, left: float, top: float, side: float) -> None:
+    """Drawn without lifting the pen, in shares of the sheet."""
+    right, bottom = left + side, top + side
+    stroke(page, (left, top), (right, top), (right, bottom), (left, bottom), (left, top))

@@ -1,17 +1,23 @@
-"""The sheet of the live canvas in ComfyUI's page, in both of its renderers."""
+"""The live canvas in ComfyUI's page against the real server: what each renderer draws in both, the rest in one."""
 
+import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sheet
+from editor import open_editor
+from PIL import Image
 
 from sprint_core.images import drawing as drawings
+from sprint_core.shapes import judge
 from sprint_core.weights.presets import BUNDLED_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTROL = f"{BUNDLED_NAME} ControlNet"
+CLASSIC, NODES2 = (pytest.mark.parametrize("page", [name], indirect=True) for name in ("classic", "nodes2"))
 RED_SQUARE = {"text": "a red square", "seed": 4, "control_after_generate": "fixed", "mode": "lines"}
 
 
@@ -25,8 +31,54 @@ def page(request, editor, setting):
     editor.evaluate("() => app.graph.clear()")  # closes the connection, and with it what is live
 
 
+def shown(page) -> np.ndarray:
+    """The picture beside the drawing: [h, w, 3]."""
+    flat = np.array(page.evaluate(sheet.PIXELS), dtype=np.uint8)
+    side = int(len(flat) / 4) ** 0.5
+    return flat.reshape(int(side), int(side), 4)[..., :3]
+
+
+def change(page, name: str, value) -> int:
+    """Another value of the node while it is live; the number of the picture that it gives."""
+    sheet.set_value(page, name, value)
+    page.locator(f"{sheet.CANVAS} .picture[aria-busy=true]").wait_for()
+    return sheet.wait_until_painted(page)
+
+
+def wait_until_idle(server) -> None:
+    deadline = time.monotonic() + 120
+    while (queue := server.json("/queue"))["queue_running"] or queue["queue_pending"]:
+        assert time.monotonic() < deadline, "live did not end"
+        time.sleep(0.1)
+
+
+def saved(server) -> list[np.ndarray]:
+    """Pixels of what all runs have saved, in their order."""
+    images = [image for run in server.json("/history").values() for image in server.images(run)]
+    return [np.asarray(Image.open(io.BytesIO(server.view(image)))) for image in images if image["type"] == "output"]
+
+
+def test_what_is_drawn_is_painted_at_once(page, server):
+    """A square by mouse becomes a red one; prompt and strength act while live; Stop saves the picture."""
+    sheet.go_live(page)
+    sheet.square(page, 0.3, 0.3, 0.35)
+    first = sheet.wait_until_painted(page)
+    assert judge.judge(shown(page), "a red square")
+    assert page.locator(f"{sheet.CANVAS} .ms").inner_text().endswith(" ms")
+    assert len(sheet.strokes(page)) == 1
+    blue = change(page, "text", "a blue square")
+    assert judge.judge(shown(page), "a blue square")
+    assert len({first, blue, change(page, "strength", 0)}) == 3
+    assert change(page, "strength", 1) == blue
+    change(page, "text", "a red square")
+    page.locator(f"{sheet.CANVAS} .go").click()
+    sheet.wait_for_state(page, "ended")
+    wait_until_idle(server)
+    assert judge.judge(saved(server)[-1], "a red square")
+
+
 def test_keys_stay_in_the_canvas(page):
-    """B, E, [, ] and Ctrl+Z act on the drawing; ComfyUI undoes nothing of the graph."""
+    """B, E, [, ] and Ctrl+Z act on the drawing; ComfyUI undoes nothing of the graph, in any of its run modes."""
     page.evaluate("() => { app.graph.add(Object.assign(LiteGraph.createNode('Note'), { pos: [0, -400] })) }")
     page.mouse.click(1200, 750)  # ComfyUI notes the change, which an undo would take back
     sheet.stroke(page, (0.2, 0.2), (0.8, 0.2))
@@ -55,6 +107,7 @@ def test_keys_stay_in_the_canvas(page):
     assert sheet.strokes(page) == []
 
 
+@CLASSIC
 def test_everything_has_a_label_and_a_key(page):
     """In the user's language; the tab key reaches all that can be used."""
     words = json.loads((ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["sanaSprintCanvas"]
@@ -68,6 +121,7 @@ def test_everything_has_a_label_and_a_key(page):
     assert {"brush", "eraser", "size", "symmetry", "underlay", "dice", "lock", "view", "sheet"} <= set(reached)
 
 
+@NODES2
 def test_symmetry_and_fewer_points(page):
     """The mirror image is a stroke of its own, and a straight line needs its two ends alone."""
     page.locator(f"{sheet.CANVAS} [data-text=symmetry]").select_option("x")
@@ -106,3 +160,154 @@ def test_the_page_draws_what_the_server_draws(editor):
     for a, b in ((ours[: 512**2].reshape(512, 512), lines), (ours[512**2 :].reshape(512, 512, 3), paint)):
         assert b.max() > 200
         assert np.abs(a - b).mean() < 0.5 and np.quantile(np.abs(a - b), 0.995) < 40
+
+
+def test_a_saved_drawing_is_the_same_again(page, server):
+    """Saved, loaded, run twice without a page that listens: the same strokes, the same bytes."""
+    sheet.square(page, 0.3, 0.3, 0.35)
+    text = sheet.value(page)
+    assert len(text) < 500
+    sheet.set_value(page, "live", False)
+    ui = page.evaluate("() => app.graph.serialize()")
+    images = []
+    for _ in range(2):
+        page.evaluate("async ui => { app.graph.clear(); await app.loadGraphData(ui) }", ui)
+        page.locator(f"{sheet.CANVAS} .drawing").wait_for(timeout=60_000)
+        assert sheet.value(page) == text
+        prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
+        (node,) = [node for node in prompt.values() if node["class_type"] == sheet.NODE]
+        assert node["inputs"]["drawing"] == text
+        server.request("/free", {"unload_models": False, "free_memory": True})  # or nothing would run again
+        prompt = json.loads(json.dumps(prompt).replace("ComfyUI", f"run{len(images)}"))
+        images += server.images(server.run(prompt, timeout=300))
+    first, second = [np.asarray(Image.open(io.BytesIO(server.view(image)))) for image in images]
+    assert np.array_equal(first, second)
+    assert judge.judge(first, "a red square")
+
+
+def test_another_prompt_ends_live(page, server):
+    """What was drawn last is saved, and the other one runs."""
+    sheet.go_live(page)
+    sheet.square(page, 0.3, 0.3, 0.35)
+    sheet.wait_until_painted(page)
+    count = len(saved(server))
+    other = page.evaluate("async () => (await app.graphToPrompt()).output")
+    (node,) = [node for node in other.values() if node["class_type"] == sheet.NODE]
+    node["inputs"] |= {"live": False, "drawing": "", "strength": 0, "text": "a blue circle"}
+    server.run(other, timeout=300)
+    sheet.wait_for_state(page, "ended")
+    live, asked = saved(server)[count:]
+    assert judge.judge(live, "a red square") and judge.judge(asked, "a blue circle")
+
+
+@CLASSIC
+def test_interrupt_ends_live(page, server):
+    sheet.go_live(page)
+    server.request("/interrupt", {})
+    sheet.wait_for_state(page, "ended")
+    wait_until_idle(server)
+    sheet.stroke(page, (0.2, 0.2), (0.8, 0.2))
+    assert len(sheet.strokes(page)) == 1
+
+
+@NODES2
+def test_a_node_deleted_while_live_ends_its_run(page, server):
+    sheet.go_live(page)
+    sheet.square(page, 0.3, 0.3, 0.35)
+    sheet.wait_until_painted(page)
+    page.evaluate("type => app.graph.remove(app.graph.nodes.find(node => node.type === type))", sheet.NODE)
+    wait_until_idle(server)
+
+
+@NODES2
+def test_another_tab_takes_the_canvas_and_gives_it_back(page, chromium, server):
+    """A duplicated tab has the same client id, and so the same canvas."""
+    sheet.wait_for_state(page, "waiting")
+    ui, client = page.evaluate("() => [app.graph.serialize(), app.api.clientId]")
+    other = chromium.new_page(viewport={"width": 1400, "height": 900})
+    other.add_init_script(f"sessionStorage.setItem('clientId', '{client}'); window.name = '{client}'")
+    sheet_open(other, server, ui)
+    sheet.wait_for_state(page, "taken")
+    sheet.wait_for_state(other, "waiting")
+    page.locator(f"{sheet.CANVAS} .go").click()
+    sheet.wait_for_state(page, "waiting")
+    sheet.wait_for_state(other, "taken")
+    other.close()
+
+
+def sheet_open(other, server, ui) -> None:
+    open_editor(other, server)
+    other.evaluate("async ui => { await app.loadGraphData(ui) }", ui)
+    other.locator(f"{sheet.CANVAS} .drawing").wait_for(timeout=60_000)
+
+
+SENT = """() => {
+    window.sent = 0;
+    const send = WebSocket.prototype.send;
+    WebSocket.prototype.send = function (data) {
+        if (typeof data !== 'string') window.sent++;
+        return send.call(this, data);
+    };
+}"""
+HIDE = """hidden => {
+    Object.defineProperty(document, 'hidden', { configurable: true, get: () => hidden });
+    document.dispatchEvent(new Event('visibilitychange'));
+}"""
+
+
+@NODES2
+def test_a_hidden_tab_sends_nothing(page):
+    """Until it is seen again: then the newest drawing."""
+    sheet.go_live(page)
+    sheet.square(page, 0.3, 0.3, 0.35)
+    before = sheet.wait_until_painted(page)
+    page.wait_for_timeout(500)
+    page.evaluate(SENT)
+    page.evaluate(HIDE, True)
+    sheet.square(page, 0.1, 0.1, 0.3)
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.sent") == 0
+    page.evaluate(HIDE, False)
+    assert sheet.wait_until_painted(page) != before
+    assert page.evaluate("window.sent") == 1
+
+
+def heap_mib(page) -> float:
+    """JavaScript's heap after a collection."""
+    client = page.context.new_cdp_session(page)
+    client.send("HeapProfiler.collectGarbage")
+    size = client.send("Runtime.getHeapUsage")["usedSize"]
+    client.detach()
+    return size / 2**20
+
+
+@CLASSIC
+def test_200_strokes_grow_no_memory(page):
+    """Drawn and undone while live, 50 at a time: the heap is what it was after the first ones."""
+    sheet.go_live(page)
+    heaps = []
+    for _ in range(4):
+        for i in range(50):
+            y = 0.1 + 0.8 * i / 50
+            sheet.stroke(page, (0.1, y), (0.9, y), moves=2)
+        assert len(sheet.strokes(page)) == 50
+        for _ in range(50):
+            page.keyboard.press("Control+z")
+        assert sheet.strokes(page) == []
+        heaps.append(heap_mib(page))
+    print(f"JavaScript's heap after each 50 strokes: {[round(heap, 1) for heap in heaps]} MiB")
+    assert heaps[-1] - heaps[0] < 3
+
+
+@CLASSIC
+def test_a_server_that_starts_anew_has_the_canvas_again(page, server):
+    sheet.square(page, 0.3, 0.3, 0.35)
+    drawn = sheet.strokes(page)
+    sheet.wait_for_state(page, "waiting")
+    server.stop()
+    sheet.wait_for_state(page, "lost")
+    server.start()
+    sheet.wait_for_state(page, "waiting")
+    assert sheet.strokes(page) == drawn
+    sheet.go_live(page)
+    sheet.wait_until_painted(page)

@@ -1,11 +1,23 @@
 """The workflows in ComfyUI's own editor, in headless Chromium."""
 
 import json
+import re
 from pathlib import Path
+
+import pytest
+from editor import overlaps
 
 from launcher.prompt import api_prompt
 from launcher.setup import PACK_NAME
 
+CARD = re.compile("^template-workflow-")
+SETTLE_MS = 700  # until nodes have been measured
+RUNS = ("02 Image to Image", "05 ControlNet Soft Edges")  # whose nodes say something, and show images
+RUN = """() => {
+    window.over = false;
+    app.api.addEventListener('execution_success', () => { window.over = true }, { once: true });
+    app.queuePrompt(0);
+}"""
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 UNKNOWN_NODES = "app.graph.nodes.map(node => node.type).filter(type => !(type in LiteGraph.registered_node_types))"
 
@@ -24,6 +36,31 @@ def test_template_opens_runs_and_shows_its_image(editor, workflow_names, tmp_pat
         timeout=300_000,
     )
     editor.screenshot(path=tmp_path / "image.png")
+
+
+@pytest.mark.parametrize("word", ["sana", "sprint"])
+def test_search_finds_every_template(editor, workflow_names, word):
+    editor.evaluate("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates') }")
+    editor.get_by_test_id(CARD).first.wait_for(timeout=60_000)
+    editor.get_by_role("dialog").get_by_role("textbox").fill(word)
+    for name in workflow_names:
+        editor.get_by_test_id(f"template-workflow-{name}").wait_for(timeout=60_000)
+
+
+@pytest.mark.parametrize("is_vue", [False, True], ids=["classic", "nodes2"])
+def test_no_node_lies_on_another_when_a_template_opens_and_when_it_has_run(editor, setting, workflow_names, is_vue):
+    """As drawn: by the rectangles of the nodes, which notices and images make taller."""
+    setting("Comfy.VueNodes.Enabled", is_vue, before=False)
+    for name in workflow_names:
+        ui = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+        editor.evaluate("async ui => { await app.loadGraphData(ui) }", ui)
+        editor.wait_for_timeout(SETTLE_MS)
+        assert overlaps(editor) == [], name
+        if name.endswith(RUNS):
+            editor.evaluate(RUN)
+            editor.wait_for_function("window.over", timeout=120_000)
+            editor.wait_for_timeout(SETTLE_MS)
+            assert overlaps(editor) == [], f"{name}, after a run"
 
 
 def test_editor_sends_what_we_send(editor, server, workflow):
