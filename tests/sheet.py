@@ -44,7 +44,13 @@ SUM = """() => {
 def build(page: Page, model: str, control: str | None, **values) -> None:
     """A graph around one live canvas, whose picture is saved."""
     page.evaluate(BUILD, {"values": values, "model": model, "control": control})
-    page.locator(f"{CANVAS} .drawing").wait_for(timeout=60_000)
+    drawing = page.locator(f"{CANVAS} .drawing")
+    drawing.wait_for(timeout=60_000)
+    wait_for_state(page, "waiting")
+    box = None
+    while (now := drawing.bounding_box()) != box:  # until the page has laid it out
+        box = now
+        page.wait_for_timeout(300)
 
 
 def stroke(page: Page, *points: tuple[float, float], moves: int = 6) -> None:
