@@ -65,7 +65,7 @@ class Session:
     heard: float = 0.0  # when the last frame came, or the run began, by the monotonic clock
     gone: float = 0.0  # since when no page is there
     sending: Future | None = None
-    told: set[str] = field(default_factory=set)  # faults that are in the log
+    logged: set[str] = field(default_factory=set)  # faults that are in the log
 
     # --- the worker's side
 
@@ -247,8 +247,8 @@ async def _hear(socket: web.WebSocketResponse, session: Session) -> None:
 
 def _note(session: Session, fault: str) -> None:
     kind = fault[:24]
-    if kind not in session.told:
-        session.told.add(kind)
+    if kind not in session.logged:
+        session.logged.add(kind)
         log.warning("live canvas: %s; refused", fault)
 
 

@@ -139,7 +139,11 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         raise ValueError(f"{', '.join(unread)}: the demo learns from nothing; is --recipe sprint-0.6B missing?")
     if args.pool is not None and args.pool < 1:
         raise ValueError(f"--pool {args.pool}: at least one scene is needed")
-    if args.resume_best and (args.ablations or recipes.RECIPES[args.recipe].is_control):
+    if (args.ablations or args.compare) and (args.export != "ema" or args.keep_every):
+        raise ValueError("--export and --keep-every are of one model; --compare and --ablations train many")
+    if args.ablations and args.max_hours < math.inf:
+        raise ValueError("--max-hours: --ablations stop at SIGTERM or Ctrl+C, and go on with the same command")
+    if args.resume_best and (args.ablations or args.compare or recipes.RECIPES[args.recipe].is_control):
         raise ValueError("--resume-best: only distillations of a teacher keep their best average")
     recipe = ablations.SHORT if args.ablations else recipes.RECIPES["emoji" if args.compare else args.recipe]
     return recipes.override(recipe, args.settings)
@@ -281,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = _dry_run(args, recipe, processes)
         elif args.compare:
             run, evaluations = _emoji_run(args, recipe, processes), args.evaluations or compare.EVALUATIONS
+            run.stop = Stop(args.max_hours)
             result = compare.run(run, compare.methods(args.methods), evaluations, compare.PROMPTS)
         elif args.ablations:
             result = ablations.run(

@@ -113,7 +113,7 @@ class Watched(Trainer):
         return metrics
 
     def save(self) -> float:
-        _write(self.file, {"steps": self.history})  # before the state, so that it is never behind it
+        write_result(self.file, {"steps": self.history})  # before the state, so that it is never behind it
         return super().save()
 
     def summary(self) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class Ablations:
         """The teacher's images by either sampler, from the same noise: results by SAMPLERS' names."""
         paths = {name: self.folder / f"{name}-{seed}" / "result.json" for name in SAMPLERS}
         key = {"teacher": weights_fingerprint(self.teacher), "prompts": self.prompts}
-        results = {name: result for name, path in paths.items() if (result := _read(path, key))}
+        results = {name: result for name, path in paths.items() if (result := read_result(path, key))}
         if len(results) == len(SAMPLERS):
             return results
         scores = {name: self._score(self._teacher_painter(sample), seed, name) for name, sample in SAMPLERS.items()}
@@ -172,7 +172,7 @@ class Ablations:
         for name, score in scores.items():
             result = self._result({scoring.TEACHER_STEPS: score}, seed)
             results[name] = result | shared | {"seconds": round(score.seconds, 1)}
-            _write(paths[name], {"key": key} | results[name])
+            write_result(paths[name], {"key": key} | results[name])
         return results
 
     def train_student(self, variant: Variant, seed: int) -> dict[str, Any]:
@@ -185,13 +185,13 @@ class Ablations:
         folder = self.folder / f"{variant.name}-{seed}"
         trainer = Watched(stage, schedule, folder, seed, self.run.processes)
         key = trainer.run | {"prompts": self.prompts}
-        if result := _read(folder / "result.json", key):
+        if result := read_result(folder / "result.json", key):
             return result
         pipeline = self._pipeline(trainer.train().transformer.eval(), teacher)
         painters = {steps: scoring.student(pipeline, steps, presets.GUIDANCE) for steps in STUDENT_STEPS}
         scores = {n: self._score(paint, seed, f"{variant.name}, {n}") for n, paint in painters.items()}
         result = self._result(scores, seed) | trainer.summary()
-        _write(folder / "result.json", {"key": key} | result)
+        write_result(folder / "result.json", {"key": key} | result)
         return result
 
     def _train_teacher(self, variant: Variant) -> Captioned:
@@ -290,7 +290,7 @@ def _all_results(ablations: Ablations) -> dict[str, dict[str, Any]]:
     return {name: measures.pooled(of_seeds) for name, of_seeds in results.items()}
 
 
-def _read(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
+def read_result(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result in a file, if it is of the same run."""
     if not path.is_file():
         return None
@@ -298,7 +298,7 @@ def _read(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
     return result if result.pop("key", None) == key else None
 
 
-def _write(path: Path, document: object) -> None:
+def write_result(path: Path, document: object) -> None:
     """JSON, whole or not at all."""
     with disk.replacing(path) as temporary:
         temporary.write_text(json.dumps(document), encoding="utf-8")

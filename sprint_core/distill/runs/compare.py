@@ -40,7 +40,7 @@ from ..stages.rivals import distill_stage
 from ..stages.student import DistillStage
 from . import ablation_measures as measures
 from . import compare_tables as tables
-from .ablations import Watched
+from .ablations import Watched, read_result, write_result
 from .emoji import EmojiRun
 
 METHODS: Mapping[str, Mapping[str, Any]] = {  # what each has other than the recipe
@@ -162,9 +162,9 @@ class Comparison:
         """Train, unless it is trained, and score, unless it is scored: the result of a method and a seed."""
         stage, schedule, evaluations = self.stage(method)
         folder = self.folder / f"{method}-{seed}"
-        trainer = Watched(stage, schedule, folder, seed, self.run.processes)
+        trainer = Watched(stage, schedule, folder, seed, self.run.processes, False, self.run.stop)
         key = trainer.run | {"evaluations": self.evaluations, "prompts": self.prompts}
-        if result := _read(folder / "result.json", key):
+        if result := read_result(folder / "result.json", key):
             return result
         stopped = False
         try:
@@ -181,7 +181,7 @@ class Comparison:
             "stopped": stopped,
             "by_steps": self.scores(student.transformer.eval(), seed),
         }
-        _write(folder / "result.json", {"key": key} | result)
+        write_result(folder / "result.json", {"key": key} | result)
         return result
 
     def scores(self, transformer: SanaTransformer, seed: int) -> dict[str, dict[str, Any]]:
@@ -280,16 +280,3 @@ def _written(comparison: Comparison, results: Mapping[str, Mapping[int, Mapping[
     tables.chart(results, files["png"])
     tqdm.write(document)
     return {"compare": lines, "files": [str(path) for path in files.values()]}
-
-
-def _read(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The result in a file, if it is of the same run."""
-    if not path.is_file():
-        return None
-    result = tensorfile.read_json(path)
-    return result if result.pop("key", None) == key else None
-
-
-def _write(path: Path, document: object) -> None:
-    with disk.replacing(path) as temporary:
-        temporary.write_text(json.dumps(document), encoding="utf-8")
