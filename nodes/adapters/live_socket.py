@@ -32,6 +32,7 @@ log = messages.logger(__name__)
 
 PATH = "/sana_sprint/live"
 TAKEN_CODE = 4001  # of a socket that another tab's takes the place of
+UNKNOWN_CODE = 4003  # of a socket that came before ComfyUI's own, as after a restart: the page comes again
 LONGEST_ID = 200
 HEARTBEAT_SEC = 20.0
 SILENCE_SEC, LONGEST_SILENCE_SEC = 60.0, 3600.0
@@ -189,10 +190,14 @@ def _is_own(request: web.Request) -> bool:
 _refused: set[str] = set()  # what is in the log already
 
 
-def _refuse(status: int, why: str) -> web.Response:
+def _tell(why: str) -> None:
     if why not in _refused:
         _refused.add(why)
         log.warning("live canvas: %s; refused", why)
+
+
+def _refuse(status: int, why: str) -> web.Response:
+    _tell(why)
     return web.Response(status=status, text=why)
 
 
@@ -203,10 +208,12 @@ async def listen(request: web.Request) -> web.StreamResponse:
     client, node = request.query.get("client", ""), request.query.get("node", "")
     if not (0 < len(client) <= LONGEST_ID and 0 < len(node) <= LONGEST_ID):
         return _refuse(400, "a page named no client and node")
-    if client not in getattr(screen.server(), "sockets", {}):
-        return _refuse(403, "a page named a client that ComfyUI does not know")
     socket = web.WebSocketResponse(max_msg_size=frames.MAX_MESSAGE_BYTES, heartbeat=HEARTBEAT_SEC)
     await socket.prepare(request)
+    if client not in getattr(screen.server(), "sockets", {}):
+        _tell("a page named a client that ComfyUI does not know")
+        await socket.close(code=UNKNOWN_CODE)  # rather than 403, which browsers report as an error of the page
+        return socket
     session = SESSIONS.setdefault((client, node), Session((client, node)))
     session.silence_sec = _silence_of(request.query.get("silence"))
     before, session.socket = session.socket, socket

@@ -57,7 +57,6 @@ export class Connection {
         if (!address) return this.later(RETRY_SEC[0]) // ComfyUI's own connection comes first
         const socket = (this.socket = new WebSocket(address))
         socket.binaryType = "arraybuffer"
-        socket.onopen = () => (this.tries = 0)
         socket.onmessage = ({ data }) => socket === this.socket && this.receive(data)
         socket.onclose = () => socket === this.socket && this.lost()
     }
@@ -78,6 +77,7 @@ export class Connection {
             this.flush()
             return shown.then(() => this.tell())
         }
+        this.tries = 0 // a server that closes the line at once has said nothing
         const message = JSON.parse(data)
         if (message.type === "error") {
             this.flying = null
