@@ -91,7 +91,9 @@ class Hints:
 
     def encode(self, vae: Any, pixels: Tensor) -> Tensor:
         """pixels: [b, h, w, 3] in [0, 1] -> raw latent [b, 32, h/32, w/32]."""
-        model, patches = vae.first_stage_model, getattr(vae.patcher, "patches_uuid", None)
+        # The number of threads, which a live canvas changes, changes the last bits.
+        patches = getattr(vae.patcher, "patches_uuid", None), torch.get_num_threads()
+        model = vae.first_stage_model
         self.kept = [entry for entry in self.kept if entry[0]() is not None]
         for kept_model, kept_patches, image, latent in self.kept:
             same_weights = kept_model() is model and kept_patches == patches

@@ -28,6 +28,7 @@ class ComfyPainter:
             control.require_own(control_net, vae)
         self.model, self.clip, self.vae, self.control_net = model, clip, vae, control_net
         self.steers = control_net is not None
+        self.on_cpu = mm.get_torch_device().type == "cpu"
 
     def encode_text(self, text: str) -> list:
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))

@@ -103,7 +103,7 @@ def follow(
 
 def _paint(session: Session, live: LiveSession, frame: Frame, number: int) -> Painted | None:
     try:
-        painted = live.paint(frame)
+        painted = live.paint(frame, hurried=True)
     except ValueError as error:
         session.post({"type": "error", "message": str(error)})
         return None

@@ -1,5 +1,7 @@
 """A live session: the pipeline's own images, and nothing computed again that did not change."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +10,7 @@ import standin
 import torch
 
 from sprint_core import sampler
+from sprint_core import thread_count as threads
 from sprint_core.images.frames import Frame
 from sprint_core.live import LiveSession, PipelinePainter
 from sprint_core.models.controlnet import AUTHORS
@@ -137,3 +140,82 @@ def test_stages_are_timed(session):
     assert list(first) == ["text", "control", "steps", "decode"] and min(first.values()) > 0
     assert not any(again.values())
     assert moved["steps"] > 0 and moved["text"] < first["text"]
+
+
+class Timed:
+    """A painter whose steps take so many milliseconds by torch's number of threads."""
+
+    steers, on_cpu = False, True
+
+    def __init__(self, ms: dict[int, float]):
+        self.ms = ms
+        self.counts: list[int] = []
+
+    def encode_text(self, text):
+        return text
+
+    def encode_lines(self, image):
+        raise AssertionError
+
+    encode_paint = encode_lines
+
+    def sample(self, frame, caption, noise, hint, start):
+        self.counts.append(torch.get_num_threads())
+        if frame.text == "broken":
+            raise ValueError("broken")
+        time.sleep(self.ms[self.counts[-1]] / 1000)
+        return torch.full((1, 1), float(self.counts[-1]))
+
+    def decode(self, latent):
+        return latent
+
+
+@pytest.fixture
+def two_threads():
+    with threads.threads(2):
+        yield
+
+
+def test_hurried_frames_take_the_number_of_threads_that_is_fastest(two_threads, monkeypatch):
+    """Each is tried twice, the slower again after a while; when the machine changes its mind, so does the choice."""
+    monkeypatch.setattr(threads, "AGAIN", 12)
+    painter = Timed({1: 1.0, 2: 12.0})
+    session = LiveSession(painter)
+    frames = [replace(PLAIN, seed=seed) for seed in range(40)]
+    for frame in frames[:13]:
+        session.paint(frame, hurried=True)
+    assert painter.counts == [1, 2, 1, 2, *[1] * 8, 2] and torch.get_num_threads() == 2
+    painter.ms = {1: 24.0, 2: 12.0}
+    for frame in frames[13:19]:
+        session.paint(frame, hurried=True)
+    assert painter.counts[13:] == [1] * 5 + [2]
+    session.paint(frames[19], hurried=True)
+    session.paint(frames[19], hurried=True)  # the same again is kept, and tells nothing
+    assert painter.counts[19:] == [2]
+
+
+def test_the_last_image_is_painted_by_all_threads(two_threads):
+    painter = Timed({1: 0.0, 2: 9.0})
+    session = LiveSession(painter)
+    for seed in range(6):
+        session.paint(replace(PLAIN, seed=seed), hurried=True)
+    assert session.paint(replace(PLAIN, seed=5)).image.item() == 2.0
+    assert painter.counts == [1, 2, 1, 2, 1, 1, 2]
+    painter.on_cpu = False
+    assert session.paint(replace(PLAIN, seed=6), hurried=True).image.item() == 2.0
+
+
+def test_threads_are_put_back_after_a_fault_and_others_keep_theirs(two_threads):
+    session = LiveSession(Timed({1: 0.0, 2: 0.0}))
+    with pytest.raises(ValueError, match="broken"):
+        session.paint(replace(PLAIN, text="broken"), hurried=True)
+    assert torch.get_num_threads() == 2
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
+        with threads.threads(1):
+            assert (torch.get_num_threads(), pool.submit(torch.get_num_threads).result()) == (1, 2)
+
+
+def test_a_hurried_image_is_the_pipelines_but_for_rounding(session, two_threads):
+    hurried = session.paint(DRAWN, hurried=True).image
+    torch.testing.assert_close(hurried, session.paint(DRAWN).image, rtol=1e-3, atol=1e-4)
