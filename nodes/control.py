@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import torch
 from comfy_api.latest import io
 
 from ..sprint_core.images import edges
 from ..sprint_core.models.controlnet import MAX_STRENGTH, check_strength_and_range
+from ..sprint_core.weights.finite import is_finite
 from .adapters import annotators, folders, screen
 from .adapters import control as adapter
 
@@ -152,7 +152,7 @@ class SoftEdges(io.ComfyNode):
                 f"this image has shape {list(image.shape)}; Soft Edges needs the 3 channels of an image without "
                 "alpha; use Split Image with Alpha"
             )
-        if not torch.isfinite(image).all():
+        if not is_finite(image):
             raise ValueError("the image for Soft Edges holds NaN or infinity; check the node that made it")
         path = hed_of(method)
         drawn = annotators.detect(image, path, scribble, resolution)

@@ -31,7 +31,7 @@ from ...sprint_core.text.loading import find_tokenizer, prompt_format
 from ...sprint_core.text.prompts import PromptTokenizer, Tokens
 from ...sprint_core.text.tokenizers import BOS, PAD, Tokenizer, decode, tokenizer_state
 from ...sprint_core.weights import checkpoint, layouts, part
-from ...sprint_core.weights.finite import first_and_count, not_finite
+from ...sprint_core.weights.finite import first_and_count, is_finite, not_finite
 from . import quantised, screen, writing
 from .options import DEFAULT, LoaderOptions
 
@@ -203,7 +203,7 @@ class SanaTextModel(nn.Module):
             batch.append(Tokens(empty + [PAD] * (len(ids) - len(empty)), list(keep)))
         rows = [row.float() for row in self._encode(batch, instruction[:-1])]
         cond = rows[0]
-        if not all(torch.isfinite(row).all() for row in rows):
+        if not all(map(is_finite, rows)):
             raise ValueError(self._why_not_finite())
         if weighted:
             cond = torch.lerp(rows[1], cond, weights.to(cond)[:, None])

@@ -21,6 +21,7 @@ from ...sprint_core import messages
 from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from ...sprint_core.models.controlnet import ControlNetConfig, SanaControlNet, check_strength_and_range
 from ...sprint_core.weights import checkpoint, layouts
+from ...sprint_core.weights.finite import is_finite
 from ...sprint_core.weights.presets import GUIDANCE
 from . import screen
 from .model import SanaLatent, SanaModel, attend
@@ -192,7 +193,7 @@ def _require_image(hint: Tensor) -> None:
         raise ValueError(f"the control image has {hint.ndim} dimensions, not 4; connect an IMAGE")
     if 0 in hint.shape:
         raise ValueError(f"the control image is empty, of shape {list(hint.shape)}; check the node that made it")
-    if not torch.isfinite(hint).all():
+    if not is_finite(hint):
         raise ValueError("the control image holds NaN or infinity; check the node that made it")
     if hint.shape[1] != 3:
         raise ValueError(

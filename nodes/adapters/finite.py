@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ...sprint_core.weights.finite import first_and_count, not_finite
+from ...sprint_core.weights.finite import first_and_count, is_finite, not_finite
 
 NETWORK = "diffusion_model."
 
@@ -61,7 +60,7 @@ def _conds(guider: Any) -> Iterator[dict]:
 
 def _cond_fault(cond: dict) -> str | None:
     text = cond.get("cross_attn")
-    if isinstance(text, Tensor) and not torch.isfinite(text).all():
+    if isinstance(text, Tensor) and not is_finite(text):
         return "the conditioning holds NaN or infinity; check the text encoder and the nodes behind it"
     control = cond.get("control")
     while control is not None:

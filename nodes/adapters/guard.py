@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...sprint_core import messages
 from ...sprint_core.latent import LATENT_CHANNELS
+from ...sprint_core.weights.finite import is_finite
 from . import bypass, finite, patches, screen
 
 log = messages.logger(__name__)
@@ -51,7 +52,7 @@ def guard_run(
     guider = executor.class_obj
     model = guider.model_patcher.model
     require_latent(latent_image)
-    if not torch.isfinite(latent_image).all():
+    if not is_finite(latent_image):
         raise ValueError("the latent holds NaN or infinity; check the image that it was encoded from")
     if noise.shape != latent_image.shape:
         raise ValueError(
@@ -68,7 +69,7 @@ def guard_run(
             _keep_cfg_1(guider.model_options, notes)
         samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     _tell(model, notes)
-    if not torch.isfinite(samples).all():
+    if not is_finite(samples):
         if fault := finite.sampling_fault(guider):
             raise ValueError(fault)
         dtype = model.get_dtype_inference()
@@ -116,7 +117,7 @@ def _checked(sigmas: Tensor, sprint: bool) -> Tensor:
     if not sigmas.is_floating_point():
         return sigmas  # no times: TrainLoraNode hands over the numbers of its images
     shown = ", ".join(f"{s:.4g}" for s in sigmas[:10].tolist())
-    if not torch.isfinite(sigmas).all():
+    if not is_finite(sigmas):
         raise ValueError(f"these SIGMAS hold NaN or infinity ({shown}); check the node that made them")
     if sigmas.max() > 1.0 + ROUNDING or sigmas.min() < 0.0:
         raise ValueError(f"these SIGMAS ({shown}) are another model's: SANA's lie between 1 and 0; {TAKE_OURS}")

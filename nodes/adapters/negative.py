@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...sprint_core.models.layers import Attention
 from ...sprint_core.models.nag import NAG, join
+from ...sprint_core.weights.finite import is_finite
 
 KEY = "sana_sprint_negative"  # a Negative
 SPLIT = "sana_sprint_nag"  # for one call of the network: (NAG, how many tokens of its context are the prompt's)
@@ -42,7 +43,7 @@ def apply(patcher: Any, conditioning: list, nag: NAG) -> tuple[Any, list[str]]:
         )
     text, mask = _joined(conditioning)
     patcher.model.require_own(text)
-    if not torch.isfinite(text).all():
+    if not is_finite(text):
         raise ValueError("the negative holds NaN or infinity; check the text encoder and the nodes behind it")
     patched = patcher.clone()
     options = patched.model_options.setdefault("transformer_options", {})

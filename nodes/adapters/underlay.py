@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...sprint_core.images import drawing, files
+from ...sprint_core.weights.finite import is_finite
 
 
 def file_of(underlay: drawing.Underlay) -> Path:
@@ -48,6 +49,6 @@ def _pillow(image: Tensor) -> Image.Image:
             f"image: of shape {list(image.shape)}; it needs the 3 channels of an image without alpha; use Split Image "
             "with Alpha"
         )
-    if not torch.isfinite(image[0]).all():
+    if not is_finite(image[0]):
         raise ValueError("image: holds NaN or infinity; check the node that made it")
     return Image.fromarray(image[0].clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy())

@@ -17,6 +17,7 @@ from ...sprint_core import messages
 from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from ...sprint_core.models import compiled
 from ...sprint_core.weights import checkpoint, layouts
+from ...sprint_core.weights.finite import is_finite
 from . import finite, screen
 from .options import DEFAULT, LoaderOptions
 from .preview import Colours, factors_of
@@ -132,9 +133,9 @@ class SanaVAE(comfy.sd.VAE):
 
     def _require_finite(self, source: Tensor, result: Tensor) -> None:
         """Of an image and its latent, either way: say where NaN in the result is from. Raises ValueError."""
-        if torch.isfinite(result).all():
+        if is_finite(result):
             return
-        if not torch.isfinite(source).all():
+        if not is_finite(source):
             raise ValueError("what came into the VAE holds NaN or infinity; check the node that made it")
         if fault := finite.weights_fault(self.patcher, self.first_stage_model):
             raise ValueError(fault)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...sprint_core.models.gemma import Gemma
 from ...sprint_core.text.generation import Sampling, chat_text, generate, stop_ids
 from ...sprint_core.text.tokenizers import Tokenizer
+from ...sprint_core.weights.finite import is_finite
 from . import screen
 
 STOP = "sana_stop"  # entry of a token dictionary to write from: the tokens that end the answer
@@ -61,7 +62,7 @@ def answer(
         )
 
     def logits(hidden: Tensor) -> Tensor:
-        if not torch.isfinite(hidden).all():
+        if not is_finite(hidden):
             raise ValueError(why_not_finite())
         return _logits(gemma, hidden)
 

@@ -1,4 +1,5 @@
-"""NaN and infinity in weights, looked for once a result has some: one pass over a file takes as long as reading it."""
+"""NaN and infinity: looked for in every result, and in weights once a result has some, as that takes as long as reading
+the file."""
 
 from collections.abc import Mapping
 
@@ -11,6 +12,14 @@ SLICE = 2**24  # elements that are looked at together
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that hold NaN or infinity, in their order; whole numbers hold none."""
     return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite, mostly by one sum: both are infectious, and a sum is one pass.
+
+    Only where the sum itself overflows are elements looked at one by one.
+    """
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(torch.isfinite(tensor).all())
 
 
 def _is_finite(tensor: Tensor) -> bool:
