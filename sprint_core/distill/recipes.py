@@ -105,6 +105,7 @@ class Objective:
     guidance: tuple[float, ...] = (4.0, 4.5, 5.0)  # embedded in the student, drawn anew for every sample
     form: str = "published"  # of sCM's loss, or "cosine": see losses/scm.py
     tangent: str = "jvp"  # or "difference": by finite differences
+    teacher_precision: str = "fp32"  # or "bf16": of its weights, in half the memory
     scm_weight: float = 1.0
     ladd_weight: float = 0.5
     max_time_share: float = 0.5  # of the generator's samples that start at pi/2
@@ -124,7 +125,8 @@ class Objective:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}; there are {methods.listed()}")
-        for name, choices in (("form", ("published", "cosine")), ("tangent", ("jvp", "difference"))):
+        fixed = {"form": ("published", "cosine"), "tangent": ("jvp", "difference")}
+        for name, choices in (fixed | {"teacher_precision": ("fp32", "bf16")}).items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; there are {' and '.join(choices)}")
         weights = {name: getattr(self, name) for name in WEIGHTS}
@@ -187,6 +189,8 @@ class Recipe:
                 f"the fake network would never begin: {name}.tangent_warmup_steps is {aim.score_from}, {name}.steps "
                 f"{steps}; lower {name}.tangent_warmup_steps"
             )
+        if self.is_control and aim.teacher_precision != "fp32":
+            raise ValueError(f"{name}.teacher_precision is {aim.teacher_precision}: a ControlNet has no teacher")
         if self.is_control and METHODS[aim.method].score:
             raise ValueError(f"{name}.method is {aim.method}: a ControlNet learns by scm alone")
 
@@ -235,11 +239,12 @@ DEMO_CONTROL = Schedule(2000, 32, 5e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, 
 ROBUST = Objective(
     form="cosine", tangent="difference", scm_weight=0.2, ladd_weight=0.5, tangent_warmup_steps=150, ladd_from=150
 )
+AT_FULL_SIZE = Objective(teacher_precision="bf16")
 RECIPES = {
     "demo": Recipe(DEMO, ROBUST),
     "emoji": Recipe(EMOJI, ROBUST),
-    "sprint-0.6B": Recipe(PUBLISHED, Objective(), "sprint-0.6B"),
-    "sprint-1.6B": Recipe(PUBLISHED, Objective(), "sprint-1.6B"),
+    "sprint-0.6B": Recipe(PUBLISHED, AT_FULL_SIZE, "sprint-0.6B"),
+    "sprint-1.6B": Recipe(PUBLISHED, AT_FULL_SIZE, "sprint-1.6B"),
     "demo-control": Recipe({"control": DEMO_CONTROL}, ROBUST),
     "emoji-control": Recipe({"control": EMOJI_CONTROL}, ROBUST),
     "control": Recipe({"control": PUBLISHED["distill"]}, Objective(), "sprint-1.6B"),

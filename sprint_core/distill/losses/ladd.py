@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ...devices import fp32
 from ...models.transformer import AroundBlock
 from ...trigflow import SIGMA_DATA, T_MAX, add_noise, flow_input, s_from_t
 from ..engine.activation_checkpointing import direct
@@ -74,7 +75,7 @@ class Critic(nn.Module):
             return x
 
         teacher(flow_input(x_t, per_sample(t, x_t)), s_from_t(t), around_block=collect, **conditioning)
-        logits = [head(f, x_t.shape[-2:]).flatten(1) for head, f in zip(self.heads, features, strict=True)]
+        logits = [head(fp32(f), x_t.shape[-2:]).flatten(1) for head, f in zip(self.heads, features, strict=True)]
         return torch.cat(logits, dim=1)
 
 

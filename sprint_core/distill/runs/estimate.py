@@ -1,8 +1,8 @@
 """What a stage will take, before it starts: its own code, run on tensors without data.
 
 Parameters, floating-point operations and what the backward pass keeps are counted on the meta device, in
-fp32: autocast keeps less. Time is operations over the speed of a large matrix product on this machine, which real
-steps do not reach.
+fp32 but for a teacher that is held in bf16: autocast keeps less. Time is operations over the speed of a large matrix
+product on this machine, which real steps do not reach.
 """
 
 import dataclasses
@@ -111,10 +111,10 @@ def estimate(
     plan = sorted(stage.plan, key=operator.attrgetter("module"))
     phases = [_phase(stage, phase, schedule.steps, samples, own + others) for phase in plan]
     extra = 3 if schedule.optimizer == "adamw" else 2  # gradients, moments (CAME's second one is factored)
-    state = extra * trained + sum(p.numel() for p in own + others + _parameters([stage.average_source]))
+    held = sum(p.nbytes for p in own + others + _parameters([stage.average_source]))
     flops = sum(phase.count(schedule.steps) * one.flops for phase, one in zip(plan, phases, strict=True))
     per_step = flops * (share / samples) / schedule.steps
-    return Estimate(stage.name, trained, FP32_BYTES * state, tuple(phases), per_step, schedule.steps)
+    return Estimate(stage.name, trained, FP32_BYTES * extra * trained + held, tuple(phases), per_step, schedule.steps)
 
 
 def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
@@ -202,7 +202,8 @@ def _transformer_stage(
     if name == "teacher":
         return TeacherStage(model, dataset, activation_checkpointing=checkpointing), ()
     kind = ControlStage if control else distill_stage
-    return kind(model, dataset, recipe.objective, activation_checkpointing=checkpointing), [model]
+    stage = kind(model, dataset, recipe.objective, activation_checkpointing=checkpointing)
+    return stage, [stage.teacher]
 
 
 def _demo_stage(name: str) -> tuple[Stage, Sequence[nn.Module]]:

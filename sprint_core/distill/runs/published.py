@@ -159,10 +159,9 @@ class PublishedRun(Run):
     def train_student(self, cache: LatentCache) -> SanaTransformer:
         """Distilled from the given teacher, or from the fine-tuned one where it lacks the stabilisers."""
         stable = is_stable(self.teacher.config)
-        teacher = Embedded(self.build_copy(self.teacher), cache.null) if stable else self.train_teacher(cache)
         checkpointing = self.recipe.stages["distill"].activation_checkpointing
-        stage = distill_stage(
-            teacher,
+        stage = distill_stage(  # which alone keeps the teacher, in its own precision
+            Embedded(self.build_copy(self.teacher), cache.null) if stable else self.train_teacher(cache),
             cache,
             self.recipe.objective,
             activation_checkpointing=checkpointing,
@@ -170,7 +169,7 @@ class PublishedRun(Run):
             watch=_watch(cache),
         )
         start = weights_fingerprint(stage.student.transformer)
-        stage.settings |= {"student": start, "teacher": weights_fingerprint(teacher)}
+        stage.settings |= {"student": start, "teacher": weights_fingerprint(stage.teacher)}
         return self.train(stage).transformer
 
     def export(self, model: SanaTransformer, command: str) -> list[Path]:

@@ -1,6 +1,7 @@
 """What the stages share: transformers that encode their captions, and what the sample grids show."""
 
 import abc
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,12 @@ class TextConditioned(nn.Module, abc.ABC):
     """A transformer and what encodes captions for it; "" is the caption of unconditional predictions."""
 
     transformer: SanaTransformer
+
+    def with_transformer(self, transformer: SanaTransformer) -> "TextConditioned":
+        """Another transformer with what encodes captions for this one."""
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "transformer": transformer}
+        return twin
 
     @abc.abstractmethod
     def encode(self, captions: Captions) -> tuple[Tensor, Tensor]:

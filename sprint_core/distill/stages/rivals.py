@@ -16,6 +16,7 @@ from ..losses.score import LastStep, Scores
 from ..losses.transform import Network, per_sample
 from ..methods import METHODS
 from ..recipes import Objective
+from .base import TextConditioned
 from .sprint import Conditioning
 from .student import DistillStage
 from .teacher import student_of
@@ -47,10 +48,10 @@ class RivalStage(DistillStage):
     The fake network starts as the teacher, with the student's guidance embedding: it is told the same guidance.
     """
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
+    def __init__(self, teacher: TextConditioned, *args: Any, **options: Any):
+        super().__init__(teacher, *args, **options)
         self.row = METHODS[self.objective.method]
-        self.fake = student_of(self.teacher.transformer).requires_grad_(True)
+        self.fake = student_of(teacher.transformer).requires_grad_(True)
         self.modules["fake"] = self.fake
         self.plan = plan(self.objective)
 

@@ -17,6 +17,7 @@ from ..losses import scm
 from ..losses.transform import trigflow_network
 from ..recipes import Objective
 from .base import CHUNK, Preview, TextConditioned, Watch
+from .frozen import FROZEN
 from .sprint import Conditioning, LogVariance, SprintStage, Weighted
 from .teacher import euler, student_of
 
@@ -51,7 +52,7 @@ def continued(path: Path) -> Callable[[SanaTransformer], SanaTransformer]:
 class DistillStage(SprintStage[Student]):
     """Distillation of a teacher. start: makes the student at its first step from the teacher's transformer.
 
-    watch: by what the guard sees how it does.
+    watch: by what the guard sees how it does. The teacher is given in fp32, and held as the objective says.
     """
 
     name = "distill"
@@ -69,6 +70,8 @@ class DistillStage(SprintStage[Student]):
         _check_guidance(teacher)
         self.watch, self._ends = watch, torch.empty(0)
         student = Student(start(teacher.transformer).requires_grad_(True))
+        if objective.teacher_precision != "fp32":
+            teacher = teacher.with_transformer(FROZEN[objective.teacher_precision](teacher.transformer))
         super().__init__(teacher, student, dataset, objective, preview, activation_checkpointing)
 
     def check(self, average: Student) -> dict[str, float]:

@@ -10,6 +10,7 @@ from tiny_recipe import tiny  # noqa: F401
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from sprint_core.devices import DTYPES
 from sprint_core.distill import __main__ as command
 from sprint_core.distill import recipes
 from sprint_core.distill.dataset.batch import Batch
@@ -43,7 +44,8 @@ def stage(name: str, device: str, checkpointing: bool = False, **objective) -> t
     model = Embedded(SanaTransformer(standin.TEACHER, device=device), torch.zeros(CAPTION, device=device))
     if name == "teacher":
         return TeacherStage(model, data, activation_checkpointing=checkpointing), []
-    return DistillStage(model, data, Objective(**objective), activation_checkpointing=checkpointing), [model]
+    distill = DistillStage(model, data, Objective(**objective), activation_checkpointing=checkpointing)
+    return distill, [distill.teacher]
 
 
 @functools.cache
@@ -78,19 +80,23 @@ def test_activation_checkpointing_trades_memory_for_operations(name):
             assert b.saved_bytes < a.saved_bytes / 4 and a.flops < b.flops < 1.34 * a.flops
 
 
-@pytest.mark.parametrize(("optimizer", "betas"), [("adamw", (0.9, 0.95)), ("came", CAME_BETAS)])
-def test_memory_is_what_a_trainer_holds(optimizer, betas, tmp_path):
+@pytest.mark.parametrize(
+    ("optimizer", "betas", "teacher"),
+    [("adamw", (0.9, 0.95), "fp32"), ("adamw", (0.9, 0.95), "bf16"), ("came", CAME_BETAS, "fp32")],
+)
+def test_memory_is_what_a_trainer_holds(optimizer, betas, teacher, tmp_path):
     """Weights, gradients, moments, average and the frozen teacher; CAME's second moments are small, and not counted."""
     schedule = Schedule(steps=2, batch=2, lr=1e-3, optimizer=optimizer, betas=betas)
-    real, (teacher,) = stage("distill", "cpu")
-    found = estimate.estimate(*stage("distill", "meta"), schedule)
+    real, (frozen,) = stage("distill", "cpu", teacher_precision=teacher)
+    found = estimate.estimate(*stage("distill", "meta", teacher_precision=teacher), schedule)
     trainer = Trainer(real, schedule, tmp_path)
     trainer.train()
-    parts = [*real.modules.values(), *real.modules.values(), trainer.average, teacher]  # twice, for their gradients
+    parts = [*real.modules.values(), *real.modules.values(), trainer.average, frozen]  # twice, for their gradients
     held = sum(p.nbytes for part in parts for p in part.parameters())
     states = [state for optimizer in trainer.optimizers.values() for state in optimizer.state.values()]
     held += sum(value.nbytes for state in states for value in state.values() if value.ndim)
     assert found.state_bytes == held if optimizer == "adamw" else 0.8 * held < found.state_bytes < held
+    assert {p.dtype for p in frozen.parameters()} == {DTYPES[teacher]}
     assert found.trained == sum(p.numel() for module in real.modules.values() for p in module.parameters())
 
 
