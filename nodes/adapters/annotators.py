@@ -5,6 +5,7 @@ from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.model_patcher
+import comfy.ops
 import comfy.utils
 import folder_paths
 import torch
@@ -33,7 +34,7 @@ def hed_file() -> Path | None:
 @functools.lru_cache(maxsize=1)
 def _patcher(path: Path, changed_ns: int) -> comfy.model_patcher.ModelPatcher:
     """changed_ns: when the file was, so that a repaired one is read."""
-    model = edges.load_hed(path)
+    model = edges.load_hed(path, comfy.ops.manual_cast)  # which moves weights that stay in main memory
     return comfy.model_patcher.CoreModelPatcher(
         model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
     )

@@ -10,11 +10,12 @@ Images are [b, h, w, 3] in [0, 1], edges [b, h, w] in [0, 1].
 
 import math
 import os
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.hed import HED
 from ..weights import tensorfile
@@ -111,11 +112,11 @@ def _is_ridge(x: Tensor) -> Tensor:
 # --- HED ----------------------------------------------------------------------------------------------
 
 
-def load_hed(path: str | os.PathLike) -> HED:
-    """The network of a ControlNetHED file. Raises CheckpointError for one that is not whole, or another's."""
+def load_hed(path: str | os.PathLike, ops: Any = nn) -> HED:
+    """The network of a ControlNetHED file, of layers from ops. Raises CheckpointError for another or half a file."""
     tensors = tensorfile.read(path).tensors
     with torch.device("meta"):
-        model = HED()
+        model = HED(ops)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if shapes != expected:

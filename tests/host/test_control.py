@@ -461,6 +461,13 @@ def test_hed_where_its_weights_are(node, pixels, hed_file, unchanged):
         node("SanaSprintSoftEdges", image=pixels)
 
 
+def test_hed_computes_where_its_image_is(host, pixels, hed_file):
+    """With weights that stay where they are, as under --novram; here they stay in another precision."""
+    network = host.pack("nodes.adapters.annotators")._patcher(hed_file, 0).model
+    exact = edges.load_hed(hed_file).double()(pixels.double().movedim(-1, 1))
+    torch.testing.assert_close(network(pixels.double().movedim(-1, 1)), exact)
+
+
 def test_hed_without_weights(node, pixels, unchanged):
     with unchanged(), pytest.raises(ValueError, match=r"no ControlNetHED\.pth in models/annotators; put it there"):
         node("SanaSprintSoftEdges", image=pixels, method="HED")

@@ -1,4 +1,4 @@
-"""Finding NaN and infinity: by one sum, which no element can hide from, and element by element where a sum overflows."""
+"""Finding NaN and infinity: by one sum, from which no element hides, and one by one where that sum overflows."""
 
 import pytest
 import torch
