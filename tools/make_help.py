@@ -41,6 +41,7 @@ PREFIX = "SanaSprint"
 BEGIN, END = "<!-- made by tools/make_help.py -->", "<!-- end -->"
 
 SCALE, MARGIN_PX = 2, 12  # of the images: pixels of the file per pixel of the page, and what lies around the node
+TALLEST_PX = 1200  # of an image in full; that of a taller node has one pixel of the file per pixel of the page
 SETTLE_MS = 1500  # until text boxes, which lie over the canvas, have found their places
 VISIBLE = ("default", "multiline", "advanced", "control_after_generate")  # options of an input that an image shows
 LORA = "lora.safetensors"  # an empty file, so that the node has one to choose
@@ -48,6 +49,7 @@ LORA = "lora.safetensors"  # an empty file, so that the node has one to choose
 ALONE = """name => {
     app.graph.clear();
     const node = LiteGraph.createNode(name);
+    node.id = window.lastShown = (window.lastShown ?? 0) + 1; // a second node of an id takes the first one's values
     app.graph.add(node);
     node.setSize([Math.max(node.size[0], 270), node.size[1]]);
     node.pos = [0, 0];
@@ -209,7 +211,8 @@ def photograph(page: Page, node: str) -> Image.Image:
     if page.evaluate("app.graph.nodes.map(node => node.type)") != [node]:  # the page's first graph may come late
         return photograph(page, node)
     data = page.screenshot(clip=graph_clip(page, MARGIN_PX))
-    return Image.open(io.BytesIO(data)).convert("RGB")
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    return image.reduce(SCALE) if image.height > TALLEST_PX else image
 
 
 def photograph_all(server: Server, definitions: Mapping[str, Mapping]) -> None:
@@ -220,7 +223,7 @@ def photograph_all(server: Server, definitions: Mapping[str, Mapping]) -> None:
     lora.touch()
     with sync_playwright() as playwright, plain_canvas(server):
         browser = launch_chromium(playwright, path)
-        page = browser.new_page(viewport={"width": 1200, "height": 900}, device_scale_factor=SCALE)
+        page = browser.new_page(viewport={"width": 1200, "height": 1300}, device_scale_factor=SCALE)
         open_editor(page, server)
         for node, definition in definitions.items():
             text = PngInfo()

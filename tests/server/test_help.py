@@ -97,15 +97,10 @@ def test_every_node_has_a_page(server, ours):
         server.request(f"/extensions/{PACK_NAME}/docs/SanaSprintNothing.md")
 
 
-ENGLISH_ALONE = {"SanaSprintLiveCanvas"}  # their pages are not translated
-
-
 @pytest.mark.parametrize("language", [language for language in WORDS if language != "en"])
 def test_translated_pages_say_what_the_english_ones_do(server, ours, language):
     """The same inputs and outputs, by name, today's texts of that language, and the same code in the prose."""
     for name, node in ours.items():
-        if name in ENGLISH_ALONE:
-            continue
         english = make_help.page_file(name, "en").read_text("utf-8")
         text = server.request(f"/extensions/{PACK_NAME}/docs/{name}/{language}.md").decode()
         assert text == make_help.page(text, name, node, language), f"{name}/{language}.md: {RENEW}"
