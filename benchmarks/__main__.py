@@ -1,12 +1,13 @@
 """What each part of an image costs on this machine, beside diffusers.
 
-    python -m benchmarks [--model demo|0.6B|1.6B] [--size PX] [--against diffusers] [--runs 5]
+    python -m benchmarks [--model demo|0.6B|1.6B] [--size PX] [--against diffusers|openvino] [--runs 5] [--busy N]
                          [--parts text,step,negative,control,hint,encode,decode,total,batch,train,load]
 
 Full-size models have random weights, made on the spot. Parts and sides take turns, so that whatever else the machine
 does meets all of them; medians of the runs. A table, then one JSON document on the last line. `--plot FILE` draws
 seconds against resolution and batch instead, up to 1024x1024 beside diffusers. `--compile` compiles transformer and
-auto-encoder on both sides first; `--profile` adds what kinds of operations each of our parts consists of.
+auto-encoder on both sides first; `--profile` adds what kinds of operations each of our parts consists of. `--busy N`
+has N other processes spin meanwhile, as on a desktop that does something else.
 """
 
 import argparse
@@ -18,10 +19,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks import alone, shares, sweep, training
+from benchmarks import alone, busy, converted, shares, sweep, theirs, training
+from benchmarks.converted import ByOpenVINO
 from benchmarks.measure import NETWORK_OF, Sides, Taken, difference, errors, exact, matmul_flops, measure
 from benchmarks.networks import BATCH, LONG, MODELS, SHORT, Ours
-from benchmarks.theirs import Theirs, version
+from benchmarks.theirs import Theirs
 from sprint_core import cli
 from sprint_core.devices import DTYPES, usable_device
 from sprint_core.images.files import check_image_name
@@ -44,6 +46,7 @@ PARTS = {
     "load": "all weights from files, in a process of its own",
     "alone": "and then an image there, the text encoder released before decoding",
 }
+RIVALS = {"diffusers": (Theirs, theirs.version), "openvino": (ByOpenVINO, converted.version)}
 COMPILED = ("step", "negative", "control", "hint", "encode", "decode", "total", "batch")  # the parts behind --compile
 GROUPS = {"text": ("text", "long_text", "same_text"), "load": ("load", "alone")}
 USUAL = "text,step,negative,control,hint,encode,decode,total"
@@ -107,8 +110,8 @@ COLUMNS = {
 
 MEANINGS = {
     "seconds": "median of the runs, ours",
-    "theirs": "median of the runs, diffusers",
-    "speed-up": "diffusers / ours, in seconds",
+    "theirs": "median of the runs, the other side",
+    "speed-up": "theirs / ours, in seconds",
     "MiB": "most memory beyond what was there before the call",
     "of peak": "operations per second / those of a large matrix product",
     "in steps": "seconds / those of one transformer step",
@@ -145,12 +148,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--parts", default=USUAL, help=f"of {', '.join(PARTS)} (default: {USUAL})")
     add(
         "--against",
-        choices=["diffusers"],
-        help="measure its pipeline, too, on the same weights; for demo, only --parts train",
+        choices=RIVALS,
+        help="measure diffusers' pipeline, too, on the same weights (for demo, only --parts train); openvino: its "
+        "networks converted, on a CPU",
     )
     add("--plot", type=Path, metavar="FILE", help="a chart of seconds against resolution and batch, instead of --parts")
     add("--plot-sizes", default=",".join(map(str, sweep.SIZES_PX)), help="sides in pixels (default: %(default)s)")
     add("--runs", type=int, default=5)
+    add("--busy", type=int, default=0, metavar="N", help="other processes that spin meanwhile")
     add("--seeds", type=int, default=0, help="compare so many results of each part with those in fp32")
     add("--profile", action="store_true", help="where the time of each of our parts goes, by kind of operation")
     add("--compile", action="store_true", help="compile transformer and auto-encoder, on both sides")
@@ -169,7 +174,11 @@ def _parts(names: str) -> list[str]:
 def _check_options(args: argparse.Namespace, parts: Sequence[str]) -> None:
     """Raises ValueError."""
     if args.against:
-        version()
+        RIVALS[args.against][1]()
+    if args.against == "openvino" and (args.plot or args.compile or set(parts) & {*GROUPS["load"], "train"}):
+        raise ValueError("--against openvino goes without --plot, --compile and the parts load, alone and train")
+    if not 0 <= args.busy <= 64:
+        raise ValueError(f"--busy {args.busy}: a number of processes from 0 to 64")
     if args.runs < 1:
         raise ValueError(f"--runs is {args.runs}; it must be at least 1")
     if not 0 <= args.seeds <= args.runs:
@@ -193,10 +202,10 @@ def run(args: argparse.Namespace) -> dict:
     ours = Ours(args.model, args.size, device, DTYPES[args.dtype] if args.dtype else None)
     if args.seeds and ours.dtype == torch.float32:
         raise ValueError("--seeds compares with fp32, which this is; add --dtype bf16")
-    theirs = Theirs(ours) if args.against and (args.plot or set(parts) != {"train"}) else None
+    rival = RIVALS[args.against][0](ours) if args.against and (args.plot or set(parts) != {"train"}) else None
     if args.plot:
-        return _about(args, ours) | {"plot": _plot(args, ours, theirs)}
-    sides = {"ours": ours} | ({"theirs": theirs} if theirs else {})
+        return _about(args, ours) | {"plot": _plot(args, ours, rival)}
+    sides = {"ours": ours} | ({"theirs": rival} if rival else {})
     calls: dict[str, Sides] = {
         part: {side: getattr(made, part) for side, made in sides.items() if hasattr(made, part)}
         for part in parts
@@ -207,12 +216,13 @@ def run(args: argparse.Namespace) -> dict:
         calls["train"] = {side: training.Training(side, device, ours.dtype).turn for side in names}
     prime(ours, parts)
     compiled = [network for made in sides.values() for network in made.compilable(parts)] if args.compile else []
-    taken = measure(calls, args.runs, device, kept=max(1, args.seeds), compiled=compiled)
+    with busy.spinning(args.busy):
+        taken = measure(calls, args.runs, device, kept=max(1, args.seeds), compiled=compiled)
     measured = rows(taken, matmul_flops(device, ours.dtype) if calls else None)
     if args.seeds:
         add_errors(measured, taken, ours)
     if "load" in parts:
-        measured |= rows(alone.measure(ours, bool(theirs), args.runs), None)
+        measured |= rows(alone.measure(ours, bool(rival), args.runs), None)
     tqdm.write(table(measured))
     if args.profile:
         profiled = shares.shares(calls)
@@ -226,9 +236,10 @@ def _about(args: argparse.Namespace, ours: Ours) -> dict:
     device, dtype = ours.device, str(ours.dtype).removeprefix("torch.")
     gpu = device.type == "cuda"
     machine = torch.cuda.get_device_name(device) if gpu else _cpu_name()
-    against = {"against": f"diffusers {version()}"} if args.against else {}
+    against = {"against": f"{args.against} {RIVALS[args.against][1]()}"} if args.against else {}
     about = {"model": args.model, "size_px": ours.size_px, "dtype": dtype} | against
     about |= {"compiled": True} if args.compile else {}
+    about |= {"busy": args.busy} if args.busy else {}
     return about | {"device": str(device), "machine": machine, "threads": torch.get_num_threads(), "runs": args.runs}
 
 
@@ -238,9 +249,9 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _plot(args: argparse.Namespace, ours: Ours, theirs: Theirs | None) -> dict:
+def _plot(args: argparse.Namespace, ours: Ours, rival: Theirs | None) -> dict:
     sizes = [_size(px) for px in args.plot_sizes.split(",")]
-    measured = sweep.sweep(ours, theirs, args.runs, sizes)
+    measured = sweep.sweep(ours, rival, args.runs, sizes)
     args.plot.parent.mkdir(parents=True, exist_ok=True)
     title = f"{args.model}, {str(ours.dtype).removeprefix('torch.')}, {ours.device}, {torch.get_num_threads()} threads"
     sweep.chart(measured, title, args.plot)

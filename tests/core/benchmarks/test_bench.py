@@ -8,14 +8,17 @@ import functools
 import io
 import json
 import sys
+import time
 
+import openvino
+import psutil
 import pytest
 import standin
 import torch
 from PIL import Image, ImageColor
 
 from benchmarks import __main__ as bench
-from benchmarks import alone, measure, networks, shares, sweep, theirs, training
+from benchmarks import alone, busy, converted, measure, networks, shares, sweep, theirs, training
 from sprint_core.models.gemma import GemmaConfig
 from sprint_core.weights import presets
 
@@ -72,6 +75,33 @@ def test_both_sides_compute_the_same(small, capsys):
     for name, row in result["parts"].items():
         assert row["difference"] < 1e-3, name
         assert row["ratio"] == pytest.approx(row["theirs"]["median_sec"] / row["ours"]["median_sec"], rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")  # of tracing
+def test_openvino_computes_the_same(small, capsys, tmp_path, monkeypatch):
+    """Converted networks in diffusers' pipeline; the second time they come from their files."""
+    monkeypatch.setattr(converted, "FOLDER", tmp_path)
+    words = ["--model", "0.6B", "--against", "openvino", "--parts", "text,step,control,encode,decode,total"]
+    for _ in range(2):
+        assert bench.main([*words, "--runs", "1", "--device", "cpu"]) == 0
+        result = last_line(capsys)
+        assert result["against"].startswith("openvino 20") and len(result["parts"]) == 8
+        assert "theirs" not in result["parts"].pop("control")
+        for name, row in result["parts"].items():
+            assert row["difference"] < 1e-3, name
+        files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.xml")}
+        monkeypatch.setattr(openvino, "convert_model", None)
+    assert {path.name.rpartition("-")[0] for path in files} == {"text_encoder", "transformer", "encode", "decode"}
+
+
+def test_others_spin_meanwhile():
+    with busy.spinning(2):
+        children = psutil.Process().children()
+        assert len(children) == 2 and all(child.is_running() for child in children)
+        before = [child.cpu_times().user for child in children]
+        time.sleep(0.5)
+        assert any(child.cpu_times().user > start for child, start in zip(children, before, strict=True))
+    assert not any(child.is_running() for child in children)
 
 
 @pytest.mark.parametrize(
@@ -281,6 +311,9 @@ def test_every_seed_has_a_prompt_of_its_own_for_every_tokenizer(small):
         (["--seeds", "3", "--runs", "2", "--dtype", "bf16"], "--seeds is 3"),
         (["--seeds", "2", "--device", "cpu", "--dtype", "fp32"], "add --dtype bf16"),
         (["--against", "diffusers"], "choose --model 0.6B"),
+        (["--against", "openvino"], "choose --model 0.6B"),
+        (["--model", "0.6B", "--against", "openvino", "--compile"], "goes without --plot, --compile and the parts"),
+        (["--busy", "-1"], "--busy -1: a number of processes from 0 to 64"),
         (["--compile", "--parts", "text"], "--compile: of these parts nothing is compiled"),
         (["--compile", "--profile"], "one at a time"),
         (["--plot", "new/a.png", "--profile"], "one at a time"),
@@ -311,5 +344,8 @@ def test_without_matplotlib_it_says_so(tmp_path, monkeypatch, caplog):
 def test_without_diffusers_it_says_so(small, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert bench.main(["--model", "0.6B", "--against", "diffusers", "--device", "cpu"]) == 1
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert bench.main(["--model", "0.6B", "--against", "openvino", "--device", "cpu"]) == 1
+    assert "install it first, with pip install --group openvino" in caplog.text
     assert bench.main(["--parts", "train", "--against", "diffusers", "--device", "cpu"]) == 1
     assert caplog.text.count("pip install diffusers") == 2 and theirs.CAPTION_TOKENS == 300
