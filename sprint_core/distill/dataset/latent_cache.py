@@ -5,8 +5,9 @@ also hints, the latents of control images; of prompts without images no latents.
 """
 
 import bisect
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..engine.randomness import SampleRandom
 from .batch import Batch
+from .read_ahead import ReadAhead
 
 
 class Shard:
@@ -55,6 +57,7 @@ class LatentCache:
 
     def __init__(self, shards: Sequence[Shard], null: Tensor, fingerprint: str, shape: tuple[int, ...] = ()):
         self.null, self.fingerprint, self.shape = null, fingerprint, shape
+        self._ahead: ReadAhead | None = None
         self._shards = shards
         self._ends = list(itertools.accumulate(map(len, shards)))
 
@@ -62,7 +65,21 @@ class LatentCache:
         return self._ends[-1]
 
     def batch(self, random: SampleRandom) -> Batch:
-        """Latents in fp32, caption embeddings as they are stored."""
+        """Latents in fp32, caption embeddings as they are stored; on the device, if read ahead for it."""
+        chosen = random.of_data()
+        return self._read(chosen) if self._ahead is None else self._ahead.take(chosen)
+
+    @contextlib.contextmanager
+    def reading_ahead(self, randoms: Iterator[SampleRandom], device: torch.device) -> Iterator[None]:
+        """While it is open, a thread reads the batches of these numbers, which must be asked for in their order."""
+        self._ahead = ReadAhead(self._read, (random.of_data() for random in randoms), device)
+        try:
+            yield
+        finally:
+            self._ahead.close()
+            self._ahead = None
+
+    def _read(self, random: SampleRandom) -> Batch:
         rows = [self._row(i) for i in random.integers(len(self)).tolist()]
         hints = [hint for shard, i in rows if (hint := shard.hint(i)) is not None]
         latents = [latent for shard, i in rows if (latent := shard.latent(i)) is not None]

@@ -19,10 +19,20 @@ class SampleRandom:
     device = torch.device("cpu")
 
     def __init__(self, seed: int, step: int, phase: str, samples: Sequence[int]):
-        self.generators = [torch.Generator().manual_seed(_key(seed, step, phase, i)) for i in samples]
+        self.key, self.samples, self._reads = (seed, step, phase), samples, 0
+        self.generators = [torch.Generator().manual_seed(_key(*self.key, i)) for i in samples]
 
     def __len__(self) -> int:
         return len(self.generators)
+
+    def of_data(self) -> "SampleRandom":
+        """Others for the same samples, always on the CPU, which say what is read of a dataset; each time others.
+
+        They depend on no draw from these, so that a batch can be read before its step begins.
+        """
+        self._reads += 1
+        seed, step, phase = self.key
+        return SampleRandom(seed, step, f"{phase}/data {self._reads}", self.samples)
 
     def normal(self, *shape: int) -> Tensor:
         """Unit normal [b, *shape]."""
@@ -49,20 +59,21 @@ class DeviceRandom(SampleRandom):
     """
 
     def __init__(self, seed: int, step: int, phase: str, samples: Sequence[int], device: torch.device):
-        self.device, self.count = device, len(samples)
-        self.generator = torch.Generator(device).manual_seed(_key(seed, step, phase, samples[0]))
+        super().__init__(seed, step, phase, ())
+        self.samples, self.device = samples, device
+        self.generator = torch.Generator(device).manual_seed(_key(*self.key, samples[0]))
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.samples)
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn((self.count, *shape), generator=self.generator, device=self.device)
+        return torch.randn((len(self), *shape), generator=self.generator, device=self.device)
 
     def uniform(self) -> Tensor:
-        return torch.rand(self.count, generator=self.generator, device=self.device)
+        return torch.rand(len(self), generator=self.generator, device=self.device)
 
     def integers(self, high: int) -> Tensor:
-        return torch.randint(high, (self.count,), generator=self.generator, device=self.device)
+        return torch.randint(high, (len(self),), generator=self.generator, device=self.device)
 
 
 @functools.cache

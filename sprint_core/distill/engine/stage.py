@@ -1,7 +1,8 @@
 """What a stage of training is to the trainer: its networks, its loss, and what tells its runs apart."""
 
 import abc
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar, cast
 
 import torch
@@ -40,6 +41,13 @@ class Stage(abc.ABC, Generic[Averaged]):
     def phases(self, step: int) -> tuple[Phase, ...]:
         """Those that take part in this step, in order."""
         return tuple(phase for phase in self.plan if step in phase)
+
+    def reading_ahead(self, asked: Iterator[tuple[str, SampleRandom]]) -> contextlib.AbstractContextManager:
+        """While it is open, `loss` may read before it is asked what it will be asked for: phases and their numbers.
+
+        They are in the order of the losses. A stage whose samples lie in memory reads nothing ahead.
+        """
+        return contextlib.nullcontext()
 
     def clipped_apart(self, phase: str) -> Sequence[nn.Module]:
         """The parts of the module that this phase trains, each of which has its gradient clipped by itself."""

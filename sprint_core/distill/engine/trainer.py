@@ -9,6 +9,7 @@ import copy
 import functools
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, cast
 
@@ -23,6 +24,7 @@ from .guard import ERROR, Guard
 from .muon import Muon, split
 from .phase import Phase
 from .processes import SINGLE_PROCESS, ProcessGroup
+from .randomness import SampleRandom
 from .records import Record
 from .stage import LOG_EVERY, Averaged, Stage
 from .stop import Stop, Stopped
@@ -92,7 +94,7 @@ class Trainer(Generic[Averaged]):
         pause = SAVE_EVERY_SEC
         metrics = {}
         record = Record(self.folder, self.schedule, self.step, writes=self.processes.rank == 0)
-        with record, self.stop.listening():
+        with record, self.stop.listening(), self.stage.reading_ahead(self._asked(self.step, end)):
             if self.step == 0:
                 self._report(record, metrics, end)
             while self.step < end:
@@ -163,18 +165,29 @@ class Trainer(Generic[Averaged]):
 
     def _gradients(self, phase: str) -> dict[str, Tensor]:
         """Gradients of the mean loss over this process's samples, in micro-batches that fit the memory."""
-        samples, totals = self.processes.share(self.schedule.batch), {}
-        size = self.schedule.micro_batch or len(samples)
-        for start in range(0, len(samples), size):
-            micro_batch = samples[start : start + size]
-            random = self.processes.random(self.seed, self.step, f"{self.stage.name}/{phase}", micro_batch)
+        totals = {}
+        for random in self._micro_batches(phase, self.step):
             with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.schedule.precision == "bf16"):
                 loss, metrics = self.stage.loss(phase, self.step, random)
-            share = len(micro_batch) / len(samples)
+            share = len(random) * self.processes.world_size / self.schedule.batch
             (loss * share).backward()
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 totals[name] = totals.get(name, 0.0) + value * share
         return totals
+
+    def _micro_batches(self, phase: str, step: int) -> Iterator[SampleRandom]:
+        """The numbers of this process's samples, as many at a time as fit the memory."""
+        samples = self.processes.share(self.schedule.batch)
+        size = self.schedule.micro_batch or len(samples)
+        for start in range(0, len(samples), size):
+            part = samples[start : start + size]
+            yield self.processes.random(self.seed, step, f"{self.stage.name}/{phase}", part)
+
+    def _asked(self, start: int, end: int) -> Iterator[tuple[str, SampleRandom]]:
+        """Phases and numbers of all losses of these steps, in order."""
+        for step in range(start, end):
+            for phase in self.stage.phases(step):
+                yield from ((phase.module, random) for random in self._micro_batches(phase.module, step))
 
     def _descend(self, phase: Phase) -> Tensor:
         """One optimizer step; one with a gradient that is not finite changes nothing, and is counted.

@@ -2,7 +2,8 @@
 
 import abc
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -13,6 +14,7 @@ from ...models.layers import MLP, sdpa, timestep_embedding
 from ...models.transformer import AroundBlock, Attention
 from ...trigflow import SIGMA_DATA, add_noise, flow_predict_x0, predict_x0
 from ..dataset.batch import Captions, Dataset
+from ..dataset.read_ahead import reading_ahead
 from ..engine.activation_checkpointing import around_block
 from ..engine.phase import Phase
 from ..engine.randomness import SampleRandom, initialise
@@ -104,6 +106,11 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         self.around_block = around_block(activation_checkpointing)
         self.proposal = scm.Proposal(objective.noise_mean, objective.noise_std)
         self.critic_proposal = scm.Proposal(objective.critic_mean, objective.critic_std)
+
+    def reading_ahead(self, asked: Iterator[tuple[str, SampleRandom]]) -> AbstractContextManager:
+        """The critic reads the captions of others, too."""
+        randoms = (random for phase, random in asked for _ in range(2 if phase == "critic" else 1))
+        return reading_ahead(self.dataset, randoms, self.device)
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         x0, conditioning = self._batch(random)

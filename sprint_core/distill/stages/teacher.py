@@ -5,6 +5,8 @@ which thing is left of which, as that shows late in the teacher's loss.)
 """
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Generic, TypeVar
 
 import torch
@@ -17,6 +19,7 @@ from ...models.transformer import SanaTransformer, TransformerConfig
 from ...trigflow import flow_add_noise, flow_predict_x0
 from ...weights import presets
 from ..dataset.batch import Captions, Dataset, without
+from ..dataset.read_ahead import reading_ahead
 from ..engine.activation_checkpointing import around_block
 from ..engine.randomness import SampleRandom, initialise
 from ..engine.stage import Stage
@@ -49,6 +52,9 @@ class TeacherStage(Stage[Model], Generic[Model]):
         self.preview = preview
         self.flow_shift = flow_shift
         self.around_block = around_block(activation_checkpointing)
+
+    def reading_ahead(self, asked: Iterator[tuple[str, SampleRandom]]) -> AbstractContextManager:
+        return reading_ahead(self.dataset, (random for _, random in asked), self.device)
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         batch = self.dataset.batch(random)

@@ -72,7 +72,7 @@ def test_a_batch_equals_direct_encoding(tmp_path):
     batch = data.batch(random())
     latents, embeddings = batch.latents, batch.captions
     assert latents.shape == (16, 32, 2, 2) and latents.dtype == torch.float32
-    chosen = [loads.items[i] for i in random().integers(10)]
+    chosen = [loads.items[i] for i in random().of_data().integers(10)]
     assert len({item.name for item in chosen}) > 5
     direct = encoders.image(torch.stack([square(item.load(), 64) for item in chosen[:3]]))
     assert torch.equal(latents[:3], direct.half().float())
