@@ -72,6 +72,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--control", type=Path, help="control recipes: train on from this ControlNet")
     add(
+        "--buckets",
+        action=argparse.BooleanOptionalAction,
+        help="of images: crop each to the model's bin of the nearest aspect ratio (default), or all to a square",
+    )
+    add(
         "--resume-best",
         action="store_true",
         help="go back to the best average that the distillation has kept; --set may say otherwise than before",
@@ -114,6 +119,9 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         raise ValueError(f"--evaluations {args.evaluations}: at least one is needed")
     if args.concepts and args.recipe != "emoji" and not args.compare:
         raise ValueError("--concepts: of --recipe emoji")
+    learns_from_images = bool(recipes.RECIPES[args.recipe].preset) and Path(args.data).suffix.lower() not in PROMPTS
+    if args.buckets is not None and not learns_from_images:
+        raise ValueError("--buckets, --no-buckets: of recipes that learn from your images")
     of_teacher = {"--teacher": args.teacher, "--time-scale": args.time_scale}
     unread = [option for option, value in of_teacher.items() if value is not None]
     if recipes.RECIPES[args.recipe].is_control:
@@ -217,7 +225,9 @@ def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, processes: Pr
     if missing:
         raise ValueError(f"--recipe {args.recipe} needs {', '.join(missing)}")
     data = {} if args.data == SCENES else {"sprites" if emoji_scenes else "images": Path(args.data)}
-    sources = control.ControlSources(*parts.values(), **data, hed=args.hed, branch=args.control)
+    sources = control.ControlSources(
+        *parts.values(), **data, hed=args.hed, branch=args.control, buckets=args.buckets is not False
+    )
     run = (emoji_control.EmojiControlRun if emoji_scenes else control.ControlRun)(
         args.out, recipe, sources, args.pool or control.POOL, processes
     )
@@ -236,7 +246,8 @@ def _run_published(
         raise ValueError(f"--recipe {args.recipe} needs {', '.join([*missing, *['--data'] * (args.data == SCENES)])}")
     if args.stage not in (*recipe.stages, "all"):
         raise ValueError(f"--stage {args.stage}: {args.recipe} has the stages {', '.join(recipe.stages)}")
-    sources = Sources(args.teacher, args.autoencoder, args.text_encoder, Path(args.data), args.time_scale, args.student)
+    parts = (args.teacher, args.autoencoder, args.text_encoder)
+    sources = Sources(*parts, Path(args.data), args.time_scale, args.student, args.buckets is not False)
     run = PublishedRun(args.out, recipe, sources, processes)  # before the estimate, which takes a while
     planned = [one for one in estimate.of_recipe(recipe, processes) if args.stage in (one.stage, "all")]
     estimate.check_memory(planned, processes)

@@ -1,6 +1,7 @@
 """Image sizes: the aspect ratios SANA was trained on, and rounding to what the model can make."""
 
 import math
+from collections.abc import Sequence
 
 from ..latent import DOWNSCALE
 
@@ -47,6 +48,18 @@ def round_size(width: int, height: int) -> tuple[int, int]:
         raise ValueError(f"size {width}x{height}: sides must lie in {MIN_PX} to {MAX_PX} pixels")
     width, height = (DOWNSCALE * round(pixels / DOWNSCALE) for pixels in (width, height))
     return width, height
+
+
+def bins(size_px: int) -> tuple[tuple[int, int], ...]:
+    """The bins, (width, height), of models of that size: of small ones as many as lie in multiples of 32."""
+    scale = size_px / SIDE_PX / DOWNSCALE
+    scaled_bins = ((DOWNSCALE * round(width * scale), DOWNSCALE * round(height * scale)) for width, height in BINS)
+    return tuple(dict.fromkeys(size for size in scaled_bins if min(size) >= MIN_PX))
+
+
+def nearest(width: int, height: int, among: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The bin that is nearest in height over width, which the authors' tables round to two digits."""
+    return min(among, key=lambda size: abs(round(size[1] / size[0], 2) - height / width))
 
 
 def scaled(width: int, height: int, size_px: int) -> tuple[int, int]:

@@ -8,22 +8,25 @@ from safetensors.torch import save_file
 from sprint_core.distill.dataset.latent_cache import LatentCache, Shard
 
 WIDTH = 64  # of captions, as the stand-ins' transformers read them
+SIZES = {(2, 2): 3, (2, 3): 4}  # of latents, and how many of each shard's images are so
 
 
-def write_shard(path: Path, count: int, seed: int, hints: bool = False) -> Shard:
+def write_shard(path: Path, seed: int, hints: bool = False) -> Shard:
     """Captions have 1 to 5 tokens."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, 6, (count,), generator=generator, dtype=torch.int32)
+    lengths = torch.randint(1, 6, (sum(SIZES.values()),), generator=generator, dtype=torch.int32)
     captions = torch.randn(int(lengths.sum()), WIDTH, generator=generator).bfloat16()
     tensors = {"captions": captions, "lengths": lengths}
     for name in ("latents", *["hints"] * hints):
-        tensors[name] = torch.randn(count, 32, 2, 2, generator=generator).half()
+        for size, count in SIZES.items():
+            latents = torch.randn(count, 32, *size, generator=generator).half()
+            tensors[f"{name} {size[0]}x{size[1]}"] = latents
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path)
     return Shard(path)
 
 
-def latent_cache(folder: Path, counts: tuple[int, ...] = (5, 3), hints: bool = False) -> LatentCache:
-    """Of shards with as many images."""
-    shards = [write_shard(folder / f"{i}.safetensors", count, i, hints) for i, count in enumerate(counts)]
-    return LatentCache(shards, torch.full((1, WIDTH), 0.1).bfloat16(), "by hand")
+def latent_cache(folder: Path, hints: bool = False, kind: type[LatentCache] = LatentCache) -> LatentCache:
+    """Of two shards, with images of two sizes."""
+    shards = [write_shard(folder / f"{i}.safetensors", i, hints) for i in range(2)]
+    return kind(shards, torch.full((1, WIDTH), 0.1).bfloat16(), "by hand")

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 from PIL import Image
+
+from sprint_core.distill.dataset.captioned import cropped
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -21,6 +24,11 @@ def encoded_bytes(image: Image.Image, format: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
     image.save(file, format, **options)
     return file.getvalue()
+
+
+def square(image: Image.Image, px: int) -> torch.Tensor:
+    """[3, px, px] in [-1, 1] of an image, as training reads it without buckets."""
+    return cropped(image, [(px, px)])
 
 
 def plain(colour=RED, size=(8, 8)) -> bytes:

@@ -1,6 +1,6 @@
 """The user's captioned images, from what they have: a folder, parquet files or webdataset shards.
 
-    folder, parquet or .tar -> Items (name, caption, load) -> square: [3, px, px]
+    folder, parquet or .tar -> Items (name, caption, load) -> cropped: [3, h, w]
 
 Nothing is read before it is needed, so that there may be more images than fit in memory. pairing.py says where
 captions are.
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ... import messages
 from ...images.files import rgb
+from ...images.sizes import nearest
 from . import shards
 from .pairing import CAPTIONS, IMAGES, NOT_READ, Item, Stored, caption_of, checked, lenient, paired, parsed, split
 
@@ -62,13 +63,15 @@ def captioned(path: Path) -> Iterator[Item]:
     return begun if of_kind["tar"] else _Counted(begun, len(images) + sum(map(_row_count, tables)))
 
 
-def square(image: Image.Image, px: int) -> Tensor:
-    """[3, px, px] in [-1, 1]: upright, over white, scaled to a shorter side of px, its middle."""
+def cropped(image: Image.Image, among: Sequence[tuple[int, int]]) -> Tensor:
+    """[3, h, w] in [-1, 1] of the (w, h) whose aspect ratio is nearest: upright, over white, scaled to cover it; its
+    middle."""
     image = rgb(image)
-    side = min(image.size)
-    left, top = ((length - side) / 2 for length in image.size)
-    box = (left, top, left + side, top + side)
-    pixels = np.array(image.resize((px, px), Image.Resampling.LANCZOS, box=box))
+    width, height = nearest(*image.size, among)
+    across, down = min(image.width, image.height * width / height), min(image.height, image.width * height / width)
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    box = (left, top, left + across, top + down)
+    pixels = np.array(image.resize((width, height), Image.Resampling.LANCZOS, box=box))
     return torch.from_numpy(pixels).movedim(-1, 0).float().div_(127.5).sub_(1.0).contiguous()
 
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import UnidentifiedImageError
@@ -25,7 +26,7 @@ from ... import messages
 from ...latent import DOWNSCALE, LATENT_CHANNELS
 from ...weights import tensorfile
 from ..engine.processes import SINGLE_PROCESS, ProcessGroup
-from .captioned import name_left_out, square
+from .captioned import cropped, name_left_out
 from .latent_cache import LatentCache, Shard
 from .pairing import Item
 
@@ -40,15 +41,16 @@ MIB = 2**20
 class Encoders:
     """What makes latents and embeddings.
 
-    image: images [b, 3, px, px] in [-1, 1] -> scaled latents [b, 32, h, w]. text: captions -> embeddings [n, c].
-    control: images -> control images, both as for `image`, of a ControlNet's dataset. Without `image` captions alone
-    are encoded, and no image is read.
+    image: images [b, 3, h, w] in [-1, 1] -> scaled latents [b, 32, h/32, w/32]. text: captions -> embeddings [n, c].
+    sizes: (w, h) to which images are cropped, each to the nearest. control: images, and which of them become scribbles,
+    -> control images, both as for `image`, of a ControlNet's dataset. Without `image` captions alone are encoded, and
+    no image is read.
     """
 
     image: Callable[[Tensor], Tensor] | None
     text: Callable[[list[str]], list[Tensor]]
-    px: int
-    control: Callable[[Tensor], Tensor] | None = None
+    sizes: Sequence[tuple[int, int]]
+    control: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 def encode_images(
@@ -103,8 +105,9 @@ class _Encoding:
         if not shards:
             raise ValueError(f"none of {count} images can be used: {messages.listed(skipped)}")
         name_left_out(f"{len(skipped)} of {count} images are damaged and left out", skipped)
-        side = self.encoders.px // DOWNSCALE
-        return LatentCache(shards, null, self.fingerprint, (LATENT_CHANNELS, side, side))
+        width, height = self.encoders.sizes[0]
+        shape = (LATENT_CHANNELS, height // DOWNSCALE, width // DOWNSCALE)
+        return LatentCache(shards, null, self.fingerprint, shape)
 
     def _refuse_others(self) -> None:
         for path in (*self._paths(), self.folder / "null.safetensors"):
@@ -115,8 +118,8 @@ class _Encoding:
                 continue
             if stored != self.fingerprint:
                 raise ValueError(
-                    f"{path}: made by another auto-encoder, text encoder or kind of edges ({stored}, not "
-                    f"{self.fingerprint}); choose another --out or delete {self.folder}"
+                    f"{path}: made by another auto-encoder, text encoder or kind of edges, or cropped otherwise "
+                    f"({stored}, not {self.fingerprint}); choose another --out or delete {self.folder}"
                 )
 
     def _path(self, index: int) -> Path:
@@ -167,44 +170,65 @@ class _Encoding:
         if self.encoders.image is None:
             bar.update(len(group))
             return self._embeddings([item.caption for item in group]), []
-        captions = []
-        latents = []
-        hints = []
-        skipped = []
-        for batch in _loaded(group, self.encoders.px, threads):
-            images = [image for _, image in batch if isinstance(image, Tensor)]
-            names = [item for item, image in batch if isinstance(image, Tensor)]
+        encoded, skipped = [], []
+        for batch in _loaded(group, self.encoders.sizes, threads):
+            images = [(item, image) for item, image in batch if isinstance(image, Tensor)]
             skipped += [f"{item.name} ({why})" for item, why in batch if isinstance(why, str)]
-            for item, latent, hint in zip(names, *self._latents(images), strict=True):
-                if latent.isfinite().all() and hint.isfinite().all():
-                    captions.append(item.caption)
-                    latents.append(latent)
-                    hints.append(hint)
+            for one in self._latents(images):
+                if one.latent.isfinite().all() and one.hint.isfinite().all():
+                    encoded.append(one)
                 else:
-                    skipped.append(f"{item.name} (the auto-encoder made it NaN or infinite)")
+                    skipped.append(f"{one.item.name} (the auto-encoder made it NaN or infinite)")
             bar.update(len(batch))
-        if not latents:
+        if not encoded:
             return {}, skipped
-        tensors = {"latents": torch.stack(latents)} | self._embeddings(captions)
-        return tensors | ({"hints": torch.stack(hints)} if self.encoders.control else {}), skipped
+        encoded.sort(key=_size)
+        return self._stacked(encoded) | self._embeddings([one.item.caption for one in encoded]), skipped
+
+    def _stacked(self, encoded: Sequence["_Encoded"]) -> dict[str, Tensor]:
+        """Latents, and hints if there are any, of each size: see latent_cache.py."""
+        tensors = {}
+        for (height, width), group in itertools.groupby(encoded, _size):
+            of_size = f" {height}x{width}" if len(self.encoders.sizes) > 1 else ""
+            latents, hints = zip(*((one.latent, one.hint) for one in group), strict=True)
+            tensors[f"latents{of_size}"] = torch.stack(latents)
+            if self.encoders.control:
+                tensors[f"hints{of_size}"] = torch.stack(hints)
+        return tensors
 
     def _embeddings(self, captions: Sequence[str]) -> dict[str, Tensor]:
         rows = [row for part in _in_groups(captions, BATCH) for row in self._embed(part)]
         return {"captions": torch.cat(rows), "lengths": torch.tensor([len(row) for row in rows], dtype=torch.int32)}
 
     @torch.no_grad()
-    def _latents(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Of images and of their control images, if there are any; else of the images twice."""
-        if not images:
-            return torch.empty(0), torch.empty(0)
-        pixels, encode, control = torch.stack(images), self.encoders.image, self.encoders.control
+    def _latents(self, images: Sequence[tuple[Item, Tensor]]) -> Iterator["_Encoded"]:
+        """Those of a batch, size by size. Every second image becomes a scribble, if control images are asked for."""
+        encode, control = self.encoders.image, self.encoders.control
         assert encode is not None
-        latents = encode(pixels).to("cpu", torch.float16)
-        return latents, encode(control(pixels)).to("cpu", torch.float16) if control else latents
+        numbered = sorted(enumerate(images), key=lambda pair: pair[1][1].shape)
+        for _, group in itertools.groupby(numbered, key=lambda pair: pair[1][1].shape):
+            numbers, of_size = zip(*group, strict=True)
+            items, pixels = zip(*of_size, strict=True)
+            pixels, scribbles = torch.stack(pixels), torch.tensor(numbers) % 2 == 1
+            latents = encode(pixels).to("cpu", torch.float16)
+            hints = encode(control(pixels, scribbles)).to("cpu", torch.float16) if control else latents
+            yield from map(_Encoded, items, latents, hints)
 
     @torch.no_grad()
     def _embed(self, captions: list[str]) -> list[Tensor]:
         return [row.to("cpu", torch.bfloat16) for row in self.encoders.text(captions)]
+
+
+class _Encoded(NamedTuple):
+    item: Item
+    latent: Tensor
+    hint: Tensor  # the latent itself, where there are none
+
+
+def _size(encoded: _Encoded) -> tuple[int, int]:
+    """(h, w) of the latent."""
+    height, width = encoded.latent.shape[1:]
+    return height, width
 
 
 def _stored(path: Path, sources: str) -> Shard | None:
@@ -233,21 +257,23 @@ def _in_groups(things: Iterable, size: int) -> Iterator[list]:
         yield group
 
 
-def _loaded(group: Sequence[Item], px: int, threads: ThreadPoolExecutor) -> Iterator[list[tuple[Item, Tensor | str]]]:
+def _loaded(
+    group: Sequence[Item], sizes: Sequence[tuple[int, int]], threads: ThreadPoolExecutor
+) -> Iterator[list[tuple[Item, Tensor | str]]]:
     """Batches of items with their images, or why there is none; while one is in use the next is being read."""
     batches = list(_in_groups(group, BATCH))
-    load = partial(_load, px=px)
+    load = partial(_load, sizes=sizes)
     following = threads.map(load, batches[0])
     for batch, after in zip(batches, [*batches[1:], []], strict=True):
         images, following = following, threads.map(load, after)
         yield list(zip(batch, images, strict=True))
 
 
-def _load(item: Item, px: int) -> Tensor | str:
-    """[3, px, px], or what is wrong with the image."""
+def _load(item: Item, sizes: Sequence[tuple[int, int]]) -> Tensor | str:
+    """[3, h, w], or what is wrong with the image."""
     try:
         with item.load() as image:
-            return square(image, px)
+            return cropped(image, sizes)
     except UnidentifiedImageError:  # its text has an address in memory
         return "not an image"
     except Exception as error:  # on damaged input Pillow's decoders raise anything, SyntaxError included

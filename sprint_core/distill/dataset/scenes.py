@@ -57,17 +57,18 @@ def scene_edges(seeds: Sequence[int]) -> Tensor:
     return control_images(as_tensor(renders))
 
 
-def control_images(images: Tensor, network: HED | None = None) -> Tensor:
-    """Soft edges of the even images, scribbles of the odd ones, as users may give either: [b, 3, h, w] in [-1, 1].
+def control_images(images: Tensor, network: HED | None = None, scribbles: Tensor | None = None) -> Tensor:
+    """Soft edges of images, or scribbles, as users may give either: [b, 3, h, w] in [-1, 1].
 
-    network: finds the edges; without it they are found without weights.
+    network: finds the edges; without it they are found without weights. scribbles: of which images [b], or of the odd.
     """
-    channels_last = (images.movedim(1, -1) + 1) / 2
-    drawn = torch.empty_like(channels_last)
-    for first, scribble in ((0, False), (1, True)):
-        if first < len(images):
-            drawn[first::2] = edges.detect(channels_last[first::2], network, scribble)
-    return drawn.movedim(-1, 1) * 2 - 1
+    scribbles = torch.arange(len(images)) % 2 == 1 if scribbles is None else scribbles
+    drawn = torch.empty_like(images)
+    for scribble in (False, True):
+        rows = (scribbles == scribble).nonzero()[:, 0].to(images.device)
+        if len(rows):
+            drawn[rows] = edges.detect((images[rows].movedim(1, -1) + 1) / 2, network, scribble).movedim(-1, 1)
+    return drawn * 2 - 1
 
 
 def as_tensor(renders: Iterable[np.ndarray]) -> Tensor:

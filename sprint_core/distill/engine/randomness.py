@@ -34,6 +34,10 @@ class SampleRandom:
         seed, step, phase = self.key
         return SampleRandom(seed, step, f"{phase}/data {self._reads}", self.samples)
 
+    def shared(self, high: int) -> int:
+        """An integer in [0, high) that the samples of all micro-batches and processes share."""
+        return int(torch.randint(high, (), generator=torch.Generator().manual_seed(_key(*self.key, "all"))))
+
     def normal(self, *shape: int) -> Tensor:
         """Unit normal [b, *shape]."""
         return torch.stack([torch.randn(shape, generator=g) for g in self.generators])
@@ -91,6 +95,6 @@ def initialise(model: nn.Module, seed: int) -> None:
                 reset()
 
 
-def _key(seed: int, step: int, phase: str, sample: int) -> int:
+def _key(seed: int, step: int, phase: str, sample: int | str) -> int:
     text = f"{seed}/{step}/{phase}/{sample}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")

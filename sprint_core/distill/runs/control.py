@@ -52,6 +52,7 @@ class ControlSources:
     sprites: Path | None = None  # of scenes of emoji (emoji/art.py)
     hed: Path | None = None  # finds the edges of images; None: without weights
     branch: Path | None = None  # a ControlNet to train on from
+    buckets: bool = True  # images are cropped to the bin of the nearest aspect ratio; or else to a square
 
 
 class ControlRun(Run):
@@ -98,12 +99,13 @@ class ControlRun(Run):
         hed = edges.load_hed(self.sources.hed).to(self.device) if self.sources.hed else None
 
         @torch.inference_mode()
-        def control(images: Tensor) -> Tensor:
-            return scenes.control_images(images.to(self.device), hed)
+        def control(images: Tensor, scribbles: Tensor) -> Tensor:
+            return scenes.control_images(images.to(self.device), hed, scribbles)
 
         fingerprint = f"edges {EDGES_VERSION} {weights_fingerprint(hed) if hed else ''}"
         size_px = self.trunk.settings["size_px"]
-        encoders = load_encoders(self.sources.autoencoder, self.sources.text_encoder, size_px, self.device)
+        sizes = (size_px, self.sources.buckets)
+        encoders = load_encoders(self.sources.autoencoder, self.sources.text_encoder, *sizes, self.device)
         items, folder = captioned(self.sources.images), self.out / "encoded"
         return encoders.encode(items, folder, control, fingerprint, self.processes)
 

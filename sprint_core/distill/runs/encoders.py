@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...images import sizes
 from ...latent import SCALE
 from ...models.autoencoder import Autoencoder
 from ...text.encoder import TextEncoder
@@ -21,28 +22,37 @@ from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 
 @dataclass(frozen=True)
 class ImageEncoders:
-    """Both networks, or without a DC-AE the one of prompts alone, and the size of the images that they encode."""
+    """Both networks, or without a DC-AE the one of prompts alone, and the size of the images that they encode.
+
+    buckets: images become as large in the aspect ratios of the model's bins, rather than square.
+    """
 
     autoencoder: Autoencoder | None
     text_encoder: TextEncoder
     size_px: int
+    buckets: bool
 
     @property
     def fingerprint(self) -> str:
         networks = filter(None, (self.autoencoder, self.text_encoder.gemma))
-        return " ".join([*map(weights_fingerprint, networks), str(self.size_px)])
+        return " ".join([*map(weights_fingerprint, networks), str(self.size_px), *["buckets"] * self._bucketed])
+
+    @property
+    def _bucketed(self) -> bool:
+        return self.buckets and self.autoencoder is not None
 
     def encode(
         self,
         items: Iterable[Item],
         folder: Path,
-        control: Callable[[Tensor], Tensor] | None = None,
+        control: Callable[[Tensor, Tensor], Tensor] | None = None,
         control_fingerprint: str = "",
         processes: ProcessGroup = SINGLE_PROCESS,
     ) -> LatentCache:
         """As dataset/encoding.py. control: makes control images of images; its fingerprint: which ones."""
         image = None if self.autoencoder is None else self._encode_image
-        encoders = Encoders(image, self.text_encoder.encode, self.size_px, control)
+        among = sizes.bins(self.size_px) if self._bucketed else [(self.size_px, self.size_px)]
+        encoders = Encoders(image, self.text_encoder.encode, among, control)
         fingerprint = f"{self.fingerprint} {control_fingerprint}".strip()
         return encode_images(items, folder, encoders, fingerprint, processes)
 
@@ -53,7 +63,9 @@ class ImageEncoders:
         return (self.autoencoder.encode(images.to(first.device, first.dtype)) * SCALE).float().cpu()
 
 
-def load_encoders(autoencoder: Path | None, text_encoder: Path, size_px: int, device: torch.device) -> ImageEncoders:
+def load_encoders(
+    autoencoder: Path | None, text_encoder: Path, size_px: int, buckets: bool, device: torch.device
+) -> ImageEncoders:
     """From their files, in bf16 on a GPU. Raises CheckpointError."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     vae = autoencoder and checkpoint.build(
@@ -61,4 +73,5 @@ def load_encoders(autoencoder: Path | None, text_encoder: Path, size_px: int, de
     )
     weights = checkpoint.load(text_encoder, layouts.TEXT_ENCODER)
     gemma = checkpoint.build(weights, dtype=dtype, device=device)
-    return ImageEncoders(vae, TextEncoder(gemma, find_tokenizer(weights), prompt_format(weights)), size_px)
+    encoder = TextEncoder(gemma, find_tokenizer(weights), prompt_format(weights))
+    return ImageEncoders(vae, encoder, size_px, buckets)

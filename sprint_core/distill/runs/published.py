@@ -52,6 +52,7 @@ class Sources:
     images: Path
     time_scale: float | None = None  # of the teacher, where its file does not say
     student: Path | None = None  # a SANA-Sprint to distil on from
+    buckets: bool = True  # images are cropped to the bin of the nearest aspect ratio; or else to a square
 
     @property
     def are_prompts(self) -> bool:
@@ -83,8 +84,8 @@ def stabilised(teacher: SanaTransformer) -> SanaTransformer:
 
 
 def _watch(cache: LatentCache) -> Watch:
-    """Of the first captions that a run would draw."""
-    batch = cache.batch(SampleRandom(SEED, 0, "watch", range(WATCHED)))
+    """Of some captions of the size that most images have."""
+    batch = cache.of_one_size().batch(SampleRandom(SEED, 0, "watch", range(WATCHED)))
     return Watch(batch.captions, tuple(batch.latents.shape[1:]), presets.FLOW_SHIFT)
 
 
@@ -145,7 +146,7 @@ class PublishedRun(Run):
     def encode_dataset(self) -> LatentCache:
         """Latents and embeddings of all images; both encoders are released afterwards."""
         vae = None if self.sources.are_prompts else self.sources.autoencoder
-        encoders = load_encoders(vae, self.sources.text_encoder, self.size_px, self.device)
+        encoders = load_encoders(vae, self.sources.text_encoder, self.size_px, self.sources.buckets, self.device)
         return encoders.encode(self.sources.items(), self.out / "encoded", processes=self.processes)
 
     def train_teacher(self, cache: LatentCache) -> Embedded:

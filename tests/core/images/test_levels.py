@@ -6,9 +6,9 @@ import zlib
 
 import numpy as np
 import pytest
+from picture_files import square
 from PIL import Image, ImageCms
 
-from sprint_core.distill.dataset.captioned import square
 from sprint_core.images.files import read, rgb
 
 WHITE = (255, 255, 255)

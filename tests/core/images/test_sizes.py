@@ -1,7 +1,9 @@
 """Image sizes against diffusers' table of the bins that SANA was trained on."""
 
+import numpy as np
 import pytest
-from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import ASPECT_RATIO_1024_BIN
+from diffusers.image_processor import PixArtImageProcessor
+from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import ASPECT_RATIO_512_BIN, ASPECT_RATIO_1024_BIN
 
 from sprint_core.images import sizes
 
@@ -30,6 +32,23 @@ def test_sizes_of_larger_models():
     assert sizes.scaled(1280, 768, 512) == (640, 384)
     with pytest.raises(ValueError, match="64 to 8192"):
         sizes.scaled(4096, 4096, 4096)
+
+
+def test_bins_of_smaller_and_larger_models():
+    """diffusers' table of 512 px; four times the bins' sides; of tiny models what lies in multiples of 32."""
+    assert [(width, height) for height, width in ASPECT_RATIO_512_BIN.values()] == list(sizes.bins(512))
+    assert sizes.bins(1024) == sizes.BINS
+    assert sizes.bins(4096) == tuple((4 * width, 4 * height) for width, height in sizes.BINS)
+    assert sizes.bins(64) == ((96, 64), (64, 64), (64, 96))
+
+
+@pytest.mark.parametrize(("px", "table"), [(1024, ASPECT_RATIO_1024_BIN), (512, ASPECT_RATIO_512_BIN)])
+def test_the_nearest_bin_is_that_of_the_authors(px, table):
+    """As diffusers' pipelines of the same table choose it, at ratios from 1 : 9000 on."""
+    random = np.random.default_rng(0)
+    for height, width in np.exp(random.uniform(0, 9, (2000, 2))).astype(int).tolist():
+        expected = PixArtImageProcessor.classify_height_width_bin(height, width, table)
+        assert sizes.nearest(width, height, sizes.bins(px)) == expected[::-1], (width, height)
 
 
 def test_aspect_ratios_name_the_nearest_usual_one():

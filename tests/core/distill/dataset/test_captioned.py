@@ -11,10 +11,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from picture_files import BLUE, RED, WHITE, encoded_bytes, own_cache, parquet, plain, tar, write  # noqa: F401
+from picture_files import BLUE, RED, WHITE, encoded_bytes, own_cache, parquet, plain, square, tar, write  # noqa: F401
 from PIL import Image
 
-from sprint_core.distill.dataset.captioned import captioned, square
+from sprint_core.distill.dataset.captioned import captioned
 
 ROOT = Path(__file__).resolve().parents[4]
 

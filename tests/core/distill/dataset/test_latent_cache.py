@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from picture_files import BLUE, RED, encoded_bytes, own_cache, parquet, plain, write  # noqa: F401
+from picture_files import BLUE, RED, encoded_bytes, own_cache, parquet, plain, square, write  # noqa: F401
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sprint_core.distill.dataset import encoding
-from sprint_core.distill.dataset.captioned import Item, captioned, square
+from sprint_core.distill.dataset.captioned import Item, captioned
 from sprint_core.distill.dataset.encoding import encode_images
 from sprint_core.distill.dataset.latent_cache import LatentCache
 from sprint_core.distill.engine.processes import ProcessGroup
@@ -58,7 +58,7 @@ def small_shards(monkeypatch):
 
 def encode(items, folder: Path, encoders: Encoders | None = None, fingerprint: str = "dc-ae gemma 64") -> LatentCache:
     encoders = encoders or Encoders()
-    return encode_images(items, folder, encoding.Encoders(encoders.image, encoders.text, 64), fingerprint)
+    return encode_images(items, folder, encoding.Encoders(encoders.image, encoders.text, [(64, 64)]), fingerprint)
 
 
 def random(count: int = 16) -> SampleRandom:
@@ -235,7 +235,7 @@ def test_processes_share_the_shards(tmp_path):
 
     def run(rank: int) -> LatentCache:
         mine, group = encoders[rank], ProcessGroup(rank=rank, world_size=2, state=together)
-        networks = encoding.Encoders(mine.image, mine.text, 64)
+        networks = encoding.Encoders(mine.image, mine.text, [(64, 64)])
         return encode_images(iter(items[rank]), tmp_path / "two", networks, "f", group)
 
     with ThreadPoolExecutor(2) as threads:

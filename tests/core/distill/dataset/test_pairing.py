@@ -15,10 +15,10 @@ from pathlib import Path
 import datasets
 import pyarrow
 import pytest
-from picture_files import BLUE, RED, own_cache, parquet, plain, tar, write  # noqa: F401
+from picture_files import BLUE, RED, own_cache, parquet, plain, square, tar, write  # noqa: F401
 from pyarrow import parquet as arrow
 
-from sprint_core.distill.dataset.captioned import captioned, square
+from sprint_core.distill.dataset.captioned import captioned
 
 BEETLE = "ein Käfer 🐞, größer"
 LATIN = "ein Käfer".encode("latin-1")

@@ -175,8 +175,7 @@ class Reader(Stage):
 def test_a_slow_disk_is_not_waited_for(tmp_path):
     schedule, waited = Schedule(steps=12, batch=2, lr=1e-3), {}
     for ahead in (False, True):
-        cache = latent_cache(tmp_path)
-        reader = Reader(SlowDisk(cache._shards, cache.null, "slow"), ahead)
+        reader = Reader(latent_cache(tmp_path, kind=SlowDisk), ahead)
         Trainer(reader, schedule, tmp_path / str(ahead)).train()
         waited[ahead] = reader.waited_sec
     assert waited[False] > 12 * 0.02 and waited[True] < 0.5 * waited[False], waited

@@ -206,7 +206,7 @@ def test_hed_makes_the_hints(short, tmp_path, monkeypatch):
         shapes = {name: tuple(t.shape) for name, t in hed.HED().state_dict().items()}
     torch.save(standin.random_tensors(shapes), tmp_path / "hed.pth")
     seen = []
-    monkeypatch.setattr(data, "control_images", lambda images, network=None: seen.append(network) or images)
+    monkeypatch.setattr(data, "control_images", lambda images, network, scribbles: seen.append(network) or images)
     model = standin.make(tmp_path / "sprint")
     pictures = write_pictures(tmp_path / "pictures")
     given = {"recipe": "control", "student": model, "vae": model, "text_encoder": model, "data": pictures}
