@@ -36,7 +36,8 @@ from ..weights import checkpoint, layouts, presets
 from . import recipes
 from .engine.processes import ProcessGroup, launched_processes
 from .engine.stop import Stop, Stopped
-from .runs import ablations, compare, control, demo, emoji, emoji_control, estimate
+from .runs import ablations, compare, control, demo, emoji, emoji_control, encoded_size, estimate
+from .runs.encoders import DataOptions
 from .runs.published import PROMPTS, PublishedRun, Sources
 from .runs.run import Run
 
@@ -75,6 +76,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--buckets",
         action=argparse.BooleanOptionalAction,
         help="of images: crop each to the model's bin of the nearest aspect ratio (default), or all to a square",
+    )
+    add(
+        "--text-cache",
+        action=argparse.BooleanOptionalAction,
+        help="encode captions once, and keep the embeddings (default); or batch by batch, for little disk",
     )
     add(
         "--resume-best",
@@ -122,6 +128,8 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
     learns_from_images = bool(recipes.RECIPES[args.recipe].preset) and Path(args.data).suffix.lower() not in PROMPTS
     if args.buckets is not None and not learns_from_images:
         raise ValueError("--buckets, --no-buckets: of recipes that learn from your images")
+    if args.text_cache is not None and not recipes.RECIPES[args.recipe].preset:
+        raise ValueError("--text-cache, --no-text-cache: of recipes that learn from your captions")
     of_teacher = {"--teacher": args.teacher, "--time-scale": args.time_scale}
     unread = [option for option, value in of_teacher.items() if value is not None]
     if recipes.RECIPES[args.recipe].is_control:
@@ -225,9 +233,8 @@ def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, processes: Pr
     if missing:
         raise ValueError(f"--recipe {args.recipe} needs {', '.join(missing)}")
     data = {} if args.data == SCENES else {"sprites" if emoji_scenes else "images": Path(args.data)}
-    sources = control.ControlSources(
-        *parts.values(), **data, hed=args.hed, branch=args.control, buckets=args.buckets is not False
-    )
+    options = _data_options(args)
+    sources = control.ControlSources(*parts.values(), **data, hed=args.hed, branch=args.control, data=options)
     run = (emoji_control.EmojiControlRun if emoji_scenes else control.ControlRun)(
         args.out, recipe, sources, args.pool or control.POOL, processes
     )
@@ -247,7 +254,7 @@ def _run_published(
     if args.stage not in (*recipe.stages, "all"):
         raise ValueError(f"--stage {args.stage}: {args.recipe} has the stages {', '.join(recipe.stages)}")
     parts = (args.teacher, args.autoencoder, args.text_encoder)
-    sources = Sources(*parts, Path(args.data), args.time_scale, args.student, args.buckets is not False)
+    sources = Sources(*parts, Path(args.data), args.time_scale, args.student, _data_options(args))
     run = PublishedRun(args.out, recipe, sources, processes)  # before the estimate, which takes a while
     planned = [one for one in estimate.of_recipe(recipe, processes) if args.stage in (one.stage, "all")]
     estimate.check_memory(planned, processes)
@@ -255,6 +262,10 @@ def _run_published(
     cache = run.encode_dataset()
     model = run.train_teacher(cache).transformer if args.stage == "teacher" else run.train_student(cache)
     return run.export(model, command) if processes.rank == 0 else []
+
+
+def _data_options(args: argparse.Namespace) -> DataOptions:
+    return DataOptions(args.buckets is not False, args.text_cache is not False)
 
 
 def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup) -> dict:
@@ -270,7 +281,13 @@ def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proces
             "sec_per_step_at_least": float(f"{one.per_step / speed:.3g}"),
             "steps": one.steps,
         }
-    return {"dry_run": result, "device": str(processes.device)}
+    disk = {}
+    if recipe.preset:
+        data = None if args.data == SCENES else Path(args.data)
+        size = encoded_size.of_recipe(recipe, data, args.text_cache is not False, trunk)
+        tqdm.write(size.text())
+        disk = {"disk": {"bytes_per_image": size.parts, "images": size.count}}
+    return {"dry_run": result, "device": str(processes.device), **disk}
 
 
 def command_of(argv: Sequence[str]) -> str:

@@ -43,14 +43,15 @@ class Encoders:
 
     image: images [b, 3, h, w] in [-1, 1] -> scaled latents [b, 32, h/32, w/32]. text: captions -> embeddings [n, c].
     sizes: (w, h) to which images are cropped, each to the nearest. control: images, and which of them become scribbles,
-    -> control images, both as for `image`, of a ControlNet's dataset. Without `image` captions alone are encoded, and
-    no image is read.
+    -> control images, both as for `image`, of a ControlNet's dataset. keeps_texts: captions are stored as they are, for
+    a text encoder that stays in memory. Without `image` captions alone are encoded, and no image is read.
     """
 
     image: Callable[[Tensor], Tensor] | None
     text: Callable[[list[str]], list[Tensor]]
     sizes: Sequence[tuple[int, int]]
     control: Callable[[Tensor, Tensor], Tensor] | None = None
+    keeps_texts: bool = False
 
 
 def encode_images(
@@ -118,8 +119,9 @@ class _Encoding:
                 continue
             if stored != self.fingerprint:
                 raise ValueError(
-                    f"{path}: made by another auto-encoder, text encoder or kind of edges, or cropped otherwise "
-                    f"({stored}, not {self.fingerprint}); choose another --out or delete {self.folder}"
+                    f"{path}: made by another auto-encoder, text encoder or kind of edges, or with other options of "
+                    f"images and captions ({stored}, not {self.fingerprint}); choose another --out or delete "
+                    f"{self.folder}"
                 )
 
     def _path(self, index: int) -> Path:
@@ -169,7 +171,7 @@ class _Encoding:
         """A shard's tensors, none if all its images are damaged; and the damaged ones: "name (why)"."""
         if self.encoders.image is None:
             bar.update(len(group))
-            return self._embeddings([item.caption for item in group]), []
+            return self._captions([item.caption for item in group]), []
         encoded, skipped = [], []
         for batch in _loaded(group, self.encoders.sizes, threads):
             images = [(item, image) for item, image in batch if isinstance(image, Tensor)]
@@ -183,7 +185,7 @@ class _Encoding:
         if not encoded:
             return {}, skipped
         encoded.sort(key=_size)
-        return self._stacked(encoded) | self._embeddings([one.item.caption for one in encoded]), skipped
+        return self._stacked(encoded) | self._captions([one.item.caption for one in encoded]), skipped
 
     def _stacked(self, encoded: Sequence["_Encoded"]) -> dict[str, Tensor]:
         """Latents, and hints if there are any, of each size: see latent_cache.py."""
@@ -196,7 +198,10 @@ class _Encoding:
                 tensors[f"hints{of_size}"] = torch.stack(hints)
         return tensors
 
-    def _embeddings(self, captions: Sequence[str]) -> dict[str, Tensor]:
+    def _captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        if self.encoders.keeps_texts:
+            texts = [torch.frombuffer(bytearray(caption.encode()), dtype=torch.uint8) for caption in captions]
+            return {"texts": torch.cat(texts), "lengths": torch.tensor(list(map(len, texts)), dtype=torch.int32)}
         rows = [row for part in _in_groups(captions, BATCH) for row in self._embed(part)]
         return {"captions": torch.cat(rows), "lengths": torch.tensor([len(row) for row in rows], dtype=torch.int32)}
 

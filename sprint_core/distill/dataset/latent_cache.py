@@ -1,9 +1,9 @@
 """Captioned images as training reads them: shards of latents and caption embeddings, mapped instead of loaded.
 
-shard_00000.safetensors, ...: latents (fp16), caption embeddings (bf16) in one row, their lengths; for a ControlNet
-also hints, the latents of control images; of prompts without images no latents. Images of several sizes are sorted by
-size, and the latents of each are a tensor, such as "latents 22x42". A batch holds images of one size. encoding.py makes
-the shards.
+shard_00000.safetensors, ...: latents (fp16), caption embeddings (bf16) in one row, their lengths; or of captions that
+are encoded batch by batch their texts (UTF-8) in one row, and lengths; for a ControlNet also hints, the latents of
+control images; of prompts without images no latents. Images of several sizes are sorted by size, and the latents of
+each are a tensor, such as "latents 22x42". A batch holds images of one size. encoding.py makes the shards.
 """
 
 import bisect
@@ -29,7 +29,8 @@ class Shard:
     def __init__(self, path: Path):
         file = safe_open(path, framework="pt")
         self.metadata = file.metadata() or {}
-        self._captions = file.get_slice("captions")
+        self._has_texts = "texts" in file.keys()  # noqa: SIM118
+        self._captions = file.get_slice("texts" if self._has_texts else "captions")
         self._latents, self._hints = _of_sizes(file, "latents"), _of_sizes(file, "hints")
         self._starts = [0, *file.get_tensor("lengths").cumsum(0).tolist()]
         counts = [part.get_shape()[0] for part in self._latents]
@@ -51,9 +52,10 @@ class Shard:
         """[32, h, w] in fp32; None of a prompt without an image."""
         return self._row(self._latents, i)
 
-    def caption(self, i: int) -> Tensor:
-        """An embedding [n, c]."""
-        return self._captions[self._starts[i] : self._starts[i + 1]]
+    def caption(self, i: int) -> Tensor | str:
+        """An embedding [n, c], or the text."""
+        row = self._captions[self._starts[i] : self._starts[i + 1]]
+        return row.numpy().tobytes().decode() if self._has_texts else row
 
     def hint(self, i: int) -> Tensor | None:
         """The latent of the control image, [32, h, w] in fp32."""
@@ -122,7 +124,7 @@ class LatentCache:
         return twin
 
     def batch(self, random: SampleRandom) -> Batch:
-        """Latents in fp32, caption embeddings as they are stored; on the device, if read ahead for it.
+        """Latents in fp32, caption embeddings or texts as they are stored; on the device, if read ahead for it.
 
         All are of one size, the same in all processes, of which each image is as likely.
         """
@@ -146,4 +148,5 @@ class LatentCache:
         hints = [hint for shard, i in rows if (hint := shard.hint(i)) is not None]
         latents = [latent for shard, i in rows if (latent := shard.latent(i)) is not None]
         stacked = torch.stack(latents) if latents else torch.zeros(len(rows), *self.shape)
-        return Batch(stacked, [shard.caption(i) for shard, i in rows], torch.stack(hints) if hints else None)
+        captions: Any = [shard.caption(i) for shard, i in rows]  # texts of all, or of none
+        return Batch(stacked, captions, torch.stack(hints) if hints else None)

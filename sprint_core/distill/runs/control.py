@@ -7,7 +7,7 @@ whose mean over all images with such a hint and caption is the true velocity (co
 2410.11081, section 3.2); and the critic's heads sit on the frozen trunk.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,10 +30,10 @@ from ..dataset.latent_cache import LatentCache
 from ..dataset.scene_latents import SceneLatents, encode_controlled_scenes
 from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from ..recipes import Recipe
-from ..stages.base import Captioned, Embedded, Preview
+from ..stages.base import Captioned, Embed, Embedded, Preview
 from ..stages.control import ControlStage
 from .demo import scaled_decoder
-from .encoders import load_encoders
+from .encoders import DataOptions, load_encoders
 from .run import Run, cpu_tensors
 
 SEED = 42
@@ -52,11 +52,13 @@ class ControlSources:
     sprites: Path | None = None  # of scenes of emoji (emoji/art.py)
     hed: Path | None = None  # finds the edges of images; None: without weights
     branch: Path | None = None  # a ControlNet to train on from
-    buckets: bool = True  # images are cropped to the bin of the nearest aspect ratio; or else to a square
+    data: DataOptions = field(default_factory=DataOptions)
 
 
 class ControlRun(Run):
     """A run of a control recipe. Raises ValueError, CheckpointError or OSError where it cannot be."""
+
+    embed: Embed | None = None  # encodes captions that the dataset holds as texts
 
     def __init__(
         self,
@@ -104,8 +106,9 @@ class ControlRun(Run):
 
         fingerprint = f"edges {EDGES_VERSION} {weights_fingerprint(hed) if hed else ''}"
         size_px = self.trunk.settings["size_px"]
-        sizes = (size_px, self.sources.buckets)
-        encoders = load_encoders(self.sources.autoencoder, self.sources.text_encoder, *sizes, self.device)
+        parts, data = (self.sources.autoencoder, self.sources.text_encoder), self.sources.data
+        encoders = load_encoders(*parts, size_px, data, self.device)
+        self.embed = encoders.embed
         items, folder = captioned(self.sources.images), self.out / "encoded"
         return encoders.encode(items, folder, control, fingerprint, self.processes)
 
@@ -114,7 +117,7 @@ class ControlRun(Run):
         transformer = self.build_copy(self.trunk)
         branch = None if self.branch is None else self.build_copy(self.branch)
         if isinstance(dataset, LatentCache):
-            trunk = Embedded(transformer, dataset.null)
+            trunk = Embedded(transformer, dataset.null, self.embed)
         else:
             trunk = self._with_text_encoder(transformer)
         preview = self._preview() if isinstance(dataset, SceneLatents) else None

@@ -7,7 +7,7 @@ The DC-AE and Gemma-2 encode and are released; training sees the transformer alo
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,11 +27,11 @@ from ..dataset.pairing import Item
 from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from ..engine.randomness import SampleRandom
 from ..recipes import Recipe
-from ..stages.base import Embedded, Watch
+from ..stages.base import Embed, Embedded, Watch
 from ..stages.rivals import distill_stage
 from ..stages.student import WATCHED, continued
 from ..stages.teacher import TeacherStage, is_stable, student_of
-from .encoders import load_encoders
+from .encoders import DataOptions, load_encoders
 from .run import Run, cpu_tensors
 
 SEED = 42
@@ -52,7 +52,7 @@ class Sources:
     images: Path
     time_scale: float | None = None  # of the teacher, where its file does not say
     student: Path | None = None  # a SANA-Sprint to distil on from
-    buckets: bool = True  # images are cropped to the bin of the nearest aspect ratio; or else to a square
+    data: DataOptions = field(default_factory=DataOptions)
 
     @property
     def are_prompts(self) -> bool:
@@ -91,6 +91,8 @@ def _watch(cache: LatentCache) -> Watch:
 
 class PublishedRun(Run):
     """A run of a recipe of a published size. Raises ValueError, CheckpointError or OSError where it cannot be."""
+
+    embed: Embed | None = None  # encodes captions that the dataset holds as texts
 
     def __init__(self, out: Path, recipe: Recipe, sources: Sources, processes: ProcessGroup = SINGLE_PROCESS):
         super().__init__(out, recipe, processes, SEED)
@@ -144,14 +146,15 @@ class PublishedRun(Run):
             )
 
     def encode_dataset(self) -> LatentCache:
-        """Latents and embeddings of all images; both encoders are released afterwards."""
+        """Latents and embeddings of all images; what encodes is released afterwards, if it has no more to do."""
         vae = None if self.sources.are_prompts else self.sources.autoencoder
-        encoders = load_encoders(vae, self.sources.text_encoder, self.size_px, self.sources.buckets, self.device)
+        encoders = load_encoders(vae, self.sources.text_encoder, self.size_px, self.sources.data, self.device)
+        self.embed = encoders.embed
         return encoders.encode(self.sources.items(), self.out / "encoded", processes=self.processes)
 
     def train_teacher(self, cache: LatentCache) -> Embedded:
         """The given model, fine-tuned with the stabilisers that sCM needs."""
-        model = Embedded(stabilised(self.build_copy(self.teacher)).requires_grad_(True), cache.null)
+        model = Embedded(stabilised(self.build_copy(self.teacher)).requires_grad_(True), cache.null, self.embed)
         checkpointing = self.recipe.stages["teacher"].activation_checkpointing
         stage = TeacherStage(model, cache, activation_checkpointing=checkpointing)
         stage.settings |= {"teacher": weights_fingerprint(model)}
@@ -162,7 +165,7 @@ class PublishedRun(Run):
         stable = is_stable(self.teacher.config)
         checkpointing = self.recipe.stages["distill"].activation_checkpointing
         stage = distill_stage(  # which alone keeps the teacher, in its own precision
-            Embedded(self.build_copy(self.teacher), cache.null) if stable else self.train_teacher(cache),
+            Embedded(self.build_copy(self.teacher), cache.null, self.embed) if stable else self.train_teacher(cache),
             cache,
             self.recipe.objective,
             activation_checkpointing=checkpointing,

@@ -20,6 +20,9 @@ WATCH_SEED = 5000
 FRESH_SEED = 0  # initialises what a student has and its teacher has not
 
 
+Embed = Callable[[Sequence[str]], list[Tensor]]  # captions -> embeddings [n, c] each
+
+
 class TextConditioned(nn.Module, abc.ABC):
     """A transformer and what encodes captions for it; "" is the caption of unconditional predictions."""
 
@@ -77,17 +80,21 @@ class Captioned(TextConditioned):
 
 
 class Embedded(TextConditioned):
-    """A transformer whose captions were encoded before: `encode` only pads them."""
+    """A transformer whose captions were encoded before, so that `encode` only pads them; or are by `embed`, batch by
+    batch: a function, since networks in here would be trained, averaged and saved."""
 
-    def __init__(self, transformer: SanaTransformer, null: Tensor):
+    def __init__(self, transformer: SanaTransformer, null: Tensor, embed: Embed | None = None):
         super().__init__()
         self.transformer = transformer
         self.null = null  # embedding [n, c] of the empty caption
+        self.embed = embed
 
     def encode(self, captions: Captions) -> tuple[Tensor, Tensor]:
         assert not isinstance(captions, TokenizedCaptions)
         first = next(self.transformer.parameters())
-        rows = [self.null if isinstance(caption, str) else caption for caption in captions]
+        texts = [caption for caption in captions if isinstance(caption, str) and caption]
+        encoded = dict(zip(texts, self.embed(texts), strict=True)) if texts and self.embed else {}
+        rows = [encoded.get(caption, self.null) if isinstance(caption, str) else caption for caption in captions]
         return pad_embeddings([row.to(first.device, torch.float32) for row in rows])
 
 

@@ -38,6 +38,7 @@ def test_bins_of_smaller_and_larger_models():
     """diffusers' table of 512 px; four times the bins' sides; of tiny models what lies in multiples of 32."""
     assert [(width, height) for height, width in ASPECT_RATIO_512_BIN.values()] == list(sizes.bins(512))
     assert sizes.bins(1024) == sizes.BINS
+    assert max(width * height for width, height in sizes.BINS) == 1024**2  # what estimates take for the largest
     assert sizes.bins(4096) == tuple((4 * width, 4 * height) for width, height in sizes.BINS)
     assert sizes.bins(64) == ((96, 64), (64, 64), (64, 96))
 

@@ -6,7 +6,8 @@ import json
 import pytest
 import standin
 import torch
-from tiny_recipe import tiny  # noqa: F401
+from picture_files import plain, write
+from tiny_recipe import tiny, write_pictures  # noqa: F401
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +20,7 @@ from sprint_core.distill.engine.randomness import SampleRandom
 from sprint_core.distill.engine.stage import Stage
 from sprint_core.distill.engine.trainer import Trainer
 from sprint_core.distill.recipes import CAME_BETAS, Objective, Schedule
-from sprint_core.distill.runs import estimate
+from sprint_core.distill.runs import encoded_size, estimate
 from sprint_core.distill.stages.base import Embedded
 from sprint_core.distill.stages.student import DistillStage
 from sprint_core.distill.stages.teacher import TeacherStage
@@ -142,10 +143,43 @@ def test_dry_run_prints_every_stage_and_writes_nothing(recipe, tmp_path, capsys,
     found = json.loads(last)
     stages = recipes.RECIPES[recipe].stages
     assert found["device"] == "cpu" and list(found["dry_run"]) == list(stages)
-    assert [line.partition(":")[0] for line in lines] == list(stages)
+    disk = ["disk, at most"] if recipe == "tiny" else []
+    assert [line.partition(":")[0] for line in lines] == [*stages, *disk]
     assert all(min(numbers.values()) > 0 for numbers in found["dry_run"].values())
     assert "M parameters trained; memory" in lines[0] and "s a step" in lines[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_disk_that_a_full_size_run_takes(tmp_path):
+    """Of what files hold by their own account: shapes and types, of the largest image and the longest caption."""
+    published, control = recipes.RECIPES["sprint-1.6B"], recipes.RECIPES["control"]
+    latent, embedding = torch.empty(32, 32, 32).half().nbytes, torch.empty(300, 2304).bfloat16().nbytes
+    found = encoded_size.of_recipe(published, None, text_cache=True)
+    assert found.parts == {"latents": latent, "text cache": embedding} and found.count == 0
+    assert found.text() == "disk, at most: for an image latents 64 KiB, text cache 1.32 MiB"
+    assert encoded_size.of_recipe(control, None, text_cache=False).parts == {
+        "latents": latent,
+        "hints": latent,
+        "text cache": 0,
+    }
+    write(tmp_path, {f"{n}.png": plain() for n in range(3)} | {f"{n}.txt": "x" for n in range(3)})
+    found = encoded_size.of_recipe(published, tmp_path, text_cache=True)
+    assert found.count == 3 and found.text().endswith("; 3 images: 4.14 MiB")
+    write(tmp_path, {"prompts.txt": "one\n\ntwo\n"})
+    of_prompts = encoded_size.of_recipe(published, tmp_path / "prompts.txt", text_cache=True)
+    assert of_prompts.parts == {"text cache": embedding} and of_prompts.count == 2
+    with pytest.raises(ValueError, match="no such file"):
+        encoded_size.of_recipe(published, tmp_path / "gone", text_cache=True)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_is_estimated_is_what_is_encoded(tmp_path, capsys, monkeypatch):
+    """The largest latent of the tiny recipe, as training stores it."""
+    monkeypatch.setattr(estimate, "MATMUL_SIZE", 64)
+    options = ["--recipe", "tiny", "--out", str(tmp_path / "out"), "--dry-run", "--device", "cpu", "--no-text-cache"]
+    assert command.main([*options, "--data", str(write_pictures(tmp_path / "data"))]) == 0
+    disk = json.loads(capsys.readouterr().out.splitlines()[-1])["disk"]
+    assert disk == {"bytes_per_image": {"latents": 32 * 2 * 2 * 2, "text cache": 0}, "images": 3}
 
 
 @pytest.mark.parametrize("flop_per_sec, largest", [(1e6, 128), (1e9, 512), (1e15, 2048)])

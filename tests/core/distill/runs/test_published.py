@@ -16,6 +16,7 @@ from sprint_core.distill import __main__ as command
 from sprint_core.distill.engine.processes import SINGLE_PROCESS
 from sprint_core.distill.engine.trainer import Trainer
 from sprint_core.distill.runs import estimate
+from sprint_core.distill.runs.encoders import DataOptions, load_encoders
 from sprint_core.distill.runs.published import stabilised
 from sprint_core.distill.stages.teacher import is_stable
 from sprint_core.models.autoencoder import Autoencoder
@@ -110,7 +111,7 @@ def test_a_teachers_own_images_train_its_student(run, models, tmp_path, capsys):
     files = json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
     assert checkpoint.load(files[0], layouts.TRANSFORMER).config == standin.TRANSFORMER
     caches = [tensors(file) for file in (tmp_path / "out" / "encoded").glob("*.safetensors")]
-    assert sum(len(cache["latents"]) for cache in caches if "latents" in cache) == 3
+    assert sum(len(cache["lengths"]) for cache in caches if "lengths" in cache) == 3
 
 
 def test_prompts_alone_train_a_student(run, models, tmp_path, capsys):
@@ -155,6 +156,80 @@ def test_a_run_goes_on_from_its_best_average(run, models, tmp_path, capsys):
     assert int(best.metadata["step"]) < 2
     for name, tensor in best.tensors.items():
         torch.testing.assert_close(state["average"][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def wide_and_tall(folder: Path) -> Path:
+    """Captioned pictures of three bins, and of ratios beyond them; captions of several lengths."""
+    shapes = {"red": (96, 64), "a dark blue": (64, 96), "grey": (64, 64), "a very dark blue or grey": (300, 4)}
+    for number, (caption, shape) in enumerate(shapes.items()):
+        write(folder, {f"{number}.png": plain((90 * number, 0, 9), shape), f"{number}.txt": caption})
+    return folder
+
+
+def latents(out: Path) -> dict[str, int]:
+    """How many there are by the name of their tensor."""
+    (shard,) = (out / "encoded").glob("shard_*.safetensors")
+    return {name: len(tensor) for name, tensor in tensors(shard).items() if name.startswith("latents")}
+
+
+def test_images_train_in_their_bins(run, tmp_path, caplog):
+    data, settings = wide_and_tall(tmp_path / "data"), "distill.steps=3"
+    assert run(data=data, set=settings) == 0
+    out = tmp_path / "out"
+    assert latents(out) == {"latents 2x2": 1, "latents 2x3": 2, "latents 3x2": 1}
+    assert run(data=data, set=settings, out=tmp_path / "squares", no_buckets=True) == 0
+    assert latents(tmp_path / "squares") == {"latents": 4}
+    assert run(data=data, set=settings, no_buckets=True) == 1
+    assert "with other options of images and captions" in caplog.text
+
+
+def test_captions_encoded_batch_by_batch_train_the_same(run, tmp_path):
+    """Bit for bit, whatever else is in the batch, and without an embedding on the disk; the file holds no encoder."""
+    data = wide_and_tall(tmp_path / "data")
+    for name, options in {"cached": {}, "live": {"no_text_cache": True}}.items():
+        assert run(data=data, out=tmp_path / name, **options) == 0
+    (shard,) = (tmp_path / "live" / "encoded").glob("shard_*.safetensors")
+    assert set(tensors(shard)) == {"latents 2x2", "latents 2x3", "latents 3x2", "texts", "lengths"}
+    assert shard.stat().st_size < 8000
+    states = [tmp_path / name / "distill" / "state.pt" for name in ("cached", "live")]
+    cached, live = (torch.load(state, weights_only=True) for state in states)
+    for module, weights in cached["modules"].items():
+        assert weights.keys() == live["modules"][module].keys()
+        assert all(torch.equal(tensor, live["modules"][module][name]) for name, tensor in weights.items()), module
+    files = [(tmp_path / name / "sana_tiny.safetensors") for name in ("cached", "live")]
+    assert all(torch.equal(tensor, tensors(files[1])[name]) for name, tensor in tensors(files[0]).items())
+
+
+def test_captions_are_encoded_as_a_cache_keeps_them(models):
+    """In bf16, of states in the encoder's own precision, though training computes in another; none is remembered."""
+    texts, cpu = ["red", "a dark blue", "red"], torch.device("cpu")
+    encoders = load_encoders(models, models, 64, DataOptions(text_cache=False), cpu)
+    with torch.autocast("cpu", torch.bfloat16):
+        rows = encoders.embed(texts)
+    assert not encoders.text_encoder.cache.embeddings._entries
+    for row, state in zip(rows, encoders.text_encoder.encode(texts), strict=True):
+        assert row.dtype == torch.bfloat16 and torch.equal(row, state.bfloat16()) and state.dtype == torch.float32
+    assert load_encoders(models, models, 64, DataOptions(), cpu).embed is None
+
+
+def test_a_teacher_fine_tuned_by_texts_saves_no_text_encoder(run, tmp_path):
+    assert run(stage="teacher", no_text_cache=True) == 0
+    state = torch.load(tmp_path / "out" / "teacher" / "state.pt", weights_only=True)
+    assert {name.partition(".")[0] for name in state["modules"]["teacher"]} == {"transformer"}
+
+
+@pytest.mark.parametrize("option", ["--buckets", "--no-buckets", "--text-cache", "--no-text-cache"])
+def test_options_of_images_and_captions_are_of_those_recipes(option, tmp_path, caplog):
+    for recipe in ("demo", "emoji", "demo-control"):
+        assert command.main(["--recipe", recipe, "--out", str(tmp_path / "out"), option]) == 1
+        assert f"--no-{option.replace('--no-', '--')[2:]}: of recipes that learn from your" in caplog.text
+        caplog.clear()
+
+
+def test_prompts_have_no_bins(run, tmp_path, caplog, no_step):
+    (tmp_path / "prompts.txt").write_text("red")
+    assert run(data=tmp_path / "prompts.txt", vae=None, set="distill.method=dmd", no_buckets=True) == 1
+    assert "of recipes that learn from your images" in caplog.text
 
 
 def test_the_same_again_trains_nothing_and_writes_the_same(run, tmp_path, monkeypatch):
