@@ -29,7 +29,7 @@ from .models.transformer import SanaTransformer
 from .text.encoder import TextEncoder, pad_embeddings
 from .text.loading import find_tokenizer, prompt_format
 from .weights import checkpoint, layouts, part, presets
-from .weights.finite import first_and_count, not_finite
+from .weights.finite import first_and_count, is_finite, not_finite
 from .weights.part import Config, Layout, Network
 from .weights.tensorfile import CheckpointError
 
@@ -210,7 +210,7 @@ class Pipeline:
 
     def _require_finite(self, x0: Tensor, controls: Sequence[Control] = ()) -> None:
         """Raises ValueError, which names the network whose weights are not."""
-        if not torch.isfinite(x0).all():
+        if not is_finite(x0):
             nets = {"the transformer": self.transformer, "the text encoder": self.text_encoder.gemma}
             nets |= {f"ControlNet {i}": control.net for i, control in enumerate(controls, 1)}
             raise ValueError(_why_nan("the sampler returned NaN", nets, self._dtype_of(self.transformer)))
@@ -242,7 +242,7 @@ class Pipeline:
         """
         dtype = self._dtype_of(self.autoencoder)
         images = torch.cat([self.autoencoder.decode(latent).float() for latent in (x0 / SCALE).to(dtype).split(1)])
-        if not torch.isfinite(images).all():
+        if not is_finite(images):
             raise ValueError(_why_nan("decoded NaN", {"the auto-encoder": self.autoencoder}, dtype))
         return rearrange(images.add_(1.0).div_(2.0).clamp_(0.0, 1.0), "b c h w -> b h w c")
 
@@ -331,7 +331,7 @@ def _require_fit(trunk: SanaTransformer, control: Control, size: tuple[int, int,
     shape = tuple(control.image.shape)
     if len(shape) != 4 or shape[0] not in (1, size[0]) or shape[1:] != (*size[1:], 3):
         raise ValueError(f"the control image is {list(shape)}; it must be [1 or {size[0]}, {size[1]}, {size[2]}, 3]")
-    if not torch.isfinite(control.image).all():
+    if not is_finite(control.image):
         raise ValueError("the control image holds NaN or infinity")
 
 

@@ -115,6 +115,10 @@ def host(comfyui_path):
 
 @pytest.fixture(scope="session")
 def node(host):
+    return node_runner()
+
+
+def node_runner():
     """Run a node: node("VAEDecode", vae=vae, samples=latent). Left-out inputs take their defaults."""
     from comfy_api.latest import io
     from comfy_api.latest._io import build_nested_inputs

@@ -1,0 +1,140 @@
+"""ComfyUI with a GPU that is none: the second device, in one of its memory modes. Prints what runs took, as JSON.
+
+    python tests/device/in_comfyui.py COMFYUI MODE      # normal, low or novram
+
+Only what ComfyUI asks of the machine is replaced, in this process: which device there is, and how much memory it has.
+"""
+
+import importlib.util
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path += [str(TESTS.parent), str(TESTS)]
+
+import second_device  # noqa: E402
+
+GIB = 2**30
+TOTAL, FREE = 8 * GIB, 7 * GIB
+PROMPT = "two small blue squares"
+
+
+def install(mode: str, device: torch.device) -> None:
+    """What ComfyUI believes of its machine."""
+    import comfy.model_management as mm
+
+    states = {"normal": mm.VRAMState.NORMAL_VRAM, "low": mm.VRAMState.LOW_VRAM, "novram": mm.VRAMState.NO_VRAM}
+    mm.cpu_state, mm.vram_state, mm.lowvram_available = mm.CPUState.GPU, states[mode], True
+
+    def always(value):
+        return lambda *_, **__: value
+
+    def memory(amount: int):
+        return lambda *_, torch_total_too=False, torch_free_too=False, **__: (
+            (amount, amount) if torch_total_too or torch_free_too else amount
+        )
+
+    replaced = {
+        "get_torch_device": always(device),
+        "get_all_torch_devices": always([device]),
+        "get_torch_device_name": always(second_device.NAME),
+        "get_total_memory": memory(TOTAL),
+        "get_free_memory": memory(FREE),
+        "should_use_bf16": always(False),
+        "should_use_fp16": always(False),
+        **{f"supports_{kind}_compute": always(False) for kind in ("fp8", "nvfp4", "mxfp8")},
+        "is_nvidia": always(False),
+        "is_amd": always(False),
+        "lora_compute_dtype": always(torch.float32),
+        "soft_empty_cache": always(None),
+        "synchronize": always(None),
+    }
+    for name, function in replaced.items():
+        setattr(mm, name, function)
+
+
+def conftest():
+    """tests/host/conftest.py, which knows how to start ComfyUI."""
+    spec = importlib.util.spec_from_file_location("host_conftest", TESTS / "host" / "conftest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def images(node, folder: str, control: str) -> dict:
+    """Calls that make images, by name."""
+    model, clip, vae = node("SanaSprintLoader", model=folder)
+    net = node("SanaSprintControlNetLoader", control_net=control)
+    size = node("SanaSprintEmptyLatent", size={"size": "custom", "width": 96, "height": 64})
+    pixels = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(0))
+
+    def positive():
+        return node("SanaSprintTextEncode", clip=clip, text=PROMPT)
+
+    def decoded(latent):
+        return node("VAEDecode", vae=vae, samples=latent)
+
+    def sampled(text, latent=size, **more):
+        return decoded(node("SanaSprintSampler", model=model, positive=text, latent_image=latent, seed=3, **more))
+
+    def steered():
+        drawn = node("SanaSprintSoftEdges", image=pixels)
+        return sampled(node("SanaSprintControlNetApply", positive=positive(), control_net=net, image=drawn, vae=vae)[0])
+
+    def stock():  # of one step: lcm draws later noise where the latent is, so that a GPU draws other numbers
+        both = {"positive": positive(), "negative": positive(), "cfg": 1.0, "denoise": 1.0}
+        how = {"seed": 3, "steps": 1, "sampler_name": "lcm", "scheduler": "simple"}
+        return decoded(node("KSampler", model=model, latent_image=size, **both, **how))
+
+    return {
+        "hed": lambda: node("SanaSprintSoftEdges", image=pixels, method="HED"),
+        "text": lambda: sampled(positive(), steps=1),
+        "image": lambda: sampled(positive(), node("VAEEncode", pixels=pixels, vae=vae), steps=2, denoise=0.6),
+        "control": steered,
+        "stock": stock,
+    }
+
+
+def main(comfyui: str, mode: str) -> None:
+    host = conftest()
+    base = Path(tempfile.mkdtemp(prefix="second-device-"))
+    host.start_comfyui(Path(comfyui), base)
+    library = second_device.register() if mode != "cpu" else None
+    if library:
+        install(mode, torch.device(second_device.NAME, 0))
+    import standin
+
+    from sprint_core.models import hed
+    from sprint_core.models.controlnet import AUTHORS
+    from sprint_core.weights import checkpoint
+
+    folder = standin.make(base / "models" / "diffusers" / standin.NAME)
+    control = base / "models" / "controlnet" / "control.safetensors"
+    control.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(control, [standin.control(AUTHORS)], {})
+    annotators = base / "models" / "annotators"
+    annotators.mkdir()
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in hed.HED().state_dict().items()}
+    torch.save(standin.random_tensors(shapes), annotators / "ControlNetHED.pth")
+    results = {}
+    with torch.inference_mode():
+        for name, make in images(host.node_runner(), folder.name, control.name).items():
+            make()
+            if library:
+                library.reset()
+            image = make()
+            counts = library.counts() if library else {}
+            counts.pop("operations", None)
+            results[name] = {"image": image.cpu().flatten().tolist(), **counts}
+    shutil.rmtree(base)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
