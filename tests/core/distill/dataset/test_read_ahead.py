@@ -29,7 +29,7 @@ from sprint_core.distill.stages.teacher import TeacherStage
 from sprint_core.models.transformer import SanaTransformer
 
 SCHEDULE = Schedule(steps=4, batch=2, lr=1e-3, micro_batch=1, warmup_steps=1)
-STAGES = ("teacher", "scm", "dmd2", "control")
+STAGES = ("teacher", "dmd2", "control")
 CPU = torch.device("cpu")
 
 
