@@ -18,6 +18,7 @@ training that SIGTERM, Ctrl+C or --max-hours stopped after it had saved.
 """
 
 import argparse
+import dataclasses
 import json
 import logging
 import math
@@ -34,9 +35,10 @@ from ..emoji.captions import ALL
 from ..emoji.concepts import common
 from ..weights import checkpoint, layouts, presets
 from . import recipes
+from .engine import compiling, trackers
 from .engine.processes import ProcessGroup, launched_processes
 from .engine.stop import Stop, Stopped
-from .runs import ablations, compare, control, demo, emoji, emoji_control, encoded_size, estimate
+from .runs import ablations, compare, control, demo, emoji, emoji_control, encoded_size, estimate, gpus
 from .runs.encoders import DataOptions
 from .runs.published import PROMPTS, PublishedRun, Sources
 from .runs.run import Run
@@ -50,6 +52,10 @@ DATA_HELP = (
     "that look at no image prompts: .txt, .jsonl, .csv"
 )
 CONCEPTS = {"all": lambda: ALL, "common": common}
+FORWARD_MODE = (
+    "--compile: what %s trains is differentiated in forward mode, which cannot be compiled, and stays as it is; "
+    "--set %s.tangent=difference needs none"
+)
 NEEDED = {"teacher": "--teacher", "autoencoder": "--vae", "text_encoder": "--text-encoder"}
 
 
@@ -89,6 +95,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--export", default="ema", help="of the last stage: ema (default), raw, best, or a step of --keep-every")
     add("--keep-every", type=int, default=0, metavar="N", help="keep the last stage's average every N steps")
+    add(
+        "--compile",
+        action="store_true",
+        help="compile transformers by torch.compile: faster, after some minutes",
+    )
+    add("--tracker", default="", help="draw curves by one of Accelerate's trackers, too: wandb, mlflow, ...")
     add("--max-hours", type=float, default=math.inf, help="save and stop after so long, as at SIGTERM or Ctrl+C")
     add("--pool", type=int, help=f"demo: training scenes (default: {demo.POOL}, of the ControlNet {control.POOL})")
     add("--concepts", choices=CONCEPTS, help="emoji: what the model learns to paint (default: all)")
@@ -102,6 +114,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--compare", action="store_true", help="methods of distillation side by side, in the world of emoji")
     add("--methods", help=f"of --compare, with commas: {', '.join(compare.METHODS)} (default: all)")
     add("--evaluations", type=int, help=f"of --compare: the budget of a run (default: {compare.EVALUATIONS})")
+    add(
+        "--gpu",
+        metavar="[N x]NAME",
+        help=f"of --dry-run: also the hours on so many, as 8xh100: {', '.join(gpus.TFLOPS)}",
+    )
     add("--dry-run", action="store_true", help="print what each stage would take, and train nothing")
     return parser.parse_args(argv)
 
@@ -157,6 +174,14 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         raise ValueError(f"--pool {args.pool}: at least one scene is needed")
     if (args.ablations or args.compare) and (args.export != "ema" or args.keep_every):
         raise ValueError("--export and --keep-every are of one model; --compare and --ablations train many")
+    if args.gpu:
+        gpus.parse(args.gpu)
+        if not args.dry_run:
+            raise ValueError("--gpu is of --dry-run; --device says where a training runs")
+    if args.tracker:
+        trackers.check(args.tracker)
+    if (args.compile or args.tracker) and (args.ablations or args.compare):
+        raise ValueError("--compile and --tracker are of one model; --compare and --ablations train many")
     if args.ablations and args.max_hours < math.inf:
         raise ValueError("--max-hours: --ablations stop at SIGTERM or Ctrl+C, and go on with the same command")
     if args.resume_best and (args.ablations or args.compare or recipes.RECIPES[args.recipe].is_control):
@@ -169,6 +194,11 @@ def _configure(run: Run, args: argparse.Namespace) -> None:
     """What ends a run, and what it keeps: another choice makes no other run of it."""
     run.resume_best, run.exported = args.resume_best, args.export
     run.stop, run.keep_every = Stop(args.max_hours), args.keep_every
+    run.compiles, run.tracker = args.compile, args.tracker
+    if args.compile:
+        compiling.check(run.device)
+        if run.recipe.objective.scm_weight and run.recipe.objective.tangent == "jvp":
+            log.warning(FORWARD_MODE, *[run.recipe.last] * 2)
 
 
 def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
@@ -269,8 +299,11 @@ def _data_options(args: argparse.Namespace) -> DataOptions:
 
 
 def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup) -> dict:
-    """What each stage would take on this process."""
+    """What each stage would take on this process, or on one of the cards that are named."""
     result = {}
+    cards = args.gpu and gpus.parse(args.gpu)
+    if cards:
+        processes = dataclasses.replace(processes, world_size=cards.count)
     trunk = checkpoint.load(args.student, layouts.TRANSFORMER) if recipe.is_control and args.student else None
     for one in estimate.of_recipe(recipe, processes, trunk):
         speed = estimate.matmul_speed(processes.device, recipe.stages[one.stage].precision)
@@ -281,6 +314,9 @@ def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proces
             "sec_per_step_at_least": float(f"{one.per_step / speed:.3g}"),
             "steps": one.steps,
         }
+        if cards and recipe.stages[one.stage].precision == "bf16":
+            result[one.stage]["hours"] = hours = cards.hours(one.per_step, one.steps)
+            tqdm.write(cards.text(one.stage, hours))
     disk = {}
     if recipe.preset:
         data = None if args.data == SCENES else Path(args.data)

@@ -23,7 +23,7 @@ def tiny(monkeypatch):
     """Rows of the tables: the presets tiny and tiny-teacher, and the recipe tiny, two steps a stage."""
     for name, config in {"tiny": standin.TRANSFORMER, "tiny-teacher": standin.TEACHER}.items():
         monkeypatch.setitem(presets.PRESETS, name, Preset(name, "Tiny_diffusers", config, SIZE_PX))
-    recipe = Recipe({"teacher": SCHEDULE, "distill": SCHEDULE}, Objective(), "tiny")
+    recipe = Recipe({"teacher": SCHEDULE, "distill": SCHEDULE}, Objective(teacher_precision="bf16"), "tiny")
     monkeypatch.setitem(recipes.RECIPES, "tiny", recipe)
 
 

@@ -1,7 +1,7 @@
 """What a training tells people while it runs: a progress bar, numbers, images.
 
-metrics.jsonl holds one line per LOG_EVERY steps, samples/ one sample grid per SAMPLE_EVERY; where
-tensorboard is installed, both are also written for it.
+metrics.jsonl holds one line per LOG_EVERY steps, samples/ one sample grid per Stage.sample_every; trackers.py draws
+both elsewhere, too.
 """
 
 import contextlib
@@ -21,26 +21,27 @@ from tqdm import tqdm
 from ... import disk
 from ...images import files as image_files
 from ..recipes import Schedule
+from . import trackers
 
 
 class Record(contextlib.AbstractContextManager):
-    """The record of one stage in its folder; one of several processes writes."""
+    """The record of one stage in its folder; one of several processes writes. tracker: see trackers.opened."""
 
-    def __init__(self, folder: Path, schedule: Schedule, step: int, writes: bool):
+    def __init__(self, folder: Path, schedule: Schedule, step: int, writes: bool, tracker: str = ""):
         self.folder = folder
         self.batch = schedule.batch
         self.writes = writes
         quiet = not writes or not sys.stderr.isatty()
         self.bar = tqdm(total=schedule.steps, initial=step, desc=folder.name, unit=" steps", disable=quiet)
-        self.board = _tensorboard(folder) if writes else None
+        self.trackers = trackers.opened(tracker, folder, schedule.chosen) if writes else []
         self.since = (step, time.monotonic())
         if writes:
             self._forget_after(step)
 
     def __exit__(self, *_) -> None:
         self.bar.close()
-        if self.board:
-            self.board.close()
+        for tracker in self.trackers:
+            tracker.close()
 
     def step(self) -> None:
         self.bar.update()
@@ -62,10 +63,8 @@ class Record(contextlib.AbstractContextManager):
         path = self.folder / "metrics.jsonl"
         with disk.naming(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "skipped": skipped, "time": round(time.time(), 1), **scalars}) + "\n")
-        if self.board:
-            for name, number in scalars.items():
-                if number is not None:
-                    self.board.add_scalar(name, number, step)
+        for tracker in self.trackers:
+            tracker.numbers(step, {name: number for name, number in scalars.items() if number is not None})
 
     def _forget_after(self, step: int) -> None:
         """Drop lines of steps that an interruption undid, so that no step is there twice."""
@@ -82,8 +81,8 @@ class Record(contextlib.AbstractContextManager):
         """images: [b, h, w, 3] in [0, 1], as one grid."""
         sheet = tile(images)
         image_files.write(Image.fromarray(sheet.numpy()), self.folder / "samples" / f"{step:06d}.png")
-        if self.board:
-            self.board.add_image("samples", sheet, step, dataformats="HWC")
+        for tracker in self.trackers:
+            tracker.images(step, sheet)
 
 
 def _step_of(line: str) -> int | None:
@@ -103,11 +102,3 @@ def tile(images: Tensor) -> Tensor:
     padded[: len(images)] = images
     sheet = rearrange(padded, "(r c) h w rgb -> (r h) (c w) rgb", r=rows)
     return sheet.clamp(0, 1).mul(255.0).round().to("cpu", torch.uint8)
-
-
-def _tensorboard(folder: Path):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder / "tensorboard"))

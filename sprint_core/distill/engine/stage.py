@@ -28,6 +28,7 @@ class Stage(abc.ABC, Generic[Averaged]):
     """
 
     name: str
+    sample_every = 500  # steps between sample grids, where there are any; 0: none
     averaged: str  # the key in `modules` of the network whose moving average is the result
 
     def __init__(self, modules: dict[str, nn.Module], settings: dict[str, str], plan: Sequence[Phase] = ()):
@@ -60,6 +61,11 @@ class Stage(abc.ABC, Generic[Averaged]):
     def samples(self, average: Averaged) -> Tensor | None:
         """Images [b, h, w, 3] in [0, 1] that show what the average can do by now, or None."""
         return None
+
+    @property
+    def compilable(self) -> tuple[nn.Module, ...]:
+        """The networks that torch.compile may take in hand, block by block: see compiling.py."""
+        return ()
 
     @property
     def average_source(self) -> Averaged:

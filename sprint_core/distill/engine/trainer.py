@@ -31,7 +31,6 @@ from .stop import Stop, Stopped
 
 SAVE_EVERY_SEC = 60
 SAVE_SHARE = 0.05  # of the time at most
-SAMPLE_EVERY = 500
 MIB = 2**20
 
 
@@ -40,7 +39,7 @@ class Trainer(Generic[Averaged]):
 
     resume_best: go back to the average with the lowest error, with moments of zero; its schedule and objective may
     differ from what they were. stop: what may end it early. keep_every: steps after which the average is kept in a
-    file of its own; 0: never.
+    file of its own; 0: never. tracker: draws curves beside TensorBoard's (trackers.py).
     """
 
     def __init__(
@@ -53,9 +52,10 @@ class Trainer(Generic[Averaged]):
         resume_best: bool = False,
         stop: Stop | None = None,
         keep_every: int = 0,
+        tracker: str = "",
     ):
         self.stage = stage
-        self.stop, self.keep_every = stop or Stop(), keep_every
+        self.stop, self.keep_every, self.tracker = stop or Stop(), keep_every, tracker
         self.schedule = schedule
         self.seed = seed
         self.processes = processes
@@ -93,7 +93,7 @@ class Trainer(Generic[Averaged]):
         saved = time.monotonic()
         pause = SAVE_EVERY_SEC
         metrics = {}
-        record = Record(self.folder, self.schedule, self.step, writes=self.processes.rank == 0)
+        record = Record(self.folder, self.schedule, self.step, self.processes.rank == 0, self.tracker)
         with record, self.stop.listening(), self.stage.reading_ahead(self._asked(self.step, end)):
             if self.step == 0:
                 self._report(record, metrics, end)
@@ -102,7 +102,7 @@ class Trainer(Generic[Averaged]):
                 self.step += 1
                 record.step()
                 self._report(record, metrics, end)
-                if self._is_due(SAMPLE_EVERY, end):
+                if self._is_due(self.stage.sample_every, end):
                     self._sample(record)
                 if self.keep_every and self.step % self.keep_every == 0:
                     self._keep()

@@ -89,14 +89,22 @@ class ImageEncoders:
         return (self.autoencoder.encode(images.to(first.device, first.dtype)) * SCALE).float().cpu()
 
 
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def load_decoder(autoencoder: Path, device: torch.device) -> Autoencoder:
+    """From its file, in bf16 on a GPU. Raises CheckpointError."""
+    weights = checkpoint.load(autoencoder, layouts.AUTOENCODER)
+    return checkpoint.build(weights, dtype=_dtype(device), device=device)
+
+
 def load_encoders(
     autoencoder: Path | None, text_encoder: Path, size_px: int, data: DataOptions, device: torch.device
 ) -> ImageEncoders:
     """From their files, in bf16 on a GPU. Raises CheckpointError."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    vae = autoencoder and checkpoint.build(
-        checkpoint.load(autoencoder, layouts.AUTOENCODER), dtype=dtype, device=device
-    )
+    dtype = _dtype(device)
+    vae = autoencoder and load_decoder(autoencoder, device)
     weights = checkpoint.load(text_encoder, layouts.TEXT_ENCODER)
     gemma = checkpoint.build(weights, dtype=dtype, device=device)
     encoder = TextEncoder(gemma, find_tokenizer(weights), prompt_format(weights))

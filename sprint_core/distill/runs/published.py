@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from ...batch import rows
 from ...latent import DOWNSCALE, LATENT_CHANNELS
@@ -24,18 +26,22 @@ from ..dataset.batch import weights_fingerprint
 from ..dataset.captioned import captioned
 from ..dataset.latent_cache import LatentCache
 from ..dataset.pairing import Item
+from ..dataset.tokenized import TokenizedCaptions
 from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from ..engine.randomness import SampleRandom
 from ..recipes import Recipe
-from ..stages.base import Embed, Embedded, Watch
+from ..stages.base import Embed, Embedded, Preview, Watch
 from ..stages.rivals import distill_stage
 from ..stages.student import WATCHED, continued
 from ..stages.teacher import TeacherStage, is_stable, student_of
-from .encoders import DataOptions, load_encoders
+from .demo import scaled_decoder
+from .encoders import DataOptions, load_decoder, load_encoders
 from .run import Run, cpu_tensors
 
 SEED = 42
 PROMPTS = (".txt", ".jsonl", ".csv")
+SHOWN, SHOWN_STEPS = 4, (1, 2, 4)  # captions of a sample grid, and steps: a row each
+SHOWN_PX = 512  # at most, of one image there
 NO_MORE = rows.Defaults()
 
 
@@ -164,17 +170,37 @@ class PublishedRun(Run):
         """Distilled from the given teacher, or from the fine-tuned one where it lacks the stabilisers."""
         stable = is_stable(self.teacher.config)
         checkpointing = self.recipe.stages["distill"].activation_checkpointing
+        watch = _watch(cache)
         stage = distill_stage(  # which alone keeps the teacher, in its own precision
             Embedded(self.build_copy(self.teacher), cache.null, self.embed) if stable else self.train_teacher(cache),
             cache,
             self.recipe.objective,
             activation_checkpointing=checkpointing,
             start=self.start,
-            watch=_watch(cache),
+            preview=self._preview(watch),
+            watch=watch,
         )
+        stage.sample_every = self.recipe.stages["distill"].check_every
         start = weights_fingerprint(stage.student.transformer)
         stage.settings |= {"student": start, "teacher": weights_fingerprint(stage.teacher)}
         return self.train(stage).transformer
+
+    def _preview(self, watch: Watch) -> Preview | None:
+        """The first captions that are watched, in each number of steps: rows of images, where they can be decoded."""
+        if self.sources.autoencoder is None:
+            return None
+        assert not isinstance(watch.captions, TokenizedCaptions)
+        return Preview(watch.captions[:SHOWN], watch.shape, self._decode, steps=SHOWN_STEPS)
+
+    @torch.no_grad()
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents -> images [b, h, w, 3] in [0, 1] on the CPU, made smaller, by a DC-AE that then goes."""
+        assert self.sources.autoencoder is not None
+        autoencoder = load_decoder(self.sources.autoencoder, self.device)
+        decode, like = scaled_decoder(autoencoder), next(autoencoder.parameters())
+        shrink = max(1, self.size_px // SHOWN_PX)
+        images = (decode(latent[None].to(like)).float().movedim(-1, 1) for latent in latents)
+        return torch.cat([F.avg_pool2d(image, shrink).movedim(1, -1).cpu() for image in images])
 
     def export(self, model: SanaTransformer, command: str) -> list[Path]:
         """Write the transformer in bf16, as the loaders read it."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from ...models.autoencoder import Autoencoder
 from ...weights import checkpoint, layouts
+from ..engine.compiling import compile_blocks
 from ..engine.processes import ProcessGroup
 from ..engine.stage import Averaged, Stage
 from ..engine.stop import Stop
@@ -28,6 +29,8 @@ class Run:
     resume_best = False  # go back to the best average that the last stage has kept
     stop = Stop()  # what may end a stage early
     keep_every = 0  # steps after which the last stage keeps its average; 0: never
+    tracker = ""  # that draws curves beside TensorBoard's
+    compiles = False  # the blocks of transformers
     exported = "ema"  # which weights of the last stage are its result: see Trainer.result
 
     def __init__(self, out: Path, recipe: Recipe, processes: ProcessGroup, seed: int):
@@ -40,10 +43,20 @@ class Run:
 
     def train(self, stage: Stage[Averaged]) -> Averaged:
         """Train a stage to its end: its moving average, or of the last stage what is exported, frozen."""
+        if self.compiles:
+            compile_blocks(stage.compilable)
         is_last = stage.name == self.recipe.last
         schedule, keep_every = self.recipe.stages[stage.name], self.keep_every * is_last
         trainer = Trainer(
-            stage, schedule, self.out, self.seed, self.processes, self.resume_best and is_last, self.stop, keep_every
+            stage,
+            schedule,
+            self.out,
+            self.seed,
+            self.processes,
+            resume_best=self.resume_best and is_last,
+            stop=self.stop,
+            keep_every=keep_every,
+            tracker=self.tracker,
         )
         trainer.train()
         return trainer.result(self.exported if is_last else "ema").eval().requires_grad_(False)

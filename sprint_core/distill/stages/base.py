@@ -126,6 +126,7 @@ class Preview:
     shape: tuple[int, ...]  # of a latent
     decode: Callable[[Tensor], Tensor]  # scaled latents -> images [b, h, w, 3] in [0, 1]
     hints: Tensor | None = None  # of a ControlNet: scaled latents of its control images
+    steps: Sequence[int] = (1,)  # of a student: how many each image takes, one row of images after another
 
     def noise(self, device: torch.device) -> Tensor:
         """[b, *shape]."""

@@ -49,6 +49,12 @@ class ControlStage(SprintStage[Controlled]):
             branch = controlnet.copy_trunk(trunk.transformer, block_count(trunk.transformer.config.depth))
         super().__init__(trunk, Controlled(branch), dataset, objective, preview, activation_checkpointing)
 
+    @property
+    def compilable(self) -> tuple[nn.Module, ...]:
+        """Trunk and branch, unless they are differentiated in forward mode, which they are as one."""
+        differentiated = self.objective.scm_weight and self.objective.tangent == "jvp"
+        return () if differentiated else (self.teacher.transformer, self.student.branch)
+
     def _trajectory(self, x0: Tensor, z: Tensor, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The image's own: x_t = cos t x0 + sin t z."""
         angle = per_sample(t, x_t)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...devices import fp32
 from ...trigflow import SIGMA_DATA
@@ -54,6 +54,10 @@ class RivalStage(DistillStage):
         self.fake = student_of(teacher.transformer).requires_grad_(True)
         self.modules["fake"] = self.fake
         self.plan = plan(self.objective)
+
+    @property
+    def compilable(self) -> tuple[nn.Module, ...]:
+        return (*super().compilable, self.fake)
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         self.fake.requires_grad_(phase == "fake")  # the student's gradient may pass through it

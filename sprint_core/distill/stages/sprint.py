@@ -10,6 +10,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ... import sampler, trigflow
+from ...devices import fp32
 from ...models.layers import MLP, sdpa, timestep_embedding
 from ...models.transformer import AroundBlock, Attention
 from ...trigflow import SIGMA_DATA, add_noise, flow_predict_x0, predict_x0
@@ -136,11 +138,12 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         return tuple(self.student.children()) if phase == "student" else super().clipped_apart(phase)
 
     def samples(self, average: Trained) -> Tensor | None:
-        """One step each from the preview's captions."""
+        """From the preview's captions, in as many steps as it says."""
         if self.preview is None:
             return None
         z, guidance = self.preview.noise(self.device), self.objective.guidance[-1]
-        return self.preview.decode(self._one_step(average, z, self.preview.captions, guidance, self.preview.hints))
+        inputs = z, self.preview.captions, guidance, self.preview.hints
+        return self.preview.decode(torch.cat([self._sampled(steps, average, *inputs) for steps in self.preview.steps]))
 
     # --- what distillation and ControlNets do differently -------------------------------------------------
 
@@ -217,9 +220,21 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         self, student: Trained, z: Tensor, captions: Captions, guidance: float, hints: Tensor | None = None
     ) -> Tensor:
         """Scaled latents of one step from noise z [b, c, h, w]."""
-        times = z.new_ones(len(z))
-        conditioning = Conditioning(times * guidance, self._text(captions), hints)
-        return flow_predict_x0(self._velocity(student, conditioning, z, times), z, 1.0)
+        return self._sampled(1, student, z, captions, guidance, hints)
+
+    @torch.no_grad()
+    def _sampled(
+        self, steps: int, student: Trained, z: Tensor, captions: Captions, guidance: float, hints: Tensor | None = None
+    ) -> Tensor:
+        """Scaled latents of the sampler's steps from noise z [b, c, h, w], later noise being the same every time."""
+        conditioning = Conditioning(z.new_full((len(z),), guidance), self._text(captions), hints)
+
+        def denoise(x_s: Tensor, s: Tensor) -> Tensor:
+            times = s.to(x_s).expand(len(x_s))
+            return flow_predict_x0(fp32(self._velocity(student, conditioning, x_s, times)), x_s, s.to(x_s))
+
+        noise = sampler.StepNoise(range(len(z)), z.shape[1:], z.device)
+        return sampler.sample(denoise, z, torch.tensor(trigflow.sigmas("paper", steps)), noise)
 
     # --- their parts ----------------------------------------------------------------------------------
 

@@ -74,6 +74,12 @@ class DistillStage(SprintStage[Student]):
             teacher = teacher.with_transformer(FROZEN[objective.teacher_precision](teacher.transformer))
         super().__init__(teacher, student, dataset, objective, preview, activation_checkpointing)
 
+    @property
+    def compilable(self) -> tuple[nn.Module, ...]:
+        """The teacher, and a student that nothing differentiates in forward mode."""
+        differentiated = self.objective.scm_weight and self.objective.tangent == "jvp"
+        return (self.teacher.transformer, *(() if differentiated else (self.student.transformer,)))
+
     def check(self, average: Student) -> dict[str, float]:
         """error: of one step against the teacher's many; judge: where there is one."""
         if self.watch is None:

@@ -69,6 +69,10 @@ class TeacherStage(Stage[Model], Generic[Model]):
         v = transformer(x_s, s, caption, mask=mask, attention=attention, around_block=self.around_block)
         return F.mse_loss(v, z - x0), {}
 
+    @property
+    def compilable(self) -> tuple[nn.Module, ...]:
+        return (self.model.transformer,)
+
     def samples(self, average: Model) -> Tensor | None:
         """Samples of 20 steps with classifier-free guidance for the preview's captions."""
         if self.preview is None:

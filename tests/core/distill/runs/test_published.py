@@ -4,18 +4,25 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy
 import pytest
 import safetensors.torch
 import standin
 import torch
+import torch._dynamo
+import torch._functorch.config
 from picture_files import plain, write
-from tiny_recipe import SANA, tiny, write_pictures  # noqa: F401
+from PIL import Image
+from tiny_recipe import COLOURS, SANA, SIZE_PX, tiny, write_pictures  # noqa: F401
 
 from sprint_core.batch import __main__ as batch
 from sprint_core.distill import __main__ as command
+from sprint_core.distill.engine.compiling import compile_blocks
 from sprint_core.distill.engine.processes import SINGLE_PROCESS
+from sprint_core.distill.engine.randomness import SampleRandom
 from sprint_core.distill.engine.trainer import Trainer
 from sprint_core.distill.runs import estimate
+from sprint_core.distill.runs import run as published_run
 from sprint_core.distill.runs.encoders import DataOptions, load_encoders
 from sprint_core.distill.runs.published import stabilised
 from sprint_core.distill.stages.teacher import is_stable
@@ -100,6 +107,24 @@ def test_from_pictures_to_an_image(run, models, tmp_path, capsys):
     image = pipeline.generate(["red"], seeds=[0], steps=1)
     assert image.shape == (1, 64, 64, 3) and image.isfinite().all()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"distill", "encoded", "sana_tiny.safetensors"}
+
+
+def test_a_run_shows_its_average_in_1_2_and_4_steps(run, models, tmp_path):
+    """At checks and at the end, of the first captions that the guard watches: what the exported model paints."""
+    assert run(no_buckets=True) == 0
+    out = tmp_path / "out"
+    (grid,) = (out / "distill" / "samples").iterdir()
+    sheet = numpy.asarray(Image.open(grid), dtype=numpy.float32) / 255
+    assert grid.name == "000002.png" and sheet.shape == (3 * SIZE_PX, 4 * SIZE_PX, 3)
+    pipeline = Pipeline.load(
+        out / "sana_tiny.safetensors", autoencoder=models, text_encoder=models, dtype=torch.float32
+    )
+    drawn = SampleRandom(42, 0, "watch", range(32)).of_data().integers(len(COLOURS))[:4]
+    prompts = [sorted(COLOURS)[i] for i in drawn]
+    for row, steps in zip(sheet.reshape(3, SIZE_PX, 4 * SIZE_PX, 3), (1, 2, 4), strict=True):
+        images = pipeline.generate(prompts, seeds=range(4), steps=steps, guidance=5.0)
+        expected = torch.cat(list(images), dim=1)
+        assert (torch.from_numpy(row.copy()) - expected).abs().mean() < 0.01, steps
 
 
 def test_a_teachers_own_images_train_its_student(run, models, tmp_path, capsys):
@@ -232,6 +257,19 @@ def test_prompts_have_no_bins(run, tmp_path, caplog, no_step):
     assert "of recipes that learn from your images" in caplog.text
 
 
+@pytest.mark.parametrize(("tangent", "stands_aside"), [("difference", False), ("jvp", True)])
+def test_a_run_compiles_what_can_be_compiled(run, monkeypatch, caplog, tangent, stands_aside):
+    """With PyTorch's compiler told to leave everything as it is, which is quicker."""
+    networks_of, settings = [], torch._functorch.config.patch(donated_buffer=True)
+    seen = lambda networks: networks_of.append(networks) or compile_blocks(networks)  # noqa: E731
+    monkeypatch.setattr(published_run, "compile_blocks", seen)
+    with settings, torch._dynamo.config.patch(disable=True, recompile_limit=8):
+        assert run(compile=True, set=f"distill.tangent={tangent}") == 0
+    assert all(block._compiled_call_impl for one in networks_of[0] for block in one.transformer_blocks)
+    assert [len(networks) for networks in networks_of] == [1 if stands_aside else 2]
+    assert ("--set distill.tangent=difference needs none" in caplog.text) == stands_aside
+
+
 def test_the_same_again_trains_nothing_and_writes_the_same(run, tmp_path, monkeypatch):
     assert run() == 0
     path = tmp_path / "out" / "sana_tiny.safetensors"
@@ -329,6 +367,11 @@ def test_stabilisers_keep_the_weights_and_start_fresh():
         ({"vae": None}, "tiny needs --vae"),
         ({"stage": "decoder"}, "--stage decoder: tiny has the stages teacher, distill"),
         ({"set": "distill.steps=0"}, "must be 1 or more"),
+        ({"tracker": "wanda"}, "--tracker wanda: there are aim, clearml, comet_ml"),
+        ({"gpu": "h100"}, "--gpu is of --dry-run"),
+        ({"gpu": "9800gtx", "dry_run": True}, "--gpu 9800gtx: write it as h100 or 8xh100; known are a100, h100"),
+        ({"gpu": "0xh100", "dry_run": True}, "--gpu 0xh100: write it as h100"),
+        ({"compile": True, "recipe": "emoji", "compare": True}, "--compile and --tracker are of one model"),
         ({"device": "gpu"}, "--device gpu: "),
         ({"teacher": "missing.safetensors"}, "missing.safetensors: no such file"),
         ({"data": "missing"}, "missing: no such file or folder"),
