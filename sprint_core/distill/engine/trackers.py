@@ -53,6 +53,9 @@ class Accelerated:
     """A tracker of Accelerate's, by its name there: a project of ours, and in it a run for each stage's command."""
 
     def __init__(self, name: str, folder: Path, settings: Mapping[str, str]):
+        from accelerate import PartialState
+
+        PartialState()  # without one, of a process that is alone, their log refuses to be written
         kind = _known()[name]
         place = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
         own = {"dir": str(folder), "name": folder.name, "group": folder.parent.name} if name == "wandb" else {}

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from accelerate import tracking
+from accelerate import PartialState, tracking
+from accelerate.logging import get_logger
 from toy_stage import SCHEDULE, Toy
 
 from sprint_core.distill.engine import trackers
@@ -29,6 +30,7 @@ class Lines(tracking.GeneralTracker):
             print(*words, file=file)
 
     def start(self):
+        get_logger(__name__).debug("as Accelerate's own do")
         self.write("start", self.project)
 
     def store_init_configuration(self, values):
@@ -42,6 +44,14 @@ class Lines(tracking.GeneralTracker):
 
     def finish(self):
         self.write("finish")
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    """A process without Accelerate's state, before and after."""
+    PartialState._reset_state()
+    yield
+    PartialState._reset_state()
 
 
 def test_a_tracker_of_accelerate_gets_numbers_and_images(tmp_path, monkeypatch):
