@@ -239,6 +239,8 @@ def _run_emoji(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proc
     if args.stage in ("autoencoder", "decoder"):  # a DC-AE is of use only after both
         return run.export_autoencoder(run.train_autoencoder(), command)
     drawn = run.draw_scenes()
+    if args.stage == "features":
+        return run.export_features(run.train_features(drawn), command)
     gemma = run.train_text_encoder(drawn)
     if args.stage == "captioning":
         return []

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import scenes, templates
 from .captions import GROUNDS, RELATIONS, Requirement
-from .scenes import CANVAS_PX, LARGE_PX, SMALL_PX, usual_corner
+from .scenes import CANVAS_PX, LARGE_PX, SMALL_PX, Scene, usual_corner
 from .templates import CELLS, Templates
 
 CHUNK = 32  # images at a time
@@ -95,6 +95,34 @@ def grounds(images: Tensor) -> Tensor:
     """Which ground of GROUNDS each image shows, by number; -1 where it is none of them. [b], where the images are."""
     ground = _ground(_canvases(images))
     return torch.where(ground.is_known, ground.nearest, -1)
+
+
+@torch.no_grad()
+def named_where_drawn(images: Tensor, drawn: Sequence[Scene], known: Templates | None = None) -> Tensor:
+    """Whether each thing of a scene is the nearest of all concepts to what stands in its box, wherever that is: [b].
+
+    images as `judge` takes them. Raises as it does.
+    """
+    pixels = _canvases(images)
+    bank = _Bank((known or templates.load()).to(pixels.device))
+    ground = _ground(pixels).field
+    rest = pixels - ground[..., None]
+    right = torch.ones(len(pixels), dtype=torch.bool, device=pixels.device)
+    for i, thing in ((i, thing) for i, scene in enumerate(drawn) for thing in scene.things):
+        box = rest[i, None, :, thing.y_px : thing.y_px + thing.size_px, thing.x_px : thing.x_px + thing.size_px]
+        rows = ground[i, None, :, thing.y_px : thing.y_px + thing.size_px]
+        crop = F.interpolate(box, (CELLS, CELLS), mode="bilinear", antialias=True)
+        under = F.interpolate(rows[..., None], (CELLS, 1), mode="bilinear", antialias=True)[..., 0]
+        gains = bank.gains(crop[:, None], under).unflatten(1, bank.shape).amax(1)
+        right[i] &= gains.argmax(1)[0] == thing.concept
+    return right
+
+
+@torch.no_grad()
+def covered(images: Tensor) -> Tensor:
+    """Where something stands on the ground: [b, CANVAS_PX, CANVAS_PX], true or false."""
+    pixels = _canvases(images)
+    return (pixels - _ground(pixels).field[..., None]).square().sum(1).sqrt() > MURK_REACH
 
 
 # --- ground -----------------------------------------------------------------------------------------

@@ -144,6 +144,15 @@ def paint(packed: Tensor, art: Art) -> Tensor:
     return canvas.round_().clamp_(0, 255).to(torch.uint8)
 
 
+def silhouettes(packed: Tensor, art: Art) -> Tensor:
+    """How much of each pixel things cover: [b, CANVAS_PX, CANVAS_PX] in [0, 1], where the art is."""
+    bare, full = (list(GROUNDS).index(name) for name in ("black", "white"))
+    black, white = (paint(torch.cat([torch.full_like(packed[:, :1], g), packed[:, 1:]], 1), art) for g in (bare, full))
+    ground = backdrops(black.device)
+    shines_through = (white.float() - black.float()) / (ground[full] - ground[bare])
+    return (1 - shines_through.mean(1)).clamp_(0, 1)
+
+
 def _paste(canvas: Tensor, image: Tensor, things: Tensor, art: Art, size: int) -> None:
     """Sprites of one size over images [n] of canvas [b, 3, h, w]; things [n, 5]: style, concept, size, x, y."""
     style, concept, _, x, y = things.unbind(1)

@@ -4,7 +4,7 @@
         the bundled model, or another of the same world: judged row by row, with the Frechet distance
         of emoji: [--sprites FILE] true scenes from sprites.zip, not from thumbnails; [--teacher FILE]; [--record]
     python -m sprint_core.evaluate --control FILE|demo [--prompts N] [--grid FILE]
-        a ControlNet: do images keep to the edges of scenes, and colours to the prompt, with control and without
+        a ControlNet: do images keep to drawings of scenes, and to the prompt, with control and without
     python -m sprint_core.evaluate --model PATH --geneval evaluation_metadata.jsonl --out DIR
     python -m sprint_core.evaluate --model PATH --mjhq meta_data.json --out DIR
         a real model: images in DIR/steps1, ... as the official scorers read them; only missing ones are made
@@ -21,13 +21,14 @@ from tqdm import tqdm
 
 from .. import cli, disk, trigflow
 from ..devices import DTYPES, usable_device
-from ..emoji import art
+from ..emoji import art, templates
 from ..emoji.concepts import learnt
 from ..images.files import check_image_name, write
+from ..models.controlnet import SanaControlNet
 from ..pipeline import Pipeline
 from ..weights import checkpoint, layouts, presets
 from . import control as evaluate_control
-from . import emoji, emoji_run, frechet, sheet
+from . import emoji, emoji_control, emoji_run, frechet, sheet
 from .official import geneval_jobs, mjhq_jobs, paint_files
 from .scoring import TEACHER_STEPS, Painter, balanced_prompts, grid, score, student, summary, table, teacher
 
@@ -103,12 +104,16 @@ def run(args: argparse.Namespace) -> dict:
             jobs = geneval_jobs(args.geneval, folder) if args.geneval else mjhq_jobs(args.mjhq, folder)
             painted[label] = paint_files(student(pipeline, int(label), args.guidance), list(jobs), args.seed)
         return {"painted": painted, "folders": {label: str(folder) for label, folder in folders.items()}}
-    if args.control is not None:
-        return _run_control(args, pipeline, steps)
     if emoji.is_known_to(pipeline):
-        return _run_emoji(args, path, pipeline, steps)
+        drawings = art.load(args.sprites) if args.sprites else None
+        among = learnt(checkpoint.load(path, layouts.TRANSFORMER).settings)
+        if args.control is not None:
+            return _run_emoji_control(args, pipeline, steps, drawings, among)
+        return _run_emoji(args, pipeline, steps, drawings, among)
     if args.sprites:
         raise ValueError(f"--sprites is of no use with {path}, which does not know emoji by their names")
+    if args.control is not None:
+        return _run_control(args, pipeline, steps)
     extractor = frechet.inception(args.inception, device) if args.inception else frechet.bundled()
     prompts = balanced_prompts(args.prompts, args.seed)
     true = frechet.extract(extractor, sheet.true_images(prompts))
@@ -130,11 +135,11 @@ def _painters(args: argparse.Namespace, pipeline: Pipeline, steps: Sequence[int]
     return painters
 
 
-def _run_emoji(args: argparse.Namespace, path: Path, pipeline: Pipeline, steps: Sequence[int]) -> dict:
+def _run_emoji(
+    args: argparse.Namespace, pipeline: Pipeline, steps: Sequence[int], drawings: art.Art | None, among: Sequence[int]
+) -> dict:
     extractor = frechet.inception(args.inception, args.device) if args.inception else None
     painters = _painters(args, pipeline, steps)
-    drawings = art.load(args.sprites) if args.sprites else None
-    among = learnt(checkpoint.load(path, layouts.TRANSFORMER).settings)
     evaluation = emoji_run.Evaluation(pipeline, painters, args.prompts, args.seed, extractor, drawings, among=among)
     result, scores, prompts = evaluation.run(args.record)
     tqdm.write(emoji.table(result))
@@ -143,10 +148,26 @@ def _run_emoji(args: argparse.Namespace, path: Path, pipeline: Pipeline, steps: 
     return result
 
 
-def _run_control(args: argparse.Namespace, pipeline: Pipeline, steps: Sequence[int]) -> dict:
+def _control_of(args: argparse.Namespace, pipeline: Pipeline) -> SanaControlNet:
     first = next(pipeline.transformer.parameters())
     path = presets.BUNDLED_CONTROL if args.control == "demo" else Path(args.control)
-    net = checkpoint.build(checkpoint.load(path, layouts.CONTROLNET), dtype=first.dtype, device=first.device)
+    return checkpoint.build(checkpoint.load(path, layouts.CONTROLNET), dtype=first.dtype, device=first.device)
+
+
+def _run_emoji_control(
+    args: argparse.Namespace, pipeline: Pipeline, steps: Sequence[int], drawings: art.Art | None, among: Sequence[int]
+) -> dict:
+    drawn = emoji_control.draw(args.prompts, args.seed, drawings or templates.load().art(), among)
+    painted = emoji_control.paint(pipeline, _control_of(args, pipeline), drawn, steps, args.seed, args.guidance)
+    result = emoji_control.summary(painted, drawn) | {"art": "sprites" if drawings else "thumbnails"}
+    tqdm.write(emoji_control.table(result))
+    if args.grid:
+        write(emoji_control.grid(painted, drawn), args.grid)
+    return result
+
+
+def _run_control(args: argparse.Namespace, pipeline: Pipeline, steps: Sequence[int]) -> dict:
+    net = _control_of(args, pipeline)
     prompts = balanced_prompts(args.prompts, args.seed, free=True)
     painted = evaluate_control.paint(pipeline, net, prompts, steps, args.seed, args.guidance)
     result = evaluate_control.summary(painted, prompts)

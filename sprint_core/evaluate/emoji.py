@@ -4,6 +4,7 @@ judge     share of images whose every thing is the one that is said, over the ce
 ceiling   that share of true scenes after the model's own DC-AE, which no model can beat by much
 short     bare names ("pizza", "a red apple"), at the step count that does worst
 rows      what a caption says, one by one; each of the captions that say it
+retrieval how often another network than the judge finds an image's caption among all of them, at once or in five
 """
 
 import random
@@ -135,6 +136,8 @@ def table(result: Mapping) -> str:
     for name in ("short", "shapes", "frechet"):
         by_label = result["short_by_steps"] if name == "short" else result[name]
         lines.append(_line(name, [by_label.get(label) for label in labels]))
+    for name in ("R@1", "R@5") if result["retrieval"] else ():
+        lines.append(_line(name, [result["retrieval"][label][name] for label in labels]))
     return "\n".join(lines)
 
 

@@ -13,7 +13,8 @@ from ..emoji.art import Art
 from ..emoji.captions import Prompt
 from ..pipeline import Pipeline
 from ..shapes import captions as shape_captions
-from . import emoji, frechet, records, scoring
+from . import contrastive, emoji, frechet, records, scoring
+from .contrastive import ContrastiveNetwork
 from .emoji import Score
 from .scoring import TEACHER_STEPS, Painter
 
@@ -28,7 +29,8 @@ TEACHER = f"teacher{TEACHER_STEPS}"
 class Evaluation:
     """What is evaluated, and with what. painters: by step count, and the teacher, if it is at hand.
 
-    extractor: of the Frechet distance; None: the network of features_file. art: the true one; None: as coarse as
+    extractor: of the Frechet distance; None: the contrastive network of features_file, which also gives the second
+    opinion. art: the true one; None: as coarse as
     the thumbnails beside the model. among: numbers of the concepts that the model knows.
     """
 
@@ -38,7 +40,7 @@ class Evaluation:
     seed: int
     extractor: frechet.Extractor | None = None
     art: Art | None = None
-    features_file: Path = frechet.FILE
+    features_file: Path = contrastive.FILE
     records_file: Path = records.FILE
     among: Sequence[int] = captions.ALL
 
@@ -53,13 +55,15 @@ class Evaluation:
         passed = emoji.round_trip(self.pipeline, images)
         scores = {TRUE: emoji.judged(images, prompts), CEILING: emoji.judged(passed, prompts)}
         scores |= {label: emoji.score(paint, prompts, self.seed, label) for label, paint in self.painters.items()}
-        moments = self._moments(scores)
+        network = self._network()
+        moments = self._moments(scores, network)
         teacher = emoji.over(scores[TEACHER].share, scores[CEILING].share) if TEACHER in scores else None
         if record:
             records.save(records.make(teacher, self._features, moments[TRUE] if moments else None), self.records_file)
         result = self._shares(scores) | {
             "teacher20": kept.teacher20 if kept and teacher is None else teacher,
             "frechet": self._distances(moments, kept, scores),
+            "retrieval": self._retrieval(scores, prompts, network),
             "rows": emoji.rows(scores, prompts),
             "prompts": self.count,
             "world": "emoji",
@@ -94,15 +98,37 @@ class Evaluation:
         is_bundled = self.extractor is None and self.features_file.is_file()
         return hashlib.sha256(self.features_file.read_bytes()).hexdigest() if is_bundled else None
 
-    def _moments(self, scores: Mapping[str, Score]) -> dict[str, frechet.Moments] | None:
-        """Of each column's features; None, and a warning, where there is no network or are too few images."""
+    def _network(self) -> ContrastiveNetwork | None:
+        """None, and a warning, where there is none."""
         try:
-            network = self.extractor or frechet.bundled(self.features_file, "emoji")
-            features = {label: _extract(network, one.images) for label, one in scores.items()}
+            return contrastive.load(self.features_file)
+        except ValueError as error:
+            log.warning("no second opinion on what is shown: %s", error)
+            return None
+
+    def _moments(
+        self, scores: Mapping[str, Score], network: ContrastiveNetwork | None
+    ) -> dict[str, frechet.Moments] | None:
+        """Of each column's features; None, and a warning, where there is no network or are too few images."""
+        extractor = self.extractor or (network and network.image.features)
+        if extractor is None:
+            return None
+        try:
+            features = {label: _extract(extractor, one.images) for label, one in scores.items()}
             return {label: frechet.moments(those) for label, those in features.items()}
         except ValueError as error:
             log.warning("no Frechet distance: %s", error)
             return None
+
+    def _retrieval(
+        self, scores: Mapping[str, Score], prompts: Sequence[Prompt], network: ContrastiveNetwork | None
+    ) -> dict[str, dict[str, float]] | None:
+        """Of each column: how often the contrastive network finds an image's prompt among all of them."""
+        if network is None:
+            return None
+        tokenizer = self.pipeline.text_encoder.prompts
+        tokens = contrastive.padded([tokenizer.tokens(prompt.text).ids for prompt in prompts])
+        return {label: contrastive.recall(network, one.images, tokens) for label, one in scores.items()}
 
     def _distances(
         self, moments: Mapping[str, frechet.Moments] | None, kept: records.Records | None, labels: Iterable[str]

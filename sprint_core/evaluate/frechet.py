@@ -4,7 +4,7 @@ The network (demo/features.safetensors, trained by distill/stages/features.py) n
 shapes/scenes.py; its last hidden layer is the feature. For images of the real world pass InceptionV3 instead.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -35,10 +35,10 @@ class FeatureNetwork(nn.Module):
     """Convolutions with stride 2, then two layers: images [b, h, w, 3] in [0, 1] -> logits [b, labels], of
     yes-or-no questions about a scene."""
 
-    def __init__(self, labels: int):
+    def __init__(self, labels: int, channels: Sequence[int] = CHANNELS):
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in pairwise(CHANNELS))
-        self.hidden = nn.Linear(CHANNELS[-1] * (INPUT_PX // 2 ** len(self.convs)) ** 2, WIDTH)
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in pairwise(channels))
+        self.hidden = nn.Linear(channels[-1] * (INPUT_PX // 2 ** len(self.convs)) ** 2, WIDTH)
         self.out = nn.Linear(WIDTH, labels)
 
     def features(self, images: Tensor) -> Tensor:
@@ -53,15 +53,21 @@ class FeatureNetwork(nn.Module):
         return self.out(self.features(images))
 
 
-@cache
-def bundled(path: Path = FILE, world: str = "shapes") -> Extractor:
-    """The features of the bundled network. Raises CheckpointError, also for a network of another world."""
+def checked_tensors(path: Path, world: str) -> dict[str, Tensor]:
+    """Those of a network of this world, in fp32. Raises CheckpointError."""
     file = tensorfile.read(path)
     if (own := file.metadata.get(WORLD, "shapes")) != world:
         raise CheckpointError(f"{path}: features of the world of {own}, not of {world}; train them anew")
     tensors = {name: tensor.float() for name, tensor in file.tensors.items()}
     if broken := not_finite(tensors):
         raise CheckpointError(f"{path}: its tensor {first_and_count(broken)} holds NaN or infinity; train it anew")
+    return tensors
+
+
+@cache
+def bundled(path: Path = FILE) -> Extractor:
+    """The features of plain shapes. Raises CheckpointError, also for a network of another world."""
+    tensors = checked_tensors(path, "shapes")
     try:
         model = FeatureNetwork(len(tensors["out.bias"]))
         model.load_state_dict(tensors)

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from ... import disk
 from ...emoji import captions, judge
+from ...evaluate import contrastive, frechet, scoring
 from ...evaluate import emoji as evaluate
-from ...evaluate import frechet, scoring
 from ...models.autoencoder import Autoencoder
 from ...models.transformer import SanaTransformer
 from ...pipeline import Pipeline
@@ -220,7 +220,7 @@ def diversity(paint: scoring.Painter, among: Sequence[int]) -> float:
 def _distance(painted: Tensor, true: Tensor) -> dict[str, Any] | None:
     """Frechet distance of images [n, h, w, 3] uint8; None where no network knows this world."""
     try:
-        network = frechet.bundled(frechet.FILE, "emoji")
+        network = contrastive.load().image.features
     except tensorfile.CheckpointError:
         return None
     features = [frechet.extract(lambda batch: network(batch.float() / 255.0), images) for images in (painted, true)]

@@ -1,19 +1,25 @@
 """The bundled model, from nothing, on scenes of emoji.
 
 autoencoder -> fold -> decoder -> captioning -> latents -> teacher -> distill -> export
+features, by itself: the network of the second opinion and of the Frechet distance
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from ...emoji import art, captions, judge, scenes
 from ...emoji.art import Art
+from ...evaluate import contrastive
+from ...evaluate.contrastive import ContrastiveNetwork
+from ...evaluate.frechet import INPUT_PX
 from ...images import preview
 from ...latent import SCALE
 from ...models.autoencoder import Autoencoder
@@ -36,6 +42,7 @@ from ..recipes import Recipe
 from ..stages import autoencoder as autoencoder_stages
 from ..stages.base import Captioned, Watch
 from ..stages.captioning import CaptioningModel, TokenCaptioningStage
+from ..stages.contrastive import ContrastiveStage
 from ..stages.rivals import distill_stage
 from ..stages.student import continued
 from ..stages.teacher import TeacherStage, student_of
@@ -103,6 +110,21 @@ class EmojiRun(Run):
         """Write the DC-AE alone, for another run to start from."""
         path = self.out / "autoencoder.safetensors"
         checkpoint.save(path, [self._part(layouts.AUTOENCODER, model, {})], {"command": command})
+        return [path]
+
+    def train_features(self, drawn: CaptionedScenes) -> ContrastiveNetwork:
+        """The network that judges besides the templates, and whose features the Frechet distance compares."""
+        model = ContrastiveNetwork(recipes.EMOJI_TEXT.vocab)
+        initialise(model, SEED)
+        parts = tqdm(drawn.packed.split(CPU_BATCH), desc="scenes for the features", leave=False)
+        images = torch.cat([thumbnails(scenes.paint(part, self.art)) for part in parts])
+        tokens = drawn.tokens[: len(images)].long()
+        return self.train(ContrastiveStage(model, images, tokens.to(images.device), drawn.fingerprint))
+
+    def export_features(self, model: ContrastiveNetwork, command: str) -> list[Path]:
+        """Write it alone."""
+        path = self.out / contrastive.FILE.name
+        contrastive.save(model, path, json.dumps(_provenance(command)))
         return [path]
 
     def draw_scenes(self) -> CaptionedScenes:
@@ -183,13 +205,21 @@ class EmojiRun(Run):
         sprint = self._part(layouts.TRANSFORMER, student, sizes)
         multi_step = self._part(layouts.TRANSFORMER, teacher.transformer, sizes)
         paths = [self.out / "sana_sprint_tiny.safetensors", self.out / "sana_tiny_teacher.safetensors"]
-        provenance = {"source": "trained from nothing on Fluent Emoji (Microsoft, MIT)", "command": command}
-        checkpoint.save(paths[0], [sprint, encoder, decoder], provenance)
-        checkpoint.save(paths[1], [multi_step], provenance)
+        checkpoint.save(paths[0], [sprint, encoder, decoder], _provenance(command))
+        checkpoint.save(paths[1], [multi_step], _provenance(command))
         return paths
 
     def _part(self, layout: layouts.Layout, model: Any, settings: Mapping[str, Any]) -> checkpoint.Weights:
         return checkpoint.Weights(layout, model.config, cpu_tensors(model, torch.float16), self.out, dict(settings))
+
+
+def _provenance(command: str) -> dict[str, str]:
+    return {"source": "trained from nothing on Fluent Emoji (Microsoft, MIT)", "command": command}
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """Images [b, 3, h, w] uint8 as small as the contrastive network sees them."""
+    return F.interpolate(images.float(), (INPUT_PX, INPUT_PX), mode="area").round().byte()
 
 
 def encode(autoencoder: Autoencoder, images: Tensor) -> Tensor:

@@ -1,22 +1,22 @@
 """Training the ControlNet of the emoji world, on things that stand anywhere: only the drawing says where."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from ...emoji import art, scenes
 from ...emoji.concepts import learnt
+from ...images import edges
 from ...text.loading import find_tokenizer
 from ...weights.checkpoint import CheckpointError
 from ..dataset import emoji_scenes
-from ..dataset import scenes as scene_dataset
 from ..dataset.emoji_text import tokenizer
 from ..dataset.resident import ResidentLatents
 from .control import ControlRun
-from .emoji import BATCH, encode, tokenized
+from .emoji import BATCH, CPU_BATCH, encode, tokenized
 
 WOBBLE_PX = 2.5
+KINDS = 4  # of drawings
 
 
 class EmojiControlRun(ControlRun):
@@ -35,30 +35,29 @@ class EmojiControlRun(ControlRun):
         drawings = art.load(self.sources.sprites).to(self.device)
         autoencoder = self.load_autoencoder(self.sources.autoencoder)
         drawn = emoji_scenes.draw_free(self.pool, among=among)
+        batch = CPU_BATCH if self.device.type == "cpu" else BATCH
         latents, hints = [], []
-        for number, packed in enumerate(tqdm(drawn.packed.split(BATCH), desc="latents and hints", leave=False)):
+        for number, packed in enumerate(tqdm(drawn.packed.split(batch), desc="latents and hints", leave=False)):
             with torch.inference_mode():
                 images = scenes.paint(packed, drawings)
                 latents.append(encode(autoencoder, images))
-                hints.append(encode(autoencoder, control_images(images, number)))
+                covered = scenes.silhouettes(packed, drawings)
+                hints.append(encode(autoencoder, control_images(images, covered, number)))
         return ResidentLatents(torch.cat(latents), tokenized(drawn), drawn.fingerprint, torch.cat(hints), self.device)
 
 
-def control_images(images: Tensor, seed: int) -> Tensor:
-    """[b, 3, h, w] uint8 -> control images of the same kind: soft edges and scribbles, half of them as by a hand."""
-    edges = scene_dataset.control_images(images.float() / 127.5 - 1)
+def control_images(images: Tensor, covered: Tensor, seed: int) -> Tensor:
+    """Images [b, 3, h, w] uint8, and how much of them things cover [b, h, w], -> control images of the same kind.
+
+    In turn soft edges, a scribble, a scribble by an unsteady hand, and such a hand's outlines alone.
+    """
+    pictures, shapes = images.movedim(1, -1).float() / 255.0, covered[..., None].expand(-1, -1, -1, 3)
+    drawn = torch.empty_like(images, dtype=torch.float32)
     generator = torch.Generator(images.device).manual_seed(seed)
-    drawn = wobbled(edges, generator)
-    half = torch.arange(len(images), device=images.device) // 2 % 2 == 1
-    edges = torch.where(half[:, None, None, None], drawn, edges)
-    return edges.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def wobbled(edges: Tensor, generator: torch.Generator) -> Tensor:
-    """Moved by a smooth random field of some px, as by an unsteady hand: [b, 3, h, w] in [-1, 1]."""
-    b, _, h, w = edges.shape
-    field = torch.randn(b, 2, 7, 7, generator=generator, device=edges.device) * (WOBBLE_PX * 2 / w)
-    field = F.interpolate(field, (h, w), mode="bicubic", align_corners=True).movedim(1, -1)
-    identity = torch.eye(2, 3, device=edges.device).expand(b, -1, -1)
-    grid = F.affine_grid(identity, [b, 1, h, w], align_corners=False)
-    return F.grid_sample(edges + 1, grid + field, align_corners=False) - 1
+    for turn, (shown, scribble, by_hand) in enumerate(
+        ((pictures, False, False), (pictures, True, False), (pictures, True, True), (shapes, True, True))
+    ):
+        if len(chosen := shown[turn::KINDS]):
+            lines = edges.detect(chosen, scribble=scribble).movedim(-1, 1)
+            drawn[turn::KINDS] = edges.wobbled(lines, generator, WOBBLE_PX) if by_hand else lines
+    return drawn.mul(255).round().clamp(0, 255).to(torch.uint8)

@@ -4,8 +4,6 @@ import dataclasses
 import json
 
 import pytest
-import standin
-import tiny_networks
 import torch
 from PIL import Image
 
@@ -13,12 +11,10 @@ from sprint_core.distill.dataset import emoji_text
 from sprint_core.distill.runs import demo
 from sprint_core.emoji import captions, templates
 from sprint_core.evaluate import __main__ as evaluate
-from sprint_core.evaluate import emoji, emoji_run, frechet, records
-from sprint_core.models.gemma import Gemma
+from sprint_core.evaluate import contrastive, emoji, emoji_run, frechet, records
 from sprint_core.pipeline import Pipeline
 from sprint_core.text.encoder import TextEncoder
-from sprint_core.text.tokenizers import tokenizer_state
-from sprint_core.weights import checkpoint, layouts, tensorfile
+from sprint_core.weights import tensorfile
 from sprint_core.weights.tensorfile import CheckpointError
 
 SEED, COUNT = 3, 40
@@ -26,28 +22,8 @@ VOCABULARY = emoji_text.tokenizer()
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A file with all parts in a size for tests, which knows the words of emoji and paints nothing."""
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    config = dataclasses.replace(tiny_networks.GEMMA, vocab=VOCABULARY.size)
-    gemma = standin.random_model(Gemma(config, device="meta"))
-    text = {"text": {"instruction": None, "max_tokens": emoji_text.MAX_TOKENS, "lower": False}}
-    encoder = checkpoint.Weights(layouts.TEXT_ENCODER, config, gemma, path, text)
-    encoder.extras |= tokenizer_state(VOCABULARY)
-    sizes = {"size_px": 256, "flow_shift": 3.0}
-    transformer = checkpoint.Weights(
-        layouts.TRANSFORMER, tiny_networks.SPRINT, tiny_networks.NATIVE["transformer"], path, sizes
-    )
-    decoder = checkpoint.Weights(
-        layouts.AUTOENCODER, standin.AUTOENCODER, tiny_networks.NATIVE["autoencoder"], path, {}
-    )
-    checkpoint.save(path, [transformer, encoder, decoder], {})
-    return path
-
-
-@pytest.fixture(scope="module")
-def pipeline(model):
-    return Pipeline.load(model)
+def pipeline(emoji_model):
+    return Pipeline.load(emoji_model)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +76,9 @@ def test_truth_scores_full_and_noise_nothing(lossless, painters):
         assert result["rows"][name]["2"] == 0.0
     assert all(captions.split_of(prompt.requirement) == "test" for prompt in prompts)
     lines = emoji.table(result).splitlines()
-    assert lines[0].split() == ["true", "ceiling", "1", "2"] and len(lines) == 1 + len(emoji.ROWS) + 3
+    assert lines[0].split() == ["true", "ceiling", "1", "2"] and len(lines) == 1 + len(emoji.ROWS) + 3 + 2
+    found = result["retrieval"]
+    assert found["true"]["R@1"] == found["ceiling"]["R@1"] > 0.6 > 0.3 > found["2"]["R@5"] and found["1"]["R@1"] > 0.6
 
 
 def test_a_share_is_over_the_ceiling(pipeline, painters):
@@ -112,10 +90,7 @@ def test_a_share_is_over_the_ceiling(pipeline, painters):
 def test_frechet_distances_need_features_and_truth_of_this_world(lossless, painters, monkeypatch, tmp_path):
     """Of true art or of records made with it, not of thumbnails; the teacher's share is recorded, too."""
     monkeypatch.setattr(frechet, "SAMPLES_PER_FEATURE", 1)
-    features = tmp_path / "features.safetensors"
-    tensorfile.write(features, tensorfile.read(frechet.FILE).tensors, {"world": "emoji"})
-    paths = {"features_file": features, "records_file": tmp_path / "records.json"}
-    plain = emoji_run.Evaluation(lossless, painters, COUNT, SEED, **paths)
+    plain = emoji_run.Evaluation(lossless, painters, COUNT, SEED, records_file=tmp_path / "records.json")
     assert plain.run()[0]["frechet"] == {"ceiling": None, "1": None, "2": None}
     both = painters | {emoji_run.TEACHER: painters["1"]}
     full = dataclasses.replace(plain, painters=both, art=templates.load().art())
@@ -128,13 +103,11 @@ def test_frechet_distances_need_features_and_truth_of_this_world(lossless, paint
 
 def test_features_of_another_world_are_refused(tmp_path):
     path = tmp_path / "features.safetensors"
-    for metadata, own in (({}, "shapes"), ({"world": "emoji"}, "emoji")):
-        tensorfile.write(path, tensorfile.read(frechet.FILE).tensors, metadata)
-        frechet.bundled.cache_clear()
-        other = {"shapes": "emoji", "emoji": "shapes"}[own]
-        with pytest.raises(CheckpointError, match=rf"features\.safetensors: features of the world of {own}, not of"):
-            frechet.bundled(path, other)
-        assert frechet.bundled(path, own)(torch.zeros(1, 64, 64, 3)).shape == (1, frechet.WIDTH)
+    contrastive.save(contrastive.ContrastiveNetwork(VOCABULARY.size), path, "")
+    with pytest.raises(CheckpointError, match=r"features\.safetensors: features of the world of emoji, not of shapes"):
+        frechet.bundled(path)
+    with pytest.raises(CheckpointError, match=r"features\.safetensors: features of the world of shapes, not of emoji"):
+        contrastive.load(frechet.FILE)
 
 
 def test_damaged_records_are_told(tmp_path):
@@ -186,9 +159,9 @@ def test_short_prompts_are_bare_names():
     assert prompts[1].text.split()[-1] == emoji.concepts()[prompts[1].requirement.concepts[0]].names[0].split()[-1]
 
 
-def test_command_line(model, tmp_path, capsys):
+def test_command_line(emoji_model, tmp_path, capsys):
     """All of it on a model of random weights: nothing is right, and the last line is the document."""
-    argv = ["--model", str(model), "--steps", "1,2", "--prompts", "5", "--grid", str(tmp_path / "grid.png")]
+    argv = ["--model", str(emoji_model), "--steps", "1,2", "--prompts", "5", "--grid", str(tmp_path / "grid.png")]
     assert evaluate.main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])
@@ -206,6 +179,6 @@ def test_command_line(model, tmp_path, capsys):
         (["--sprites", __file__], r"test_emoji.py"),
     ],
 )
-def test_bad_input(model, argv, message, caplog):
-    assert evaluate.main(["--model", str(model), "--steps", "1", "--prompts", "5", *argv]) == 1
+def test_bad_input(emoji_model, argv, message, caplog):
+    assert evaluate.main(["--model", str(emoji_model), "--steps", "1", "--prompts", "5", *argv]) == 1
     assert message in caplog.text

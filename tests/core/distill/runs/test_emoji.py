@@ -19,7 +19,7 @@ from sprint_core.distill import recipes
 from sprint_core.distill.dataset import emoji_art, emoji_scenes, emoji_sources, emoji_text
 from sprint_core.distill.dataset.emoji_images import CROP_PX, EmojiImages
 from sprint_core.distill.engine.randomness import SampleRandom
-from sprint_core.distill.runs import emoji, emoji_control
+from sprint_core.distill.runs import emoji
 from sprint_core.distill.stages import autoencoder as stages
 from sprint_core.emoji import captions, scenes, templates
 from sprint_core.emoji.art import SPRITE_PX, load
@@ -165,14 +165,6 @@ def test_drawn_scenes_are_the_same_for_any_number_of_processes(monkeypatch):
     for name in ("packed", "shapes", "tokens", "labels", "image"):
         assert torch.equal(getattr(one, name), getattr(two, name))
     assert one.fingerprint == two.fingerprint and len(one.shapes) == 2
-
-
-def test_hints_of_a_hand_move_little():
-    image = scenes.paint(scenes.pack([scenes.scene_and_caption(seed)[0] for seed in range(4)]), templates.load().art())
-    hints = emoji_control.control_images(image, seed=0)
-    assert hints.shape == image.shape and hints.dtype == torch.uint8
-    assert torch.equal(hints, emoji_control.control_images(image, seed=0))
-    assert 0.005 < hints.float().mean() / 255 < 0.5
 
 
 def test_the_patch_critic_bounds_its_gradient():
