@@ -71,8 +71,8 @@ def test_every_thing_has_to_be_the_one(drawn):
     i = pairs[0]
     image, scene = drawn.images[i : i + 1], drawn.scenes[i]
     assert judge.named_where_drawn(image, [scene]).tolist() == [True]
-    swapped = dataclasses.replace(scene.things[1], concept=(scene.things[1].concept + 1) % len(concepts.concepts()))
-    other = dataclasses.replace(scene, things=(scene.things[0], swapped))
+    swapped = dataclasses.replace(scene.things[0], concept=(scene.things[0].concept + 1) % len(concepts.concepts()))
+    other = dataclasses.replace(scene, things=(swapped, scene.things[1]))
     assert judge.named_where_drawn(image, [other]).tolist() == [False]
 
 
