@@ -31,6 +31,7 @@ hypothesis.settings.load_profile("repository")
 def pytest_configure():
     # Fixtures end as after Ctrl-C, and with them the ComfyUI they started.
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("terminated", 143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has ignored by what it runs behind it
 
 
 def pytest_generate_tests(metafunc):
