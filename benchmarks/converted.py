@@ -70,8 +70,8 @@ class Converted(nn.Module):
 
     def run(self, *inputs: Tensor) -> Tensor:
         """The first output, in the network's precision."""
-        given = [x.float().numpy() if x.is_floating_point() else x.numpy() for x in inputs]
-        return torch.from_numpy(self.request.infer(given)[0].copy()).to(self.dtype)
+        arrays = [x.float().numpy() if x.is_floating_point() else x.numpy() for x in inputs]
+        return torch.from_numpy(self.request.infer(arrays)[0].copy()).to(self.dtype)
 
 
 def _fingerprint(network: nn.Module, example: Sequence[Tensor]) -> str:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..text.tokenizers import PAD
 from ..weights import tensorfile
-from ..weights.tensorfile import CheckpointError
-from .frechet import BATCH, WORLD, FeatureNetwork, checked_tensors
+from . import frechet
+from .frechet import BATCH, WORLD, FeatureNetwork
 
 FILE = Path(__file__).parents[1] / "demo" / "emoji_features.safetensors"
 CHANNELS = (3, 32, 64, 128, 192)
@@ -66,13 +66,7 @@ class ContrastiveNetwork(nn.Module):
 
 def load(path: Path = FILE) -> ContrastiveNetwork:
     """Raises CheckpointError."""
-    tensors = checked_tensors(path, "emoji")
-    try:
-        model = ContrastiveNetwork(len(tensors["text.tokens.weight"]))
-        model.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError):
-        raise CheckpointError(f"{path}: its tensors are not those of a contrastive network; train it anew") from None
-    return model.eval().requires_grad_(False)
+    return frechet.load(path, "emoji", lambda t: ContrastiveNetwork(len(t["text.tokens.weight"])), "contrastive")
 
 
 def save(model: ContrastiveNetwork, path: Path, provenance: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ TRIAL_PX = 128
 WORLD = "world"  # which the network was trained on, in a file's metadata
 
 Moments = tuple[Tensor, Tensor]
+Network = TypeVar("Network", bound=nn.Module)
 Extractor = Callable[[Tensor], Tensor]  # images [b, h, w, 3] in [0, 1] -> features [b, d]
 
 
@@ -53,27 +55,29 @@ class FeatureNetwork(nn.Module):
         return self.out(self.features(images))
 
 
-def checked_tensors(path: Path, world: str) -> dict[str, Tensor]:
-    """Those of a network of this world, in fp32. Raises CheckpointError."""
+def load(path: Path, world: str, build: Callable[[dict[str, Tensor]], Network], kind: str) -> Network:
+    """A network of this world from its file, in fp32. build: makes one of the shape of these tensors.
+
+    Raises CheckpointError.
+    """
     file = tensorfile.read(path)
     if (own := file.metadata.get(WORLD, "shapes")) != world:
         raise CheckpointError(f"{path}: features of the world of {own}, not of {world}; train them anew")
     tensors = {name: tensor.float() for name, tensor in file.tensors.items()}
     if broken := not_finite(tensors):
         raise CheckpointError(f"{path}: its tensor {first_and_count(broken)} holds NaN or infinity; train it anew")
-    return tensors
+    try:
+        model = build(tensors)
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError):
+        raise CheckpointError(f"{path}: its tensors are not those of a {kind} network; train it anew") from None
+    return model.eval().requires_grad_(False)
 
 
 @cache
 def bundled(path: Path = FILE) -> Extractor:
     """The features of plain shapes. Raises CheckpointError, also for a network of another world."""
-    tensors = checked_tensors(path, "shapes")
-    try:
-        model = FeatureNetwork(len(tensors["out.bias"]))
-        model.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError):
-        raise CheckpointError(f"{path}: its tensors are not those of a feature network; train it anew") from None
-    return model.eval().requires_grad_(False).features
+    return load(path, "shapes", lambda tensors: FeatureNetwork(len(tensors["out.bias"])), "feature").features
 
 
 def inception(path: str | Path, device: torch.device | str = "cpu") -> Extractor:
