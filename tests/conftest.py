@@ -34,6 +34,36 @@ def pytest_configure():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has ignored by what it runs behind it
 
 
+SERVED = ("tests/browser/", "tests/server/")  # what needs a running ComfyUI, which holds 1.5 GB
+SERVER = pytest.StashKey()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """By files, but all that needs a running ComfyUI to one process: two of them, and two browsers, take too much."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneServer(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return "served" if nodeid.startswith(SERVED) else super()._split_scope(nodeid)
+
+    return OneServer(config, log) if config.option.dist == "loadfile" else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["served at once"] = node.config.option.dist == "loadfile"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Then ComfyUI ends with the last of its tests, and others have its memory."""
+    is_last = item.nodeid.startswith(SERVED) and nextitem and not nextitem.nodeid.startswith(SERVED)
+    at_once = getattr(item.config, "workerinput", {}).get("served at once")
+    if is_last and at_once and SERVER in item.config.stash:
+        item.config.stash[SERVER].stop()
+
+
 def pytest_generate_tests(metafunc):
     """A test with the argument `workflow` runs once for each shipped workflow file."""
     if "workflow" in metafunc.fixturenames:
@@ -60,7 +90,7 @@ def comfyui_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(comfyui_path, tmp_path_factory):
+def server(comfyui_path, tmp_path_factory, pytestconfig):
     """A running `main.py --cpu` with this pack among its custom nodes; `server.base` is its base directory.
 
     Its models are small stand-ins under the names of the files that the workflows name.
@@ -71,6 +101,7 @@ def server(comfyui_path, tmp_path_factory):
     prepare_base(base, comfyui_path, ROOT)
     standin.fill(base / "models")
     with Server(sys.executable, comfyui_path, base, base / "comfyui.log", ("--cpu",)) as running:
+        pytestconfig.stash[SERVER] = running
         yield running
         private = names_of_this_machine(running)
     assert not private, private
