@@ -8,7 +8,7 @@ import io
 import json
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +31,15 @@ class Art:
     has: Tensor
 
     def to(self, device: torch.device) -> "Art":
-        return Art(self.sprites.to(device), self.has.to(device))
+        return replace(self, sprites=self.sprites.to(device), has=self.has.to(device))
+
+    def chosen(self, style: Tensor, concept: Tensor) -> Tensor:
+        """[n, 4, SPRITE_PX, SPRITE_PX] in [0, 255], of styles [n] and concepts [n]."""
+        return self.sprites[style, concept].float()
 
     def resized(self, style: Tensor, concept: Tensor, size_px: int) -> Tensor:
-        """[n, 4, size_px, size_px] in [0, 255], of styles [n] and concepts [n]."""
-        chosen = self.sprites[style, concept].float()
+        """The same at a size, [n, 4, size_px, size_px]."""
+        chosen = self.chosen(style, concept)
         if size_px == SPRITE_PX:
             return chosen
         return F.interpolate(chosen, (size_px, size_px), mode="bilinear", antialias=True)
@@ -55,7 +59,8 @@ def load(path: Path) -> Art:
         raise ValueError(f"{path}: not sprites.zip, or damaged ({why}); prepare it anew") from None
     if labels != [concept.label for concept in concepts()]:
         raise ValueError(f"{path} holds sprites of other concepts; prepare it anew")
-    sprites = torch.zeros(len(STYLES), len(concepts()), 4, SPRITE_PX, SPRITE_PX, dtype=torch.uint8)
+    # numpy's zeros take memory only where a sprite is written, torch's at once
+    sprites = torch.from_numpy(np.zeros((len(STYLES), len(concepts()), 4, SPRITE_PX, SPRITE_PX), np.uint8))
     has = torch.zeros(len(STYLES), len(concepts()), dtype=torch.bool)
 
     def read(name: str, content: bytes) -> None:

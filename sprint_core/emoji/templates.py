@@ -35,9 +35,15 @@ class Templates:
 
     def art(self) -> Art:
         """Sprites as coarse as the thumbnails, from which scenes can be painted where the true ones are not at hand."""
-        coarse = self.thumbnails.flatten(0, 1)
-        fine = F.interpolate(coarse, (SPRITE_PX, SPRITE_PX), mode="bilinear").mul(255).round().byte()
-        return Art(fine.unflatten(0, self.has.shape), self.has)
+        return CoarseArt(self.thumbnails, self.has)
+
+
+class CoarseArt(Art):
+    """Art whose sprites are thumbnails, enlarged when they are painted: all of them at once would take gigabytes."""
+
+    def chosen(self, style: Tensor, concept: Tensor) -> Tensor:
+        coarse = self.sprites[style, concept]
+        return F.interpolate(coarse, (SPRITE_PX, SPRITE_PX), mode="bilinear").mul(255).round()
 
 
 def world() -> str:
