@@ -36,6 +36,10 @@ from launcher.setup import ROOT, Fault, comfyui_server, oldest_host, say, set_up
 
 WORKFLOW = ROOT / "workflows" / "SANA-Sprint 01 Text to Image.json"
 PROMPT = "a red circle to the left of a blue square"
+# A worker that ends, by lack of memory say, is a failure: a new one would begin with the same test, and again.
+ALL_TESTS = ["--numprocesses=2", "--dist=loadfile", "--max-worker-restart=0"]
+# So is a test that hangs: it shows where, and ends its worker.
+ALL_TESTS += ["-o", "faulthandler_timeout=900", "-o", "faulthandler_exit_on_timeout=true"]  # seconds
 
 
 def image(argv: list[str]) -> int:
@@ -121,7 +125,7 @@ def test(argv: list[str]) -> int:
     if browser := chromium() or (wanted(argv) and install_chromium(python)):
         environment["SPRINT_CHROMIUM"] = browser
     os.chdir(ROOT)
-    return hand_over([str(python), "-m", "pytest", *(argv or ["--numprocesses=2", "--dist=loadfile"])], environment)
+    return hand_over([str(python), "-m", "pytest", *(argv or ALL_TESTS)], environment)
 
 
 def run_python(argv: list[str]) -> int:
