@@ -17,11 +17,12 @@ from tiny_recipe import COLOURS, SANA, SIZE_PX, tiny, write_pictures  # noqa: F4
 
 from sprint_core.batch import __main__ as batch
 from sprint_core.distill import __main__ as command
+from sprint_core.distill import recipes
 from sprint_core.distill.engine.compiling import compile_blocks
 from sprint_core.distill.engine.processes import SINGLE_PROCESS
 from sprint_core.distill.engine.randomness import SampleRandom
 from sprint_core.distill.engine.trainer import Trainer
-from sprint_core.distill.runs import estimate
+from sprint_core.distill.runs import estimate, published
 from sprint_core.distill.runs import run as published_run
 from sprint_core.distill.runs.encoders import DataOptions, load_encoders
 from sprint_core.distill.runs.published import stabilised
@@ -32,7 +33,9 @@ from sprint_core.pipeline import Pipeline
 from sprint_core.weights import checkpoint, keymaps, layouts
 
 pytestmark = pytest.mark.usefixtures("tiny")
-ESTIMATES: dict[str, list[estimate.Estimate]] = {}  # by recipe: most of a run's time, and always the same
+ESTIMATES: dict[str, list[estimate.Estimate]] = {}  # by recipe: they take longer than a run, and are always the same
+FP32 = ["teacher.precision=fp32", "distill.precision=fp32", "distill.teacher_precision=fp32"]
+BF16 = ["distill.precision=bf16", "distill.teacher_precision=bf16"]
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +57,13 @@ def known_estimates(recipe, processes=SINGLE_PROCESS, of_recipe=estimate.of_reci
 
 @pytest.fixture
 def run(models, pictures, tmp_path, monkeypatch):
-    """run(**options) -> exit code. Options replace those of a run into tmp_path/out, where None leaves one out."""
-    monkeypatch.setattr(estimate, "of_recipe", known_estimates)
+    """run(**options) -> exit code. Options replace those of a run into tmp_path/out, where None leaves one out.
+
+    Without an estimate of its memory, with few captions to watch, and in fp32, as bf16 is slow on some CPUs.
+    """
+    monkeypatch.setattr(estimate, "of_recipe", lambda *_: [])
+    monkeypatch.setattr(published, "WATCHED", 4)
+    monkeypatch.setitem(recipes.RECIPES, "tiny", recipes.override(recipes.RECIPES["tiny"], FP32))
 
     def run(**options) -> int:
         given = {"recipe": "tiny", "teacher": models, "vae": models, "text_encoder": models, "data": pictures}
@@ -64,6 +72,12 @@ def run(models, pictures, tmp_path, monkeypatch):
         return command.main([name if value is True else f"{name}={value}" for name, value in options.items()])
 
     return run
+
+
+@pytest.fixture
+def estimated(run, monkeypatch):
+    """With an estimate after all, for what needs memory."""
+    monkeypatch.setattr(estimate, "of_recipe", known_estimates)
 
 
 def forbid(monkeypatch, owner: type, name: str) -> None:
@@ -96,7 +110,9 @@ def velocity(model: SanaTransformer) -> torch.Tensor:
 # --- what a run makes -------------------------------------------------------------------------------
 
 
-def test_from_pictures_to_an_image(run, models, tmp_path, capsys):
+def test_from_pictures_to_an_image(run, models, tmp_path, capsys, monkeypatch):
+    """In bf16, as the published recipes."""
+    monkeypatch.setitem(recipes.RECIPES, "tiny", recipes.override(recipes.RECIPES["tiny"], BF16))
     assert run() == 0
     files = json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
     assert files == [str(tmp_path / "out" / "sana_tiny.safetensors")]
@@ -436,6 +452,7 @@ def test_a_folder_of_another_run_is_refused(run, tmp_path, caplog, monkeypatch):
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.usefixtures("tiny", "estimated")
 def test_too_little_memory_is_refused(run, no_step, monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(estimate, "free_bytes", lambda device: 1000)
     assert run() == 1
@@ -443,9 +460,10 @@ def test_too_little_memory_is_refused(run, no_step, monkeypatch, caplog, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("tiny", "estimated")
 def test_only_the_stages_that_run_need_memory(run, monkeypatch):
     """Distilling takes a teacher and a critic more."""
-    taken = {one.stage: one.state_bytes for one in estimate.of_recipe(command.recipes.RECIPES["tiny"])}
+    taken = {one.stage: one.state_bytes for one in known_estimates(recipes.RECIPES["tiny"])}
     assert taken["distill"] > taken["teacher"]
     monkeypatch.setattr(estimate, "free_bytes", lambda device: taken["teacher"])
     assert run(stage="teacher") == 0 and run() == 1
