@@ -1,15 +1,19 @@
-"""ComfyUI with a GPU that is none: the second device, in one of its memory modes. Prints what runs took, as JSON.
+"""ComfyUI with a GPU that is none: the second device, in its memory modes. Prints what runs took, as JSON.
 
-    python tests/device/in_comfyui.py COMFYUI MODE      # normal, low or novram
+    python tests/device/in_comfyui.py COMFYUI MODES      # of cpu, normal, low and novram
 
-Only what ComfyUI asks of the machine is replaced, in this process: which device there is, and how much memory it has.
+Each mode has a fork of the process that has imported ComfyUI, which takes longer than the mode's images. Only what
+ComfyUI asks of the machine is replaced, in that fork: which device there is, and how much memory it has.
 """
 
+import functools
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import torch
@@ -100,13 +104,44 @@ def images(node, folder: str, control: str) -> dict:
     }
 
 
-def main(comfyui: str, mode: str) -> None:
-    host = conftest()
-    base = Path(tempfile.mkdtemp(prefix="second-device-"))
-    host.start_comfyui(Path(comfyui), base)
+def measure(runner, folder: str, control: str, mode: str) -> dict:
+    """What each image's second run with its prompt gave and took, in one mode."""
     library = second_device.register() if mode != "cpu" else None
     if library:
         install(mode, torch.device(second_device.NAME, 0))
+    results = {}
+    with torch.inference_mode():
+        for name, make in images(runner, folder, control).items():
+            make()
+            if library:
+                library.reset()
+            image = make()
+            counts = library.counts() if library else {}
+            counts.pop("operations", None)
+            results[name] = {"image": image.cpu().flatten().tolist(), **counts}
+    return results
+
+
+def forked(work, file: Path) -> bool:
+    """Whether work() could be done, in a fork that writes what it returns to a file."""
+    if child := os.fork():
+        return os.waitpid(child, 0)[1] == 0
+    code = 1
+    try:
+        file.write_text(json.dumps(work()), encoding="utf-8")
+        code = 0
+    except BaseException:  # or os._exit would swallow it
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main(comfyui: str, *modes: str) -> int:
+    torch.set_num_threads(1)  # a fork has no threads but the one that made it
+    host = conftest()
+    base = Path(tempfile.mkdtemp(prefix="second-device-"))
+    host.start_comfyui(Path(comfyui), base)
     import standin
 
     from sprint_core.models import hed
@@ -122,19 +157,16 @@ def main(comfyui: str, mode: str) -> None:
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in hed.HED().state_dict().items()}
     torch.save(standin.random_tensors(shapes), annotators / "ControlNetHED.pth")
-    results = {}
-    with torch.inference_mode():
-        for name, make in images(host.node_runner(), folder.name, control.name).items():
-            make()
-            if library:
-                library.reset()
-            image = make()
-            counts = library.counts() if library else {}
-            counts.pop("operations", None)
-            results[name] = {"image": image.cpu().flatten().tolist(), **counts}
+    runner, results = host.node_runner(), {}
+    for mode in modes:
+        file = base / f"{mode}.json"
+        if not forked(functools.partial(measure, runner, folder.name, control.name, mode), file):
+            return 1
+        results[mode] = json.loads(file.read_text(encoding="utf-8"))
     shutil.rmtree(base)
     print(json.dumps(results))
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))
