@@ -35,7 +35,9 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(scene_latents, "SHARD", 4)
 
 
-def test_from_nothing_to_an_image(tmp_path, small_shards):
+def test_from_nothing_to_an_image(tmp_path, small_shards, monkeypatch):
+    monkeypatch.setattr(captions, "CATEGORIES", captions.CATEGORIES[:1])  # of what is shown and watched meanwhile
+    monkeypatch.setattr(demo, "JUDGED", 2)
     run = demo.DemoRun(tmp_path, SHORT, pool=6)
     student, teacher = whole(run, tmp_path)
     assert student.stat().st_size < 12e6
