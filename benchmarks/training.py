@@ -23,7 +23,7 @@ from sprint_core.models.layers import sdpa
 from sprint_core.models.transformer import SanaTransformer
 from sprint_core.weights import layouts
 
-RECIPE = recipes.RECIPES["demo"]
+RECIPE = recipes.RECIPES["shapes"]
 SCHEDULE = RECIPE.stages["distill"]
 IMAGES = 2 * SCHEDULE.batch  # of both turns
 STEP = max(RECIPE.objective.ladd_from, RECIPE.objective.tangent_warmup_steps)  # from where on all losses take part
@@ -71,8 +71,8 @@ class Noise:
     fingerprint = "noise"
 
     def batch(self, random: SampleRandom) -> Batch:
-        side = recipes.DEMO_PX // DOWNSCALE
-        captions = random.normal(CAPTION_TOKENS, recipes.DEMO_TRANSFORMER.caption_width)
+        side = recipes.SHAPES_PX // DOWNSCALE
+        captions = random.normal(CAPTION_TOKENS, recipes.SHAPES_TRANSFORMER.caption_width)
         return Batch(random.normal(LATENT_CHANNELS, side, side), list(captions))
 
 
@@ -80,7 +80,7 @@ class Training:
     """A student and a critic in training, of a teacher with first values. `turn` trains both by a batch."""
 
     def __init__(self, side: str, device: torch.device, dtype: torch.dtype):
-        config = dataclasses.replace(recipes.DEMO_TRANSFORMER, guidance_embed=False)
+        config = dataclasses.replace(recipes.SHAPES_TRANSFORMER, guidance_embed=False)
         teacher = SanaTransformer(config, device=device)
         initialise(teacher, 0)
         student = student_of(teacher)

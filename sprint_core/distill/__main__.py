@@ -1,17 +1,18 @@
 """Train and distil: the bundled model from nothing, or a SANA-Sprint from a published SANA and your images.
 
-    python -m sprint_core.distill --recipe demo --out DIR
+    python -m sprint_core.distill --data sprites.zip --out DIR [--concepts common]
+                                                        of emoji, with their names; the recipe demo
     python -m sprint_core.distill --recipe sprint-1.6B --teacher FILE --vae FILE --text-encoder FILE
                                   --data DIR --out DIR
-    python -m sprint_core.distill --recipe demo-control --out DIR       a ControlNet of the bundled model
+    python -m sprint_core.distill --recipe demo-control --data sprites.zip --out DIR
+                                                        a ControlNet of the bundled model
     python -m sprint_core.distill --recipe control --student FILE --vae FILE --text-encoder FILE --data DIR --out DIR
     accelerate launch -m sprint_core.distill ...        on several GPUs or machines
-    python -m sprint_core.distill --recipe emoji --data sprites.zip --out DIR [--concepts common]
-                                                        the same from emoji, with their names
+    python -m sprint_core.distill --recipe shapes --out DIR             a smaller model, of plain shapes
     python -m sprint_core.distill --compare --data sprites.zip --out DIR
                                                         every method of distillation from one teacher of emoji
-    python -m sprint_core.distill --ablations --out DIR the paper's tables in small, from the teacher of a demo run in
-                                                        DIR, which is trained first where it is missing
+    python -m sprint_core.distill --ablations --out DIR the paper's tables in small, from the teacher of a run of
+                                                        shapes in DIR, which is trained first where it is missing
 
 The same command again continues where it stopped. The last line is one JSON document; the exit code is 75 for a
 training that SIGTERM, Ctrl+C or --max-hours stopped after it had saved.
@@ -38,7 +39,7 @@ from . import recipes
 from .engine import compiling, trackers
 from .engine.processes import ProcessGroup, launched_processes
 from .engine.stop import Stop, Stopped
-from .runs import ablations, compare, control, demo, emoji, emoji_control, encoded_size, estimate, gpus
+from .runs import ablations, compare, control, emoji, emoji_control, encoded_size, estimate, gpus, shapes
 from .runs.encoders import DataOptions
 from .runs.published import PROMPTS, PublishedRun, Sources
 from .runs.run import Run
@@ -46,10 +47,11 @@ from .runs.run import Run
 log = messages.logger(__name__)
 
 SCENES = "scenes"
+DEFAULT, SHAPES = "demo", "shapes"  # recipes that learn from nothing
 GOES_ON = 75  # exit code of a training that was stopped: sysexits.h's "try again later"
 DATA_HELP = (
-    "scenes (demo), sprites.zip (emoji...), or images with captions: folder, .parquet, webdataset .tar; for methods "
-    "that look at no image prompts: .txt, .jsonl, .csv"
+    "sprites.zip (demo...), nothing (shapes...), or images with captions: folder, .parquet, webdataset .tar; for "
+    "methods that look at no image prompts: .txt, .jsonl, .csv"
 )
 CONCEPTS = {"all": lambda: ALL, "common": common}
 FORWARD_MODE = (
@@ -64,15 +66,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m sprint_core.distill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--recipe", default="demo", help=f"one of {', '.join(recipes.RECIPES)}")
-    stages = [*recipes.DEMO, "control", "all"]
+    add("--recipe", help=f"one of {', '.join(recipes.RECIPES)} (default: {DEFAULT}, of --ablations {SHAPES})")
+    stages = [*recipes.EMOJI, "control", "all"]
     add("--stage", choices=stages, default="all", help="one, after those that it needs; all: the model")
     add("--out", type=Path, required=True, help="folder of this run; the same again resumes it")
     add("--data", default=SCENES, help=DATA_HELP)
     add("--teacher", type=Path, help="full size: the multi-step SANA, any layout")
     add("--student", type=Path, help="distil on from this SANA-Sprint, rather than from its teacher")
-    add("--vae", "--autoencoder", type=Path, dest="autoencoder", help="its DC-AE; demo, emoji: start from this one")
-    add("--text-encoder", type=Path, help="full size: Gemma-2; emoji: start from this one")
+    add("--vae", "--autoencoder", type=Path, dest="autoencoder", help="its DC-AE; demo, shapes: start from this one")
+    add("--text-encoder", type=Path, help="full size: Gemma-2; demo: start from this one")
     add("--time-scale", type=float, choices=(1.0, 1000.0), help="full size: where the teacher's file does not say")
     add(
         "--hed", type=Path, help="control: take edges with this ControlNetHED.pth (default: soft edges without weights)"
@@ -102,14 +104,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--tracker", default="", help="draw curves by one of Accelerate's trackers, too: wandb, mlflow, ...")
     add("--max-hours", type=float, default=math.inf, help="save and stop after so long, as at SIGTERM or Ctrl+C")
-    add("--pool", type=int, help=f"demo: training scenes (default: {demo.POOL}, of the ControlNet {control.POOL})")
-    add("--concepts", choices=CONCEPTS, help="emoji: what the model learns to paint (default: all)")
+    pools = f"{emoji.POOL}, of shapes {shapes.POOL}, of a ControlNet {control.POOL}"
+    add("--pool", type=int, help=f"demo, shapes: training scenes (default: {pools})")
+    add("--concepts", choices=CONCEPTS, help="demo: what the model learns to paint (default: all)")
     add("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="settings")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
     add(
         "--ablations",
         action="store_true",
-        help="the tables of the paper on the demo world; what --out lacks of a demo run is trained first",
+        help="the tables of the paper in the world of shapes; what --out lacks of such a run is trained first",
     )
     add("--compare", action="store_true", help="methods of distillation side by side, in the world of emoji")
     add("--methods", help=f"of --compare, with commas: {', '.join(compare.METHODS)} (default: all)")
@@ -120,16 +123,18 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"of --dry-run: also the hours on so many, as 8xh100: {', '.join(gpus.TFLOPS)}",
     )
     add("--dry-run", action="store_true", help="print what each stage would take, and train nothing")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.recipe = args.recipe or (SHAPES if args.ablations else DEFAULT)
+    return args
 
 
 def _recipe(args: argparse.Namespace) -> recipes.Recipe:
     if args.recipe not in recipes.RECIPES:
         raise ValueError(f"no recipe {args.recipe}; there are {', '.join(recipes.RECIPES)}")
-    if args.ablations and (args.recipe, args.stage, args.data, args.student) != ("demo", "all", SCENES, None):
-        raise ValueError("--ablations is of the demo world as it is: without --recipe, --stage, --data and --student")
-    if args.compare and (args.recipe not in ("demo", "emoji") or args.stage != "all" or args.student or args.ablations):
-        raise ValueError("--compare is of the recipe emoji: without --stage, --student and --ablations")
+    if args.ablations and (args.recipe, args.stage, args.data, args.student) != (SHAPES, "all", SCENES, None):
+        raise ValueError("--ablations is of the world of shapes: without --recipe, --stage, --data and --student")
+    if args.compare and (args.recipe != DEFAULT or args.stage != "all" or args.student or args.ablations):
+        raise ValueError(f"--compare is of the recipe {DEFAULT}: without --stage, --student and --ablations")
     if args.export not in ("ema", "raw", "best") and not args.export.isdecimal():
         raise ValueError(f"--export {args.export}: it is ema, raw, best, or a step that was kept")
     if args.keep_every < 0:
@@ -140,8 +145,8 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         raise ValueError("--methods and --evaluations are of --compare")
     if args.evaluations is not None and args.evaluations < 1:
         raise ValueError(f"--evaluations {args.evaluations}: at least one is needed")
-    if args.concepts and args.recipe != "emoji" and not args.compare:
-        raise ValueError("--concepts: of --recipe emoji")
+    if args.concepts and args.recipe != DEFAULT:
+        raise ValueError(f"--concepts: of --recipe {DEFAULT}")
     learns_from_images = bool(recipes.RECIPES[args.recipe].preset) and Path(args.data).suffix.lower() not in PROMPTS
     if args.buckets is not None and not learns_from_images:
         raise ValueError("--buckets, --no-buckets: of recipes that learn from your images")
@@ -162,14 +167,12 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
     elif args.hed or args.control:
         only = "--hed is of the recipe control" if args.hed else "--control is of the recipes of a ControlNet"
         raise ValueError(only)
-    elif (
-        (unread or args.text_encoder)
-        and not recipes.RECIPES[args.recipe].preset
-        and args.recipe != "emoji"
-        and not args.compare
-    ):
-        unread += ["--text-encoder"] * (args.text_encoder is not None)
-        raise ValueError(f"{', '.join(unread)}: the demo learns from nothing; is --recipe sprint-0.6B missing?")
+    elif not recipes.RECIPES[args.recipe].preset:
+        unread += ["--text-encoder"] * (args.text_encoder is not None and args.recipe == SHAPES)
+        if unread:
+            raise ValueError(
+                f"{', '.join(unread)}: {args.recipe} learns from nothing; is --recipe sprint-0.6B missing?"
+            )
     if args.pool is not None and args.pool < 1:
         raise ValueError(f"--pool {args.pool}: at least one scene is needed")
     if (args.ablations or args.compare) and (args.export != "ema" or args.keep_every):
@@ -186,7 +189,7 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         raise ValueError("--max-hours: --ablations stop at SIGTERM or Ctrl+C, and go on with the same command")
     if args.resume_best and (args.ablations or args.compare or recipes.RECIPES[args.recipe].is_control):
         raise ValueError("--resume-best: only distillations of a teacher keep their best average")
-    recipe = ablations.SHORT if args.ablations else recipes.RECIPES["emoji" if args.compare else args.recipe]
+    recipe = ablations.SHORT if args.ablations else recipes.RECIPES[args.recipe]
     return recipes.override(recipe, args.settings)
 
 
@@ -201,10 +204,10 @@ def _configure(run: Run, args: argparse.Namespace) -> None:
             log.warning(FORWARD_MODE, *[run.recipe.last] * 2)
 
 
-def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
+def _run_shapes(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
     if args.data != SCENES:
-        raise ValueError(f"--data {args.data}: the demo learns from scenes; --recipe sprint-0.6B takes images")
-    run = demo.DemoRun(args.out, recipe, args.pool or demo.POOL, args.autoencoder, processes, args.student)
+        raise ValueError(f"--data {args.data}: {SHAPES} draws its own scenes; --recipe sprint-0.6B takes images")
+    run = shapes.ShapesRun(args.out, recipe, args.pool or shapes.POOL, args.autoencoder, processes, args.student)
     _configure(run, args)
     if args.stage == "features":
         return run.export_features(run.train_features(), args.out, command)
@@ -224,7 +227,7 @@ def _run_demo(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proce
 
 def _emoji_run(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup) -> emoji.EmojiRun:
     if args.data == SCENES:
-        what = "--compare" if args.compare else "--recipe emoji"
+        what = "--compare" if args.compare else f"--recipe {DEFAULT}"
         raise ValueError(f"{what} needs --data sprites.zip; python -m sprint_core.distill.prepare makes it")
     parts = {"autoencoder": args.autoencoder, "student": args.student, "text_encoder": args.text_encoder}
     among = CONCEPTS[args.concepts or "all"]()
@@ -255,13 +258,13 @@ def _run_emoji(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proc
 
 def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
     parts = {"--student": args.student, "--vae": args.autoencoder, "--text-encoder": args.text_encoder}
-    emoji_scenes = args.recipe == "emoji-control"
-    if args.recipe == "demo-control" and args.data != SCENES:
-        raise ValueError(f"--data {args.data}: demo-control learns from scenes; --recipe control takes images")
+    emoji_scenes, of_shapes = args.recipe == "demo-control", args.recipe == "shapes-control"
+    if of_shapes and args.data != SCENES:
+        raise ValueError(f"--data {args.data}: {args.recipe} draws its own scenes; --recipe control takes images")
     if args.recipe != "control":
         parts = {option: path or presets.BUNDLED for option, path in parts.items()}
     missing = [*(option for option, path in parts.items() if path is None)]
-    missing += ["--data"] * (args.recipe != "demo-control" and args.data == SCENES)
+    missing += ["--data"] * (not of_shapes and args.data == SCENES)
     if missing:
         raise ValueError(f"--recipe {args.recipe} needs {', '.join(missing)}")
     data = {} if args.data == SCENES else {"sprites" if emoji_scenes else "images": Path(args.data)}
@@ -354,12 +357,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.stop = Stop(args.max_hours)
             result = compare.run(run, compare.methods(args.methods), evaluations, compare.PROMPTS)
         elif args.ablations:
-            result = ablations.run(
-                args.out, recipe, args.pool or demo.POOL, args.autoencoder, processes, ablations.PROMPTS
-            )
+            pool = args.pool or shapes.POOL
+            result = ablations.run(args.out, recipe, pool, args.autoencoder, processes, ablations.PROMPTS)
         else:
-            run = _run_control if recipe.is_control else _run_published if recipe.preset else _run_demo
-            run = _run_emoji if args.recipe == "emoji" else run
+            run = _run_control if recipe.is_control else _run_published if recipe.preset else _run_shapes
+            run = _run_emoji if args.recipe == DEFAULT else run
             files = run(args, recipe, processes, command)
             result = {"files": [str(path) for path in files]}
     except (ValueError, OSError) as error:

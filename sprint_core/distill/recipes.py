@@ -1,4 +1,4 @@
-"""Recipes: one aligned row per stage of what a run may change, and the demo model's sizes.
+"""Recipes: one aligned row per stage of what a run may change, and the sizes of small models.
 
 Every value can be overridden on the command line: --set STAGE.KEY=VALUE. The rows of sprint-0.6B and
 sprint-1.6B are the published configuration (arXiv 2503.09641, appendix; NVlabs/Sana
@@ -17,10 +17,10 @@ from ..models.transformer import TransformerConfig
 from . import methods
 from .methods import METHODS, WEIGHTS
 
-DEMO_PX = 256
-DEMO_FLOW_SHIFT = 5.0  # scenes hold few bits, so what they show is decided at s of 0.75 to 0.98
+SHAPES_PX = 256
+SHAPES_FLOW_SHIFT = 5.0  # scenes hold few bits, so what they show is decided at s of 0.75 to 0.98
 
-DEMO_AUTOENCODER = AutoencoderConfig(
+SHAPES_AUTOENCODER = AutoencoderConfig(
     encoder_channels=(8, 16, 32, 64, 128, 128),
     decoder_channels=(8, 16, 32, 64, 128, 128),
     encoder_layers=(0, 1, 1, 1, 1, 1),
@@ -33,15 +33,15 @@ DEMO_AUTOENCODER = AutoencoderConfig(
     decoder_in_shortcut=False,
 )
 EMOJI_AUTOENCODER = dataclasses.replace(
-    DEMO_AUTOENCODER,
+    SHAPES_AUTOENCODER,
     decoder_channels=(16, 16, 32, 64, 128, 256),
     encoder_layers=(0, 1, 1, 1, 2, 2),
     decoder_layers=(0, 1, 1, 1, 2, 2),
 )
 EMOJI_TEXT = GemmaConfig(vocab=3840, width=128, depth=3, heads=4, kv_heads=2, head_dim=32, ffn=256, query_scale=32)
 EMOJI_TRANSFORMER = TransformerConfig(width=192, depth=8, cross_heads=6, caption_width=128, pos_embed_base=8)
-DEMO_TEXT = GemmaConfig(vocab=128, width=128, depth=3, heads=4, kv_heads=2, head_dim=32, ffn=256, query_scale=32)
-DEMO_TRANSFORMER = TransformerConfig(width=160, depth=6, cross_heads=5, caption_width=128, pos_embed_base=8)
+SHAPES_TEXT = GemmaConfig(vocab=128, width=128, depth=3, heads=4, kv_heads=2, head_dim=32, ffn=256, query_scale=32)
+SHAPES_TRANSFORMER = TransformerConfig(width=160, depth=6, cross_heads=5, caption_width=128, pos_embed_base=8)
 
 
 @dataclass(frozen=True)
@@ -169,12 +169,13 @@ def with_method(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run: the schedule of each stage, and the objective of the last. preset: a row of presets.py; '': the
-    demo. (A ControlNet's trunk may be another: what is asked of it is read off its file.)"""
+    """A run: the schedule of each stage, and the objective of the last. preset: a row of presets.py; '': the small
+    world of that name. (A ControlNet's trunk may be another: what is asked of it is read off its file.)"""
 
     stages: Mapping[str, Schedule]
     objective: Objective
     preset: str = ""
+    world: str = "shapes"
 
     def __post_init__(self) -> None:
         name, aim = self.last, self.objective
@@ -208,14 +209,14 @@ def _chosen(row: Schedule | Objective) -> dict[str, str]:
     return {f.name: repr(value) for f in dataclasses.fields(row) if (value := getattr(row, f.name)) != f.default}
 
 
-# Published: a batch over 32 GPUs, warm-up, then a constant rate. How long the demo takes is in docs/training.md.
+# Published: a batch over 32 GPUs, warm-up, then a constant rate. How long small models take is in docs/training.md.
 CAME_BETAS = (0.9, 0.999, 0.9999)
 # fmt: off
 PUBLISHED = {
     "teacher": Schedule( 5000, 1024, 2e-5,  500, 0.0, CAME_BETAS, 0.1, 0.9999, "bf16", "came", True, 16),
     "distill": Schedule(20000,  512, 2e-6, 5000, 0.0, CAME_BETAS, 0.1, 0.9999, "bf16", "came", True, 16),
 }
-DEMO = {
+SHAPES = {
     "autoencoder": Schedule( 6000,  8, 5e-4),
     "decoder":     Schedule( 3000,  6, 3e-4, decay=0.9),
     "features":    Schedule( 1500, 32, 2e-3),
@@ -232,22 +233,22 @@ EMOJI = {  # for one GPU: see docs/training.md
     "distill":     Schedule( 2400, 128, 3e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.995, precision="bf16"),
 }
 EMOJI_CONTROL = Schedule(2000, 128, 5e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.99, precision="bf16")
-DEMO_CONTROL = Schedule(2000, 32, 5e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.995, precision="bf16")
+SHAPES_CONTROL = Schedule(2000, 32, 5e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.995, precision="bf16")
 # fmt: on
-# The demo's few steps need the form of sCM that counts from the first one on. Its gradients are as long for every
-# number of elements, so that LADD's weight is a multiple of sCM's: 2.5 holds, 25 broke the demo's world. The student's
+# Few steps need the form of sCM that counts from the first one on. Its gradients are as long for every number of
+# elements, so that LADD's weight is a multiple of sCM's: 2.5 holds, 25 broke the world of shapes. The student's
 # momentum is 0, since near pi/2 sCM is transport, which momentum amplifies. A rate of 5e-4 or more did not converge.
 ROBUST = Objective(
     form="cosine", tangent="difference", scm_weight=0.2, ladd_weight=0.5, tangent_warmup_steps=150, ladd_from=150
 )
 AT_FULL_SIZE = Objective(teacher_precision="bf16")
 RECIPES = {
-    "demo": Recipe(DEMO, ROBUST),
-    "emoji": Recipe(EMOJI, ROBUST),
+    "demo": Recipe(EMOJI, ROBUST, world="emoji"),
+    "shapes": Recipe(SHAPES, ROBUST),
     "sprint-0.6B": Recipe(PUBLISHED, AT_FULL_SIZE, "sprint-0.6B"),
     "sprint-1.6B": Recipe(PUBLISHED, AT_FULL_SIZE, "sprint-1.6B"),
-    "demo-control": Recipe({"control": DEMO_CONTROL}, ROBUST),
-    "emoji-control": Recipe({"control": EMOJI_CONTROL}, ROBUST),
+    "demo-control": Recipe({"control": EMOJI_CONTROL}, ROBUST, world="emoji"),
+    "shapes-control": Recipe({"control": SHAPES_CONTROL}, ROBUST),
     "control": Recipe({"control": PUBLISHED["distill"]}, Objective(), "sprint-1.6B"),
 }
 

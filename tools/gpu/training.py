@@ -25,7 +25,7 @@ from sprint_core.distill.engine.processes import ProcessGroup
 from sprint_core.distill.engine.randomness import SampleRandom, initialise
 from sprint_core.distill.engine.stage import Stage
 from sprint_core.distill.engine.trainer import Trainer
-from sprint_core.distill.runs import demo
+from sprint_core.distill.runs import shapes
 from sprint_core.distill.stages.autoencoder import SeededImages, WholeStage
 from sprint_core.distill.stages.base import Captioned, Embedded
 from sprint_core.distill.stages.captioning import CaptioningModel, CaptioningStage
@@ -41,7 +41,7 @@ from .world import World
 POOL = 8  # scenes of the runs
 SCENES = 256  # that throughput draws from, each drawn once before it is timed
 COMPARED = 4  # samples
-RECIPE = recipes.RECIPES["demo"]
+RECIPE = recipes.RECIPES["shapes"]
 LATE = RECIPE.objective.ladd_from  # a step at which all losses take part; the next one trains the critic
 STAGES = ("captioning", "features", "autoencoder", "teacher", "all")  # each after those that it needs
 
@@ -92,9 +92,9 @@ def _settings(recipe: str, device: torch.device) -> list[str]:
 def _commands(world: World, folder: Path) -> dict[str, list[str]]:
     """`python -m sprint_core.distill` for every stage, the whole again, which resumes it, and a ControlNet."""
     chosen = ["--device", str(world.device), "--pool", str(POOL)]
-    model = ["--recipe", "demo", "--out", str(folder / "demo"), *chosen, *_settings("demo", world.device)]
-    control = ["--recipe", "demo-control", "--out", str(folder / "control"), *chosen]
-    control += _settings("demo-control", world.device)
+    model = ["--recipe", "shapes", "--out", str(folder / "shapes"), *chosen, *_settings("shapes", world.device)]
+    control = ["--recipe", "shapes-control", "--out", str(folder / "control"), *chosen]
+    control += _settings("shapes-control", world.device)
     stages = STAGES[-1:] if world.tiny else STAGES
     return {stage: [*model, "--stage", stage] for stage in stages} | {"again": model, "control": control}
 
@@ -123,32 +123,32 @@ class _Hinted(Noise):
 
 
 def _transformer(guidance_embed: bool) -> SanaTransformer:
-    config = dataclasses.replace(recipes.DEMO_TRANSFORMER, guidance_embed=guidance_embed)
+    config = dataclasses.replace(recipes.SHAPES_TRANSFORMER, guidance_embed=guidance_embed)
     transformer = SanaTransformer(config)
     initialise(transformer, 0)
     return transformer
 
 
 def _embedded(guidance_embed: bool = False) -> Embedded:
-    return Embedded(_transformer(guidance_embed), torch.zeros(1, recipes.DEMO_TRANSFORMER.caption_width))
+    return Embedded(_transformer(guidance_embed), torch.zeros(1, recipes.SHAPES_TRANSFORMER.caption_width))
 
 
 def _autoencoder() -> Stage:
-    model = Autoencoder(recipes.DEMO_AUTOENCODER)
+    model = Autoencoder(recipes.SHAPES_AUTOENCODER)
     initialise(model, 0)
     return WholeStage(model, SeededImages(scenes.images, POOL), steps=1)
 
 
 def _captioning() -> Stage:
-    model = CaptioningModel(demo.fresh_gemma(0))
+    model = CaptioningModel(shapes.fresh_gemma(0))
     initialise(model.heads, 0)
-    return CaptioningStage(model, demo.prompts(), POOL)
+    return CaptioningStage(model, shapes.prompts(), POOL)
 
 
 _BUILDERS: dict[str, Callable[[], Stage]] = {
     "autoencoder": _autoencoder,
     "captioning": _captioning,
-    "teacher": lambda: TeacherStage(_embedded(), Noise(), recipes.DEMO_FLOW_SHIFT),
+    "teacher": lambda: TeacherStage(_embedded(), Noise(), recipes.SHAPES_FLOW_SHIFT),
     "student": lambda: DistillStage(_embedded(), Noise(), RECIPE.objective),
     "critic": lambda: DistillStage(_embedded(), Noise(), RECIPE.objective),
     "control": lambda: ControlStage(_embedded(guidance_embed=True), _Hinted(), RECIPE.objective),
@@ -210,14 +210,14 @@ def _worded(device: torch.device) -> Dataset:
 def _resident(device: torch.device) -> Dataset:
     """On the device, with captions as tokens."""
     texts = scenes.captions(range(SCENES), SampleRandom(0, 0, "captions", range(SCENES)))
-    return ResidentLatents(_latents(), tokenize(demo.prompts(), texts), "noise", device=device)
+    return ResidentLatents(_latents(), tokenize(shapes.prompts(), texts), "noise", device=device)
 
 
 def _whole(name: str, device: torch.device, dataset: Dataset) -> Stage:
-    """The demo's own stage: captions are encoded by its Gemma."""
-    teacher = Captioned(_transformer(False), demo.fresh_gemma(0), demo.prompts()).to(device)
+    """The small model's own stage: captions are encoded by its Gemma."""
+    teacher = Captioned(_transformer(False), shapes.fresh_gemma(0), shapes.prompts()).to(device)
     if name == "teacher":
-        return TeacherStage(teacher, dataset, recipes.DEMO_FLOW_SHIFT)
+        return TeacherStage(teacher, dataset, recipes.SHAPES_FLOW_SHIFT)
     return DistillStage(teacher, dataset, RECIPE.objective, start=student_of)
 
 

@@ -1,8 +1,8 @@
-"""The paper's ablation tables (arXiv 2503.09641) in small, on the demo world.
+"""The paper's ablation tables (arXiv 2503.09641) in small, in the world of plain shapes.
 
     python -m sprint_core.distill --ablations --out DIR [--autoencoder FILE]
 
-Every variant starts from the demo teacher in DIR, which is trained first where it is missing, and trains its student
+Every variant starts from the teacher in DIR, which is trained first where it is missing, and trains its student
 for the same number of steps, with as many of the critic in between from where LADD takes part. A configuration
 that stands in several tables is trained once for each seed. Each has a folder, DIR/ablations/VARIANT-SEED; its
 result.json says that it has ended and is not to be repeated.
@@ -42,7 +42,7 @@ from ..stages.student import DistillStage
 from ..stages.teacher import TeacherStage, euler, unchecked_student
 from . import ablation_measures as measures
 from . import ablation_tables as tables
-from .demo import DemoRun
+from .shapes import ShapesRun
 
 SEEDS = (0, 1)
 PROMPTS = 360  # held-out, for each seed others
@@ -53,7 +53,7 @@ FINE_TUNE = 2  # the steps of a teacher without stabilisers over a variant's
 
 # fmt: off
 SHORT = Recipe(
-    recipes.DEMO | {"distill": replace(recipes.DEMO["distill"], steps=120, batch=16, warmup_steps=WARMUP_STEPS,
+    recipes.SHAPES | {"distill": replace(recipes.SHAPES["distill"], steps=120, batch=16, warmup_steps=WARMUP_STEPS,
                                        decay=0.3, betas=(0.9, 0.99), ema=0.995)},
     Objective(tangent_warmup_steps=150, ladd_from=60),  # the published form, whose columns the paper varies
 )
@@ -147,9 +147,9 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {"flow": euler, "trigflow": rotatio
 
 @dataclass(frozen=True)
 class Ablations:
-    """What the variants share: a demo run with its DC-AE, latents and teacher, and how many prompts judge them."""
+    """What the variants share: a run of shapes with its DC-AE, latents and teacher, and how many prompts judge them."""
 
-    run: DemoRun
+    run: ShapesRun
     autoencoder: Autoencoder
     latents: SceneLatents
     teacher: Captioned
@@ -202,14 +202,14 @@ class Ablations:
         model.transformer = transformer
         steps = FINE_TUNE * self.run.recipe.stages["distill"].steps
         schedule = replace(self.run.recipe.stages["teacher"], steps=steps, warmup_steps=WARMUP_STEPS)
-        stage = TeacherStage(model, self.latents, recipes.DEMO_FLOW_SHIFT)
+        stage = TeacherStage(model, self.latents, recipes.SHAPES_FLOW_SHIFT)
         stage.settings |= {"teacher": weights_fingerprint(self.teacher)}
         trainer = Trainer(stage, schedule, self.folder / f"teacher-{variant.name}", processes=self.run.processes)
         return trainer.train().eval().requires_grad_(False)
 
     def _pipeline(self, transformer: SanaTransformer, teacher: Captioned) -> Pipeline:
         encoder = TextEncoder(teacher.gemma, self.run.prompts.tokenizer, self.run.prompts.preset)
-        return Pipeline(transformer, self.autoencoder, encoder, recipes.DEMO_PX)
+        return Pipeline(transformer, self.autoencoder, encoder, recipes.SHAPES_PX)
 
     def _teacher_painter(self, sample: Callable[..., Tensor]) -> scoring.Painter:
         pipeline, shape = self._pipeline(self.teacher.transformer, self.teacher), self.latents.latents.shape[1:]
@@ -218,7 +218,7 @@ class Ablations:
         def paint(texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
             z = sampler.initial_noise(seeds, shape).to(self.run.device)
             steps, cfg = scoring.TEACHER_STEPS, presets.GUIDANCE
-            return pipeline.decode(sample(self.teacher, z, texts, recipes.DEMO_FLOW_SHIFT, steps, cfg)).cpu()
+            return pipeline.decode(sample(self.teacher, z, texts, recipes.SHAPES_FLOW_SHIFT, steps, cfg)).cpu()
 
         return paint
 
@@ -247,18 +247,18 @@ def held_out(count: int, seed: int) -> tuple[list[examples.Prompt], Tensor]:
 def run(out: Path, recipe: Recipe, pool: int, autoencoder: Path | None, processes: ProcessGroup, prompts: int) -> dict:
     """Every result that is missing, then the tables: ablations.md and .png in DIR/ablations, and the JSON document.
 
-    recipe: SHORT or like it, with the stage distill of each variant; the rest as for DemoRun. Raises ValueError.
+    recipe: SHORT or like it, with the stage distill of each variant; the rest as for ShapesRun. Raises ValueError.
     """
     _check(recipe.objective, processes)
-    demo = DemoRun(out, recipe, pool, autoencoder, processes)
-    vae = demo.train_autoencoder()
-    latents = demo.encode_dataset(vae)
-    teacher = demo.train_teacher(demo.train_text_encoder(), vae, latents)
-    results = _all_results(Ablations(demo, vae, latents, teacher, prompts))
+    shapes = ShapesRun(out, recipe, pool, autoencoder, processes)
+    vae = shapes.train_autoencoder()
+    latents = shapes.encode_dataset(vae)
+    teacher = shapes.train_teacher(shapes.train_text_encoder(), vae, latents)
+    results = _all_results(Ablations(shapes, vae, latents, teacher, prompts))
     distill, seeds = recipe.stages["distill"], ", ".join(map(str, SEEDS))
     judging = f"{prompts} held-out prompts; seeds {seeds}"
     document = tables.report(results, f"{distill.steps} steps of the student with {distill.batch} images, {judging}")
-    files = [demo.out / "ablations" / f"ablations.{kind}" for kind in ("md", "png")]
+    files = [shapes.out / "ablations" / f"ablations.{kind}" for kind in ("md", "png")]
     with disk.replacing(files[0]) as temporary:
         temporary.write_text(document, encoding="utf-8")
     tables.chart(results, files[1])

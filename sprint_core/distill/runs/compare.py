@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ... import disk
-from ...emoji import captions, judge
+from ...emoji import captions, judge, scenes
 from ...evaluate import contrastive, frechet, scoring
 from ...evaluate import emoji as evaluate
 from ...models.autoencoder import Autoencoder
@@ -203,7 +203,7 @@ class Comparison:
 
     def pipeline(self, transformer: SanaTransformer) -> Pipeline:
         encoder = TextEncoder(self.teacher.gemma, self.run.prompts.tokenizer, self.run.prompts.preset)
-        return Pipeline(transformer, self.autoencoder, encoder, recipes.DEMO_PX)
+        return Pipeline(transformer, self.autoencoder, encoder, scenes.CANVAS_PX)
 
 
 def diversity(paint: scoring.Painter, among: Sequence[int]) -> float:

@@ -32,12 +32,12 @@ from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from ..recipes import Recipe
 from ..stages.base import Captioned, Embed, Embedded, Preview
 from ..stages.control import ControlStage
-from .demo import scaled_decoder
 from .encoders import DataOptions, load_encoders
 from .run import Run, cpu_tensors
+from .shapes import scaled_decoder
 
 SEED = 42
-POOL = 8000  # scenes of the demo's
+POOL = 8000  # scenes
 EDGES_VERSION = 1  # of how control images are made: encoded ones of another are made anew
 
 

@@ -46,8 +46,8 @@ from ..stages.contrastive import ContrastiveStage
 from ..stages.rivals import distill_stage
 from ..stages.student import continued
 from ..stages.teacher import TeacherStage, student_of
-from .demo import fresh_gemma, scaled_decoder
 from .run import Run, cpu_tensors
+from .shapes import fresh_gemma, scaled_decoder
 
 SEED = 0
 POOL = 200_000  # captions

@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ... import messages
-from ...evaluate.frechet import FeatureNetwork
+from ...evaluate.contrastive import ContrastiveNetwork
+from ...evaluate.frechet import INPUT_PX, FeatureNetwork
 from ...latent import DOWNSCALE, LATENT_CHANNELS
 from ...models.autoencoder import Autoencoder
 from ...models.gemma import Gemma
 from ...models.transformer import SanaTransformer
 from ...weights import checkpoint, presets
 from .. import recipes
+from ..dataset import emoji_scenes, emoji_text
 from ..dataset.batch import Batch
 from ..engine.phase import Phase as TrainedPhase
 from ..engine.processes import SINGLE_PROCESS, ProcessGroup
@@ -34,11 +36,12 @@ from ..engine.stage import Stage
 from ..recipes import Recipe, Schedule
 from ..stages import autoencoder, features
 from ..stages.base import Embedded
-from ..stages.captioning import CaptioningModel, CaptioningStage
+from ..stages.captioning import CaptioningModel, CaptioningStage, TokenCaptioningStage
+from ..stages.contrastive import ContrastiveStage
 from ..stages.control import ControlStage
 from ..stages.rivals import distill_stage
 from ..stages.teacher import TeacherStage
-from . import demo
+from . import shapes
 
 log = messages.logger(__name__)
 
@@ -49,7 +52,7 @@ MATMUL_RUNS = 5
 MATMUL_LIMIT_SEC = 0.1  # of one product, after which larger ones are not tried
 FP32_BYTES = 4
 TRANSFORMER_STAGES = ("teacher", "distill", "control")
-CAPTION_TOKENS = 300  # the longest; the demo's few are counted as so many, too
+CAPTION_TOKENS = 300  # the longest; those of small models are counted as so many, too
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,10 @@ def of_recipe(
     """Every stage of a recipe. trunk: of a ControlNet's; without it, the one that the recipe is for."""
     estimates = []
     for name, schedule in recipe.stages.items():
-        stage = _transformer_stage(name, recipe, trunk) if name in TRANSFORMER_STAGES else _demo_stage(name)
+        if name in TRANSFORMER_STAGES:
+            stage = _transformer_stage(name, recipe, trunk)
+        else:
+            stage = _emoji_stage(name) if recipe.world == "emoji" else _shapes_stage(name)
         estimates.append(estimate(*stage, schedule, processes))
     return estimates
 
@@ -189,7 +195,8 @@ def _transformer_stage(
 ) -> tuple[Stage, Sequence[nn.Module]]:
     """A stage that trains a transformer or a ControlNet, and what is frozen in it."""
     control = name == "control"
-    config, size_px = dataclasses.replace(recipes.DEMO_TRANSFORMER, guidance_embed=control), recipes.DEMO_PX
+    small = recipes.EMOJI_TRANSFORMER if recipe.world == "emoji" else recipes.SHAPES_TRANSFORMER
+    config, size_px = dataclasses.replace(small, guidance_embed=control), recipes.SHAPES_PX
     if trunk is not None:
         config, size_px = trunk.config, trunk.settings["size_px"]
     elif recipe.preset:
@@ -206,21 +213,39 @@ def _transformer_stage(
     return stage, [stage.teacher]
 
 
-def _demo_stage(name: str) -> tuple[Stage, Sequence[nn.Module]]:
-    """One of the demo's other stages, and what is frozen in it."""
+def _images(seeds: Sequence[int]) -> Tensor:
+    return torch.empty(len(seeds), 3, recipes.SHAPES_PX, recipes.SHAPES_PX, device="meta")
 
-    def images(seeds: Sequence[int]) -> Tensor:
-        return torch.empty(len(seeds), 3, recipes.DEMO_PX, recipes.DEMO_PX, device="meta")
 
+def _emoji_stage(name: str) -> tuple[Stage, Sequence[nn.Module]]:
+    """Another of the stages of a model of emoji, and what is frozen in it."""
+    tokens = torch.empty(1, emoji_text.MAX_TOKENS, dtype=torch.long, device="meta")
+    if name == "features":
+        model = ContrastiveNetwork(recipes.EMOJI_TEXT.vocab).to("meta")
+        thumbnails = torch.empty(1, 3, INPUT_PX, INPUT_PX, dtype=torch.uint8, device="meta")
+        return ContrastiveStage(model, thumbnails, tokens, ""), ()
+    if name == "captioning":
+        model = CaptioningModel(Gemma(recipes.EMOJI_TEXT, device="meta"), emoji_scenes.QUESTIONS).to("meta")
+        labels = torch.empty(1, len(emoji_scenes.QUESTIONS), dtype=torch.long, device="meta")
+        return TokenCaptioningStage(model, tokens, labels, ""), ()
+    vae = Autoencoder(recipes.EMOJI_AUTOENCODER, device="meta")
+    if name == "autoencoder":
+        return autoencoder.WholeStage(vae, autoencoder.SeededImages(_images, 1), steps=0), ()
+    critic = autoencoder.PatchCritic().to("meta")
+    return autoencoder.DecoderStage(vae, autoencoder.SeededImages(_images, 1), critic), [vae.encoder]
+
+
+def _shapes_stage(name: str) -> tuple[Stage, Sequence[nn.Module]]:
+    """The same of a model of plain shapes."""
     if name == "features":
         return features.FeatureStage(FeatureNetwork(features.QUESTIONS).to("meta"), pool=1), ()
     if name == "captioning":
-        model = CaptioningModel(Gemma(recipes.DEMO_TEXT, device="meta")).to("meta")
-        return CaptioningStage(model, demo.prompts(), pool=1), ()
-    vae = Autoencoder(recipes.DEMO_AUTOENCODER, device="meta")
+        model = CaptioningModel(Gemma(recipes.SHAPES_TEXT, device="meta")).to("meta")
+        return CaptioningStage(model, shapes.prompts(), pool=1), ()
+    vae = Autoencoder(recipes.SHAPES_AUTOENCODER, device="meta")
     if name == "autoencoder":
-        return autoencoder.WholeStage(vae, autoencoder.SeededImages(images, 1), steps=0), ()
-    return autoencoder.DecoderStage(vae, autoencoder.SeededImages(images, 1)), [vae.encoder]
+        return autoencoder.WholeStage(vae, autoencoder.SeededImages(_images, 1), steps=0), ()
+    return autoencoder.DecoderStage(vae, autoencoder.SeededImages(_images, 1)), [vae.encoder]
 
 
 # --- this machine ---------------------------------------------------------------------------------------

@@ -34,9 +34,9 @@ from ..stages.base import Embed, Embedded, Preview, Watch
 from ..stages.rivals import distill_stage
 from ..stages.student import WATCHED, continued
 from ..stages.teacher import TeacherStage, is_stable, student_of
-from .demo import scaled_decoder
 from .encoders import DataOptions, load_decoder, load_encoders
 from .run import Run, cpu_tensors
+from .shapes import scaled_decoder
 
 SEED = 42
 PROMPTS = (".txt", ".jsonl", ".csv")

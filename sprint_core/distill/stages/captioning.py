@@ -1,4 +1,4 @@
-"""Pre-training of the demo's text encoder by captioning questions, before a teacher learns to paint from it.
+"""Pre-training of a small text encoder by captioning questions, before a teacher learns to paint from it.
 
 SANA's Gemma comes trained on text. An encoder that starts from nothing, with nothing but the teacher's loss,
 stays a bag of words for thousands of steps: it knows which colours and shapes are named, not which belong together.

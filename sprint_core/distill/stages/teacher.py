@@ -1,6 +1,6 @@
 """Training a flow-matching teacher with the stabilisers that sCM needs: dense time and q/k norm.
 
-The text encoder is frozen. (The demo's was pre-trained, captioning.py: trained on with a teacher it forgets again
+The text encoder is frozen. (A small model's was pre-trained, captioning.py: trained on with a teacher it forgets again
 which thing is left of which, as that shows late in the teacher's loss.)
 """
 
@@ -63,7 +63,7 @@ class TeacherStage(Stage[Model], Generic[Model]):
         z = random.normal(*x0.shape[1:]).to(x0)
         s = trigflow.shift(random.normal().sigmoid(), self.flow_shift).to(x0)
         x_s = flow_add_noise(x0, z, per_sample(s, x0))
-        # torch's fused attention has a slow backward pass with a mask on the CPU: a quarter of the demo's step
+        # torch's fused attention has a slow backward pass with a mask on the CPU: a quarter of a small model's step
         attention = plain_attention if x0.device.type == "cpu" else sdpa
         transformer = self.model.transformer
         v = transformer(x_s, s, caption, mask=mask, attention=attention, around_block=self.around_block)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from sprint_core.distill.dataset import emoji_text
-from sprint_core.distill.runs import demo
+from sprint_core.distill.runs import shapes
 from sprint_core.emoji import captions, templates
 from sprint_core.evaluate import __main__ as evaluate
 from sprint_core.evaluate import contrastive, emoji, emoji_run, frechet, records
@@ -148,7 +148,7 @@ def test_a_damaged_feature_network_is_told(tmp_path, damage):
 def test_a_model_is_told_by_its_words(pipeline):
     assert emoji.is_known_to(pipeline)
     preset, gemma = pipeline.text_encoder.prompts.preset, pipeline.text_encoder.gemma
-    of_shapes = TextEncoder(gemma, demo.tokenizer(), preset)
+    of_shapes = TextEncoder(gemma, shapes.tokenizer(), preset)
     assert not emoji.is_known_to(dataclasses.replace(pipeline, text_encoder=of_shapes))
 
 

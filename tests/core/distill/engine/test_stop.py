@@ -16,7 +16,7 @@ from sprint_core.distill.engine.processes import launched_processes
 from sprint_core.distill.engine.stop import Stop, Stopped
 from sprint_core.distill.engine.trainer import Trainer
 
-QUESTIONS = ["--recipe", "demo", "--stage", "captioning", "--pool", "4", "--device", "cpu"]
+QUESTIONS = ["--recipe", "shapes", "--stage", "captioning", "--pool", "4", "--device", "cpu"]
 QUESTIONS += ["--set=captioning.steps=3", "--set=captioning.batch=2"]
 
 

@@ -16,7 +16,7 @@ from sprint_core.distill.engine.processes import ProcessGroup, launched_processe
 from sprint_core.distill.engine.randomness import SampleRandom, initialise
 from sprint_core.distill.engine.records import Record
 from sprint_core.distill.engine.trainer import Trainer
-from sprint_core.distill.recipes import DEMO_AUTOENCODER, RECIPES, Schedule, override
+from sprint_core.distill.recipes import RECIPES, SHAPES_AUTOENCODER, Schedule, override
 from sprint_core.distill.stages import autoencoder as stages
 from sprint_core.latent import SCALE
 from sprint_core.models.autoencoder import Autoencoder
@@ -371,9 +371,9 @@ def test_published_recipes_are_the_published_numbers():
         assert (objective.critic_mean, objective.critic_std) == (-0.6, 1.0)
 
 
-def test_the_demos_objective_is_the_one_that_holds():
+def test_small_worlds_have_the_objective_that_holds():
     """The measured ratio of both weights, LADD from where the tangent is warm, and a student without momentum."""
-    for name in ("demo", "demo-control"):
+    for name in ("demo", "shapes", "demo-control", "shapes-control"):
         recipe = RECIPES[name]
         aim, schedule = recipe.objective, recipe.stages[recipe.last]
         assert (aim.form, aim.tangent, aim.scm_weight, aim.ladd_weight) == ("cosine", "difference", 0.2, 0.5)
@@ -384,7 +384,7 @@ def test_the_demos_objective_is_the_one_that_holds():
 
 def test_folding_normalises_latents_and_keeps_images():
     """Channels come out with std 1/SCALE and mean 0; inside the border the image stays what it was."""
-    model = Autoencoder(DEMO_AUTOENCODER).eval()
+    model = Autoencoder(SHAPES_AUTOENCODER).eval()
     initialise(model, 0)
     images = torch.rand((2, 3, 256, 256), generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
@@ -406,7 +406,7 @@ def test_autoencoder_stage_learns():
     """A few steps on one picture lower the loss, through crops as well as whole images."""
     picture = torch.rand((1, 3, 16, 16), generator=torch.Generator().manual_seed(0)) * 2 - 1
     picture = nn.functional.interpolate(picture, size=(256, 256), mode="bilinear")
-    model = Autoencoder(DEMO_AUTOENCODER)
+    model = Autoencoder(SHAPES_AUTOENCODER)
     initialise(model, 0)
     stage = stages.WholeStage(
         model, stages.SeededImages(lambda seeds: picture.expand(len(seeds), -1, -1, -1), 10), steps=4

@@ -24,7 +24,7 @@ from sprint_core.distill.stages.teacher import unchecked_student
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from sprint_core.weights import presets
 
-SETTINGS = [f"{stage}.{key}=2" for stage in recipes.DEMO for key in ("steps", "batch")]
+SETTINGS = [f"{stage}.{key}=2" for stage in recipes.SHAPES for key in ("steps", "batch")]
 SETTINGS += ["distill.ladd_from=1", "teacher.precision=fp32", "distill.precision=fp32"]  # bf16 is slow on some CPUs
 AUTOENCODER = presets.BUNDLED
 COMMAND = ["--ablations", "--pool", "6", "--device", "cpu", "--autoencoder", str(AUTOENCODER)]

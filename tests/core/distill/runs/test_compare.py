@@ -131,14 +131,14 @@ def test_from_a_command_to_a_chart(arguments, tmp_path, capsys, caplog):
     [
         (["--compare", "--data", "x", "--methods", "scm,emb"], "--methods emb: there are scm, scm+ladd, dmd"),
         (["--compare"], "--compare needs --data sprites.zip"),
-        (["--compare", "--recipe", "control"], "--compare is of the recipe emoji"),
+        (["--compare", "--recipe", "control"], "--compare is of the recipe demo"),
         (["--compare", "--stage", "teacher"], "without --stage"),
         (["--compare", "--keep-every", "5"], "--export and --keep-every are of one model"),
         (["--compare", "--resume-best"], "--resume-best: only distillations"),
         (["--ablations", "--max-hours", "1"], "--max-hours: --ablations stop at SIGTERM"),
         (["--methods", "scm"], "are of --compare"),
         (["--compare", "--evaluations", "0"], "--evaluations 0"),
-        (["--concepts", "common"], "--concepts: of --recipe emoji"),
+        (["--concepts", "common"], "--concepts: of --recipe demo"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, caplog, more, message):
@@ -149,4 +149,4 @@ def test_what_makes_no_sense_is_refused(tmp_path, caplog, more, message):
 def test_recipe_of_every_method_can_be_made():
     for changes in compare.METHODS.values():
         Objective(**{**with_method(changes)})
-        recipes.override(recipes.RECIPES["emoji"], [f"distill.{name}={value}" for name, value in changes.items()])
+        recipes.override(recipes.RECIPES["demo"], [f"distill.{name}={value}" for name, value in changes.items()])

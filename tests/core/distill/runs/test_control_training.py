@@ -149,17 +149,17 @@ def short(monkeypatch):
     """Both recipes in three steps of two images, without an estimate (test_estimate.py and `test_dry_run` have it)."""
     monkeypatch.setattr(estimate, "of_recipe", lambda *_: [])
     schedule = Schedule(3, 2, 1e-3, 1, ema=0.5)
-    for name in ("demo-control", "control"):
+    for name in ("shapes-control", "control"):
         recipe = Recipe({"control": schedule}, Objective(tangent_warmup_steps=1, ladd_from=1), "")
         monkeypatch.setitem(recipes.RECIPES, name, recipe)
 
 
 def run(out, **options) -> int:
-    given = {"recipe": "demo-control", "out": out, "device": "cpu"} | options
+    given = {"recipe": "shapes-control", "out": out, "device": "cpu"} | options
     return command.main([f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None])
 
 
-def test_demo_control(short, tmp_path, capsys):
+def test_shapes_control(short, tmp_path, capsys):
     """Resumes to the same bytes; the file is small and loads with its trunk beside it."""
     out = tmp_path / "out"
     assert run(out, pool=4) == 0
@@ -219,10 +219,10 @@ def test_hed_makes_the_hints(short, tmp_path, monkeypatch):
     ("options", "words"),
     [
         ({"recipe": "control"}, "--recipe control needs --student, --vae, --text-encoder, --data"),
-        ({"data": "pictures"}, "demo-control learns from scenes; --recipe control takes images"),
+        ({"data": "pictures"}, "shapes-control draws its own scenes; --recipe control takes images"),
         ({"teacher": "t"}, "--teacher: a ControlNet has no teacher; --student takes its SANA-Sprint"),
-        ({"stage": "teacher"}, "--stage teacher: demo-control has the stage control"),
-        ({"recipe": "demo", "hed": "h"}, "--hed is of the recipe control"),
+        ({"stage": "teacher"}, "--stage teacher: shapes-control has the stage control"),
+        ({"recipe": "shapes", "hed": "h"}, "--hed is of the recipe control"),
         ({"hed": "gone.pth"}, "--hed: the edges of scenes are made without weights"),
         ({"recipe": "control", "pool": 5}, "--pool: of scenes; --recipe control learns from all images of --data"),
         ({"recipe": "control", "stage": "teacher"}, "--stage teacher: control has the stage control"),
@@ -296,7 +296,7 @@ def test_the_bundled_pair_belongs_together():
     checkpoint.check_names(weights)
 
 
-@pytest.mark.parametrize(("recipe", "millions"), [("demo-control", (1.8, 2.2)), ("control", (570, 600))])
+@pytest.mark.parametrize(("recipe", "millions"), [("shapes-control", (1.8, 2.2)), ("control", (570, 600))])
 def test_dry_run(recipe, millions, capsys, tmp_path):
     """What is trained: three blocks of the bundled trunk, seven of the 1.6B; and the critic."""
     assert command.main(["--recipe", recipe, "--out", str(tmp_path), "--dry-run"]) == 0

@@ -1,4 +1,4 @@
-"""The emoji recipe from sprites to files that load, a few steps long; where its art comes from."""
+"""The recipe of emoji from sprites to files that load, a few steps long; where its art comes from."""
 
 import base64
 import hashlib
@@ -176,7 +176,7 @@ def test_the_patch_critic_bounds_its_gradient():
 
 def test_a_decoder_learns_from_its_critic():
     """The decoder's phase moves the decoder alone, the critic's the critic alone."""
-    model = Autoencoder(recipes.DEMO_AUTOENCODER)
+    model = Autoencoder(recipes.SHAPES_AUTOENCODER)
     images = EmojiImages(templates.load().art(), 2, 0)
     stage = stages.DecoderStage(model, images, stages.PatchCritic(4))
     assert [phase.module for phase in stage.phases(0)] == ["decoder", "critic"]
@@ -197,7 +197,7 @@ def test_from_sprites_to_a_model(sprites, tmp_path, monkeypatch):
     monkeypatch.setattr(emoji, "JUDGED", 3)
     settings = [f"--set={stage}.{key}=2" for stage in recipes.EMOJI for key in ("steps", "batch")]
     settings += [f"--set={stage}.precision=fp32" for stage in recipes.EMOJI] + ["--set=distill.ladd_from=1"]
-    arguments = ["--recipe", "emoji", "--data", str(sprites), "--pool", str(POOL), "--device", "cpu", *settings]
+    arguments = ["--recipe", "demo", "--data", str(sprites), "--pool", str(POOL), "--device", "cpu", *settings]
     assert command.main([*arguments, "--out", str(tmp_path / "run")]) == 0
     path = tmp_path / "run" / "sana_sprint_tiny.safetensors"
     pipeline = Pipeline.load(path)
@@ -216,7 +216,7 @@ def _train_a_controlnet(trunk, sprites, out):
     settings = ["steps=2", "batch=2", "precision=fp32", "ladd_from=1"]
     arguments = [
         "--recipe",
-        "emoji-control",
+        "demo-control",
         "--data",
         str(sprites),
         "--pool",
@@ -234,11 +234,11 @@ def _train_a_controlnet(trunk, sprites, out):
 
 
 def test_a_controlnet_of_another_world_is_refused(sprites, tmp_path, caplog):
-    arguments = ["--recipe", "emoji-control", "--data", str(sprites), "--device", "cpu", "--out", str(tmp_path / "out")]
+    arguments = ["--recipe", "demo-control", "--data", str(sprites), "--device", "cpu", "--out", str(tmp_path / "out")]
     assert command.main([*arguments, "--text-encoder", str(presets.BUNDLED)]) == 1
     assert f"{presets.BUNDLED}: has other words than scenes of emoji" in caplog.text
-    assert command.main(["--recipe", "emoji-control", "--out", str(tmp_path / "out")]) == 1
-    assert "--recipe emoji-control needs --data" in caplog.text
+    assert command.main(["--recipe", "demo-control", "--out", str(tmp_path / "out")]) == 1
+    assert "--recipe demo-control needs --data" in caplog.text
 
 
 def test_the_shipped_encoders():
@@ -264,5 +264,5 @@ def test_the_shipped_encoders():
 
 
 def test_the_recipe_says_what_it_needs(tmp_path, caplog):
-    assert command.main(["--recipe", "emoji", "--out", str(tmp_path)]) == 1
+    assert command.main(["--recipe", "demo", "--out", str(tmp_path)]) == 1
     assert "sprint_core.distill.prepare makes it" in caplog.text

@@ -134,7 +134,7 @@ def test_processes_share_the_work():
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("recipe", ["demo", "tiny"])
+@pytest.mark.parametrize("recipe", ["shapes", "tiny"])
 def test_dry_run_prints_every_stage_and_writes_nothing(recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(estimate, "MATMUL_SIZE", 64)
     out = tmp_path / "out"

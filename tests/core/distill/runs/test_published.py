@@ -261,7 +261,7 @@ def test_a_teacher_fine_tuned_by_texts_saves_no_text_encoder(run, tmp_path):
 
 @pytest.mark.parametrize("option", ["--buckets", "--no-buckets", "--text-cache", "--no-text-cache"])
 def test_options_of_images_and_captions_are_of_those_recipes(option, tmp_path, caplog):
-    for recipe in ("demo", "emoji", "demo-control"):
+    for recipe in ("demo", "shapes", "demo-control"):
         assert command.main(["--recipe", recipe, "--out", str(tmp_path / "out"), option]) == 1
         assert f"--no-{option.replace('--no-', '--')[2:]}: of recipes that learn from your" in caplog.text
         caplog.clear()
@@ -377,7 +377,7 @@ def test_stabilisers_keep_the_weights_and_start_fresh():
     [
         (
             {"recipe": "sprint-7B"},
-            "no recipe sprint-7B; there are demo, emoji, sprint-0.6B, sprint-1.6B, demo-control, emoji-control",
+            "no recipe sprint-7B; there are demo, shapes, sprint-0.6B, sprint-1.6B, demo-control, shapes-control",
         ),
         ({"teacher": None, "text_encoder": None, "data": None}, "tiny needs --teacher, --text-encoder, --data"),
         ({"vae": None}, "tiny needs --vae"),
@@ -387,7 +387,10 @@ def test_stabilisers_keep_the_weights_and_start_fresh():
         ({"gpu": "h100"}, "--gpu is of --dry-run"),
         ({"gpu": "9800gtx", "dry_run": True}, "--gpu 9800gtx: write it as h100 or 8xh100; known are a100, h100"),
         ({"gpu": "0xh100", "dry_run": True}, "--gpu 0xh100: write it as h100"),
-        ({"compile": True, "recipe": "emoji", "compare": True}, "--compile and --tracker are of one model"),
+        (
+            {"compile": True, "recipe": "demo", "compare": True, "teacher": None},
+            "--compile and --tracker are of one model",
+        ),
         ({"device": "gpu"}, "--device gpu: "),
         ({"teacher": "missing.safetensors"}, "missing.safetensors: no such file"),
         ({"data": "missing"}, "missing: no such file or folder"),

@@ -1,20 +1,20 @@
-"""Pre-training of the demo's text encoder by captioning questions."""
+"""Pre-training of a small text encoder by captioning questions."""
 
 import pytest
 import torch
 
 from sprint_core.distill.dataset import scenes as data
 from sprint_core.distill.engine.randomness import SampleRandom, initialise
-from sprint_core.distill.runs import demo
+from sprint_core.distill.runs import shapes
 from sprint_core.distill.stages.captioning import QUESTIONS, CaptioningModel, CaptioningStage, labels
 from sprint_core.shapes import captions, examples
 
 
 @pytest.fixture
 def stage() -> CaptioningStage:
-    model = CaptioningModel(demo.fresh_gemma(0))
+    model = CaptioningModel(shapes.fresh_gemma(0))
     initialise(model.heads, 0)
-    return CaptioningStage(model, demo.prompts(), pool=20)
+    return CaptioningStage(model, shapes.prompts(), pool=20)
 
 
 def test_labels_are_all_that_a_caption_says():
@@ -43,7 +43,7 @@ def test_loss_is_the_mean_over_captions(stage):
     captions = data.captions(random.integers(20).tolist(), random)
     total, right = 0.0, 0
     for caption in captions:
-        ids = torch.tensor([demo.prompts().tokens(caption).ids])
+        ids = torch.tensor([shapes.prompts().tokens(caption).ids])
         heads = stage.modules["captioning"](stage.modules["captioning"].gemma(ids))
         chances = [logits[0].log_softmax(-1)[:, i] for logits, i in zip(heads, labels(caption), strict=True)]
         total -= sum(chances).mean()

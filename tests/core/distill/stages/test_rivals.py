@@ -275,7 +275,7 @@ def test_what_makes_no_sense_is_refused(settings, message):
 
 def test_a_method_brings_its_weights():
     """Unless a setting says otherwise; what a recipe had without a method stays."""
-    for recipe in ("demo", "emoji", "sprint-1.6B"):
+    for recipe in ("demo", "shapes", "sprint-1.6B"):
         for name, row in METHODS.items():
             changed = override(RECIPES[recipe], [f"distill.method={name}"]).objective
             assert all(getattr(changed, key) == value for key, value in row.sets.items())

@@ -1,4 +1,4 @@
-"""The demo recipe from nothing to a loaded model, a few steps long."""
+"""The recipe of plain shapes from nothing to a loaded model, a few steps long."""
 
 import json
 from pathlib import Path
@@ -11,17 +11,17 @@ from sprint_core.distill import recipes
 from sprint_core.distill.dataset import scene_latents
 from sprint_core.distill.dataset import scenes as data
 from sprint_core.distill.engine.randomness import SampleRandom, initialise
-from sprint_core.distill.runs import demo
+from sprint_core.distill.runs import shapes
 from sprint_core.pipeline import Pipeline
 from sprint_core.shapes import captions, examples, judge, scenes
 from sprint_core.weights import checkpoint, layouts
 
-SETTINGS = [f"{stage}.{key}=2" for stage in recipes.DEMO for key in ("steps", "batch")]
+SETTINGS = [f"{stage}.{key}=2" for stage in recipes.SHAPES for key in ("steps", "batch")]
 SETTINGS += ["distill.ladd_from=1", "teacher.precision=fp32", "distill.precision=fp32"]  # bf16 is slow on some CPUs
-SHORT = recipes.override(recipes.RECIPES["demo"], SETTINGS)
+SHORT = recipes.override(recipes.RECIPES["shapes"], SETTINGS)
 
 
-def whole(run: demo.DemoRun, folder: Path) -> list[Path]:
+def whole(run: shapes.ShapesRun, folder: Path) -> list[Path]:
     """Every verb in turn: the files of the model."""
     autoencoder = run.train_autoencoder()
     latents = run.encode_dataset(autoencoder)
@@ -37,8 +37,8 @@ def small_shards(monkeypatch):
 
 def test_from_nothing_to_an_image(tmp_path, small_shards, monkeypatch):
     monkeypatch.setattr(captions, "CATEGORIES", captions.CATEGORIES[:1])  # of what is shown and watched meanwhile
-    monkeypatch.setattr(demo, "JUDGED", 2)
-    run = demo.DemoRun(tmp_path, SHORT, pool=6)
+    monkeypatch.setattr(shapes, "JUDGED", 2)
+    run = shapes.ShapesRun(tmp_path, SHORT, pool=6)
     student, teacher = whole(run, tmp_path)
     assert student.stat().st_size < 12e6
     pipeline = Pipeline.load(student, dtype=torch.float32)
@@ -47,21 +47,21 @@ def test_from_nothing_to_an_image(tmp_path, small_shards, monkeypatch):
     image = pipeline.generate(["a red circle"], seeds=[0], steps=1)
     assert image.shape == (1, 256, 256, 3)
     assert checkpoint.load(teacher, layouts.TRANSFORMER).config.guidance_embed is False
-    again = whole(demo.DemoRun(tmp_path, SHORT, pool=6), tmp_path / "again")  # resumes: nothing is left to do
+    again = whole(shapes.ShapesRun(tmp_path, SHORT, pool=6), tmp_path / "again")  # resumes: nothing is left to do
     assert again[0].read_bytes() == student.read_bytes()
 
 
 def test_every_caption_has_its_own_tokens():
-    words = demo.tokenizer()
+    words = shapes.tokenizer()
     ids = words.encode(" ".join(captions.VOCABULARY))
     assert len(set(ids)) == len(captions.VOCABULARY) + 1 and 3 not in ids  # BOS; 3 is unknown
     assert words.encode("A red, CIRCLE!") == words.encode("a red circle")
     longest = max((examples.scene_and_caption(seed)[1] for seed in range(500)), key=lambda text: len(text.split()))
-    assert len(words.encode(longest)) <= demo.MAX_TOKENS
+    assert len(words.encode(longest)) <= shapes.MAX_TOKENS
 
 
 def test_latents_resume_and_follow_the_autoencoder(tmp_path, small_shards, monkeypatch):
-    model = demo.Autoencoder(demo.recipes.DEMO_AUTOENCODER).eval()
+    model = shapes.Autoencoder(shapes.recipes.SHAPES_AUTOENCODER).eval()
     initialise(model, 0)
     first = scene_latents.encode_scenes(model, tmp_path, 6)
     assert first.latents.shape == (6, 32, 8, 8)
@@ -86,8 +86,8 @@ def test_latents_resume_and_follow_the_autoencoder(tmp_path, small_shards, monke
 
 def test_the_text_encoder_starts_with_word_order():
     """Gemma multiplies its embeddings by sqrt(width): large ones would drown what the layers add."""
-    model = demo.fresh_gemma(0)
-    words = {word: i for i, word in enumerate(captions.VOCABULARY, len(demo.SPECIAL))}
+    model = shapes.fresh_gemma(0)
+    words = {word: i for i, word in enumerate(captions.VOCABULARY, len(shapes.SPECIAL))}
     near, far = (
         torch.tensor([[words[w] for w in text.split()]]) for text in ("red and blue circle", "blue and red circle")
     )
@@ -108,8 +108,8 @@ def test_command_line(tmp_path, small_shards, capsys, caplog):
     assert command.main(["--out", str(tmp_path), "--stage", "autoencoder", "--pool", "6", *short]) == 0
     files = json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
     assert files == [str(tmp_path / "autoencoder.safetensors")]
-    given = demo.DemoRun(tmp_path / "other", SHORT, pool=6, autoencoder=files[0]).train_autoencoder()
-    own = demo.DemoRun(tmp_path, SHORT, pool=6).train_autoencoder()
+    given = shapes.ShapesRun(tmp_path / "other", SHORT, pool=6, autoencoder=files[0]).train_autoencoder()
+    own = shapes.ShapesRun(tmp_path, SHORT, pool=6).train_autoencoder()
     assert all(
         torch.equal(a, b.half().float())
         for a, b in zip(given.state_dict().values(), own.state_dict().values(), strict=True)

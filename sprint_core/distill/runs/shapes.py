@@ -1,4 +1,4 @@
-"""The bundled model, from nothing: every stage of it, and its export as native files.
+"""A model of plain shapes, from nothing: every stage of it, and its export as native files.
 
 autoencoder -> fold -> decoder -> latents -> captioning -> teacher -> distill -> export
 """
@@ -70,7 +70,7 @@ def prompts() -> PromptTokenizer:
     return PromptTokenizer(tokenizer(), TextPreset(instruction=None, max_tokens=MAX_TOKENS))
 
 
-def fresh_gemma(seed: int, config: GemmaConfig = recipes.DEMO_TEXT) -> Gemma:
+def fresh_gemma(seed: int, config: GemmaConfig = recipes.SHAPES_TEXT) -> Gemma:
     """A text encoder before training, with unit embeddings and norms of gain 1 + 0.
 
     Gemma scales its embeddings by sqrt(width): of torch's own N(0, 1) they would drown what the layers add,
@@ -86,7 +86,7 @@ def fresh_gemma(seed: int, config: GemmaConfig = recipes.DEMO_TEXT) -> Gemma:
     return model
 
 
-class DemoRun(Run):
+class ShapesRun(Run):
     """A run on scenes 0 to pool - 1. autoencoder: the file of a trained DC-AE, to do without those stages.
 
     student: the file of a SANA-Sprint of the teacher in this folder, to distil on from. Raises CheckpointError.
@@ -95,7 +95,7 @@ class DemoRun(Run):
     def __init__(
         self,
         out: Path,
-        recipe: Recipe = recipes.RECIPES["demo"],
+        recipe: Recipe = recipes.RECIPES["shapes"],
         pool: int = POOL,
         autoencoder: Path | None = None,
         processes: ProcessGroup = SINGLE_PROCESS,
@@ -114,7 +114,7 @@ class DemoRun(Run):
             raise ValueError(
                 "the auto-encoder trains as one process, without micro-batches; then pass it: --autoencoder FILE"
             )
-        model = Autoencoder(recipes.DEMO_AUTOENCODER)
+        model = Autoencoder(recipes.SHAPES_AUTOENCODER)
         initialise(model, SEED)
         steps, images = (
             self.recipe.stages["autoencoder"].steps,
@@ -140,11 +140,11 @@ class DemoRun(Run):
         return self.train(CaptioningStage(model, self.prompts, self.pool)).gemma
 
     def train_teacher(self, gemma: Gemma, autoencoder: Autoencoder, latents: SceneLatents) -> Captioned:
-        config = dataclasses.replace(recipes.DEMO_TRANSFORMER, guidance_embed=False)
+        config = dataclasses.replace(recipes.SHAPES_TRANSFORMER, guidance_embed=False)
         transformer = SanaTransformer(config)
         initialise(transformer, SEED)
         model = Captioned(transformer, gemma, self.prompts)
-        stage = TeacherStage(model, latents, recipes.DEMO_FLOW_SHIFT, _preview(autoencoder, latents))
+        stage = TeacherStage(model, latents, recipes.SHAPES_FLOW_SHIFT, _preview(autoencoder, latents))
         stage.settings |= {"text_encoder": weights_fingerprint(gemma)}
         return self.train(stage)
 
@@ -183,7 +183,7 @@ class DemoRun(Run):
         encoder.extras |= tokenizer_state(self.prompts.tokenizer)
         colours = preview.fit(autoencoder, self._images(FITTED)).factors()
         decoder = self._part(layouts.AUTOENCODER, autoencoder, {preview.SETTING: dataclasses.asdict(colours)})
-        sizes = {"size_px": recipes.DEMO_PX, "flow_shift": recipes.DEMO_FLOW_SHIFT}
+        sizes = {"size_px": recipes.SHAPES_PX, "flow_shift": recipes.SHAPES_FLOW_SHIFT}
         sprint = self._part(layouts.TRANSFORMER, student, sizes)
         multi_step = self._part(layouts.TRANSFORMER, teacher.transformer, sizes)
         paths = [folder / "sana_sprint_tiny.safetensors", folder / "sana_tiny_teacher.safetensors"]
@@ -216,7 +216,7 @@ def _watch(autoencoder: Autoencoder, latents: SceneLatents) -> Watch:
         return sum(right) / len(right)
 
     texts = [prompt.text for prompt in prompts]
-    return Watch(texts, tuple(latents.latents.shape[1:]), recipes.DEMO_FLOW_SHIFT, share_right)
+    return Watch(texts, tuple(latents.latents.shape[1:]), recipes.SHAPES_FLOW_SHIFT, share_right)
 
 
 def scaled_decoder(autoencoder: Autoencoder) -> Callable[[Tensor], Tensor]:
