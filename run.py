@@ -35,7 +35,7 @@ from launcher.prompt import ComfyError, avoid, edit
 from launcher.setup import ROOT, Fault, comfyui_server, oldest_host, say, set_up, test_python
 
 WORKFLOW = ROOT / "workflows" / "SANA-Sprint 01 Text to Image.json"
-PROMPT = "a red circle to the left of a blue square"
+PROMPT = "a slice of pizza"
 # A worker that ends, by lack of memory say, is a failure: a new one would begin with the same test, and again.
 ALL_TESTS = ["--numprocesses=2", "--dist=loadfile", "--max-worker-restart=0"]
 # So is a test that hangs: it shows where, and ends its worker.
@@ -68,7 +68,7 @@ def paint(options: argparse.Namespace) -> tuple[Path, dict]:
     with comfyui_server() as server:
         prompt = server.prompt_of(WORKFLOW)
         if not options.model:  # the workflow's, which is the bundled one
-            say("  with the bundled model, which paints plain shapes only; --model takes another (see README.md)")
+            say("  with the bundled model, which paints common things as emoji; --model takes another (see README.md)")
         steps, seed = edit(prompt, options.prompt, options.steps, options.seed, options.model)
         if options.negative is not None:
             avoid(prompt, options.negative, server.object_info())

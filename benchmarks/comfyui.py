@@ -23,7 +23,8 @@ sys.path.append(str(ROOT))
 from launcher import setup  # noqa: E402
 from launcher.client import Client, Server  # noqa: E402
 from launcher.prompt import edit  # noqa: E402
-from sprint_core.shapes import examples  # noqa: E402
+from sprint_core.emoji import captions  # noqa: E402
+from sprint_core.emoji.concepts import common  # noqa: E402
 
 STEPS = (1, 2, 4)
 RUNS = 10
@@ -43,7 +44,7 @@ def seconds(server: Client, prompt: dict) -> tuple[float, float, dict]:
 
 
 def bundled(runs: int) -> dict:
-    texts = iter(examples.prompts("colors", len(STEPS) * (runs + WARM_UP)))
+    texts = iter(captions.prompts(len(STEPS) * (runs + WARM_UP), among=common()))
     result = {}
     with setup.comfyui_server() as server:
         for steps in STEPS:

@@ -50,7 +50,7 @@ def strokes(count: int) -> str:
 def prompt(live: bool, text: str) -> dict:
     inputs = {
         "model": ["loader", 0], "clip": ["loader", 1], "vae": ["loader", 2], "control_net": ["control", 0],
-        "text": "a red circle", "seed": 7, "mode": "lines", "size": "auto", "steps": 1, "final_steps": 2,
+        "text": "a red apple", "seed": 7, "mode": "lines", "size": "auto", "steps": 1, "final_steps": 2,
         "guidance": presets.GUIDANCE, "strength": 1.0, "denoise": 0.6, "live": live, "drawing": text,
     }  # fmt: skip
     control = {"control_net": presets.BUNDLED_CONTROL_NAME} | AUTO

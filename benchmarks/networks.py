@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from sprint_core.emoji import captions
+from sprint_core.emoji.concepts import common
 from sprint_core.latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from sprint_core.models import controlnet
 from sprint_core.models.autoencoder import Autoencoder
@@ -19,7 +21,6 @@ from sprint_core.models.layers import sdpa
 from sprint_core.models.nag import NAG, join
 from sprint_core.models.transformer import SanaTransformer
 from sprint_core.pipeline import Pipeline
-from sprint_core.shapes import captions
 from sprint_core.text.encoder import TextEncoder
 from sprint_core.text.formats import text_preset
 from sprint_core.text.loading import find_tokenizer, prompt_format
@@ -65,10 +66,15 @@ class Words:
         return SimpleNamespace(input_ids=ids, attention_mask=mask)
 
 
+@functools.cache
+def _words() -> tuple[str, ...]:
+    return captions.vocabulary(common())
+
+
 def prompt_of(tokens: int, seed: int) -> str:
     """A prompt of that many words, which the bundled tokenizer knows, too; another one for every seed."""
     # As text, since Random(-1) is Random(1).
-    return " ".join(random.Random(str(seed)).choices(captions.VOCABULARY, k=tokens))
+    return " ".join(random.Random(str(seed)).choices(_words(), k=tokens))
 
 
 class Parts:

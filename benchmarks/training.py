@@ -18,13 +18,14 @@ from sprint_core.distill.losses.jvp import plain_attention
 from sprint_core.distill.stages.base import Embedded
 from sprint_core.distill.stages.student import DistillStage
 from sprint_core.distill.stages.teacher import student_of
+from sprint_core.emoji.scenes import CANVAS_PX
 from sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from sprint_core.models.layers import sdpa
 from sprint_core.models.transformer import SanaTransformer
 from sprint_core.weights import layouts
 
-RECIPE = recipes.RECIPES["shapes"]
-SCHEDULE = RECIPE.stages["distill"]
+RECIPE = recipes.RECIPES["demo"]
+SCHEDULE = dataclasses.replace(RECIPE.stages["distill"], batch=32)  # the recipe's own is for a GPU
 IMAGES = 2 * SCHEDULE.batch  # of both turns
 STEP = max(RECIPE.objective.ladd_from, RECIPE.objective.tangent_warmup_steps)  # from where on all losses take part
 CAPTION_TOKENS = 12
@@ -71,8 +72,8 @@ class Noise:
     fingerprint = "noise"
 
     def batch(self, random: SampleRandom) -> Batch:
-        side = recipes.SHAPES_PX // DOWNSCALE
-        captions = random.normal(CAPTION_TOKENS, recipes.SHAPES_TRANSFORMER.caption_width)
+        side = CANVAS_PX // DOWNSCALE
+        captions = random.normal(CAPTION_TOKENS, recipes.EMOJI_TRANSFORMER.caption_width)
         return Batch(random.normal(LATENT_CHANNELS, side, side), list(captions))
 
 
@@ -80,7 +81,7 @@ class Training:
     """A student and a critic in training, of a teacher with first values. `turn` trains both by a batch."""
 
     def __init__(self, side: str, device: torch.device, dtype: torch.dtype):
-        config = dataclasses.replace(recipes.SHAPES_TRANSFORMER, guidance_embed=False)
+        config = dataclasses.replace(recipes.EMOJI_TRANSFORMER, guidance_embed=False)
         teacher = SanaTransformer(config, device=device)
         initialise(teacher, 0)
         student = student_of(teacher)

@@ -93,7 +93,7 @@ def _nag(args: argparse.Namespace) -> NAG:
 
 def _load_pipeline(args: argparse.Namespace) -> Pipeline:
     if args.model is None:
-        log.info("no --model: the bundled one, which paints plain shapes, as in 'a red circle above a blue square'")
+        log.info("no --model: the bundled one, which paints common things as emoji, as in 'a cat on a blue background'")
     device = usable_device(args.device)
     path = presets.BUNDLED if args.model is None else presets.find_model(args.model)
     dtype = DTYPES[args.dtype] if args.dtype else None

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from launcher.client import Client
 from launcher.prompt import LOADER_NODE, SAMPLER_NODE, TEXT_NODES, api_prompt
-from sprint_core.shapes import examples
+from sprint_core.emoji import captions
+from sprint_core.emoji.concepts import common
 from sprint_core.weights import presets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,9 +24,9 @@ SIZES_PX = ((256, 256), (256, 256), (128, 128), (192, 320), (384, 256), (64, 448
 BATCHES = (1, 1, 1, 2, 3)
 ODD_TEXTS = (
     "",
-    "(a red circle:1.4) to the left of a (blue square:0.6)",
-    "ein großer roter Kreis, 一个红色的圆圈, \U0001f534",
-    "a green triangle, " * 30,
+    "(a red apple:1.4) to the left of a (blue car:0.6)",
+    "ein großer roter Apfel, 一个红苹果, \U0001f34e",
+    "a green apple, " * 30,
 )
 
 
@@ -69,7 +70,7 @@ class Mix(NamedTuple):
 def text(rng: random.Random) -> str:
     if rng.random() < 0.2:
         return rng.choice(ODD_TEXTS)
-    return examples.scene_and_caption(rng.randrange(10**9))[1]
+    return captions.write(captions.draw(rng, None, common()), rng)
 
 
 def vary(workflow: str, prompt: dict, rng: random.Random) -> Case:

@@ -261,7 +261,7 @@ def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, processes: Pr
     emoji_scenes, of_shapes = args.recipe == "demo-control", args.recipe == "shapes-control"
     if of_shapes and args.data != SCENES:
         raise ValueError(f"--data {args.data}: {args.recipe} draws its own scenes; --recipe control takes images")
-    if args.recipe != "control":
+    if emoji_scenes:
         parts = {option: path or presets.BUNDLED for option, path in parts.items()}
     missing = [*(option for option, path in parts.items() if path is None)]
     missing += ["--data"] * (not of_shapes and args.data == SCENES)

@@ -199,6 +199,18 @@ def concepts() -> tuple[Concept, ...]:
     return tuple(Concept(row["hexcode"], row["label"], tuple(row["names"]), row["group"]) for row in rows)
 
 
+@functools.cache
+def _numbers() -> dict[str, int]:
+    return {name: number for number, concept in enumerate(concepts()) for name in concept.names}
+
+
+def number_of(name: str) -> int:
+    """The number of the concept that has this name. Raises ValueError."""
+    if name not in _numbers():
+        raise ValueError(f"no concept is called {name!r}")
+    return _numbers()[name]
+
+
 def learnt(settings: Mapping[str, Any]) -> tuple[int, ...]:
     """Numbers of the concepts that a transformer of these settings learnt: all where they do not say.
 

@@ -1,7 +1,7 @@
 """Does a model paint what prompts say, and how close do its images come to true ones?
 
     python -m sprint_core.evaluate [--model demo|PATH] [--steps 1,2,4] [--prompts N] [--seed N] [--grid FILE]
-        the bundled model, or another of the same world: judged row by row, with the Frechet distance
+        the bundled model, or another of emoji or of plain shapes: judged row by row, with the Frechet distance
         of emoji: [--sprites FILE] true scenes from sprites.zip, not from thumbnails; [--teacher FILE]; [--record]
     python -m sprint_core.evaluate --control FILE|demo [--prompts N] [--grid FILE]
         a ControlNet: do images keep to drawings of scenes, and to the prompt, with control and without

@@ -1,1 +1,1 @@
-"""The small world of plain shapes that the bundled model knows: scenes, captions, and a judge."""
+"""The small world of plain shapes: scenes, captions, and a judge."""

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import time
 from pathlib import Path
 
@@ -10,15 +11,15 @@ import pytest
 import sheet
 from editor import open_editor
 from PIL import Image
+from sight import shows
 
 from sprint_core.images import drawing as drawings
-from sprint_core.shapes import judge
 from sprint_core.weights.presets import BUNDLED_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTROL = f"{BUNDLED_NAME} ControlNet"
 CLASSIC, NODES2 = (pytest.mark.parametrize("page", [name], indirect=True) for name in ("classic", "nodes2"))
-RED_SQUARE = {"text": "a red square", "seed": 4, "control_after_generate": "fixed", "mode": "lines"}
+APPLE = {"text": "a red apple", "seed": 4, "control_after_generate": "fixed", "mode": "lines"}
 
 
 @pytest.fixture(params=["classic", "nodes2"])
@@ -26,9 +27,15 @@ def page(request, editor, setting):
     """The editor with one live canvas, in each renderer."""
     if request.param == "nodes2":
         setting("Comfy.VueNodes.Enabled", True, before=False)
-    sheet.build(editor, BUNDLED_NAME, CONTROL, **RED_SQUARE)
+    sheet.build(editor, BUNDLED_NAME, CONTROL, **APPLE)
     yield editor
     editor.evaluate("() => app.graph.clear()")  # closes the connection, and with it what is live
+
+
+def outline(page) -> None:
+    """Of an apple that fills most of the sheet, by mouse."""
+    angles = [math.tau * i / 12 for i in range(13)]
+    sheet.stroke(page, *((0.5 + 0.36 * math.cos(a), 0.54 + 0.34 * math.sin(a)) for a in angles), moves=2)
 
 
 def shown(page) -> np.ndarray:
@@ -59,22 +66,22 @@ def saved(server) -> list[np.ndarray]:
 
 
 def test_what_is_drawn_is_painted_at_once(page, server):
-    """A square by mouse becomes a red one; prompt and strength act while live; Stop saves the picture."""
+    """An outline by mouse becomes a red apple; prompt and strength act while live; Stop saves the picture."""
     sheet.go_live(page)
-    sheet.square(page, 0.3, 0.3, 0.35)
+    outline(page)
     first = sheet.wait_until_painted(page)
-    assert judge.judge(shown(page), "a red square")
+    assert shows(shown(page), "red apple")
     assert page.locator(f"{sheet.CANVAS} .ms").inner_text().endswith(" ms")
     assert len(sheet.strokes(page)) == 1
-    blue = change(page, "text", "a blue square")
-    assert judge.judge(shown(page), "a blue square")
-    assert len({first, blue, change(page, "strength", 0)}) == 3
-    assert change(page, "strength", 1) == blue
-    change(page, "text", "a red square")
+    green = change(page, "text", "a green apple")
+    assert shows(shown(page), "green apple")
+    assert len({first, green, change(page, "strength", 0)}) == 3
+    assert change(page, "strength", 1) == green
+    change(page, "text", "a red apple")
     page.locator(f"{sheet.CANVAS} .go").click()
     sheet.wait_for_state(page, "ended")
     wait_until_idle(server)
-    assert judge.judge(saved(server)[-1], "a red square")
+    assert shows(saved(server)[-1], "red apple")
 
 
 def test_keys_stay_in_the_canvas(page):
@@ -164,7 +171,7 @@ def test_the_page_draws_what_the_server_draws(editor):
 
 def test_a_saved_drawing_is_the_same_again(page, server):
     """Saved, loaded, run twice without a page that listens: the same strokes, the same bytes."""
-    sheet.square(page, 0.3, 0.3, 0.35)
+    outline(page)
     text = sheet.value(page)
     assert len(text) < 500
     sheet.set_value(page, "live", False)
@@ -182,22 +189,22 @@ def test_a_saved_drawing_is_the_same_again(page, server):
         images += server.images(server.run(prompt, timeout=300))
     first, second = [np.asarray(Image.open(io.BytesIO(server.view(image)))) for image in images]
     assert np.array_equal(first, second)
-    assert judge.judge(first, "a red square")
+    assert shows(first, "red apple")
 
 
 def test_another_prompt_ends_live(page, server):
     """What was drawn last is saved, and the other one runs."""
     sheet.go_live(page)
-    sheet.square(page, 0.3, 0.3, 0.35)
+    outline(page)
     sheet.wait_until_painted(page)
     count = len(saved(server))
     other = page.evaluate("async () => (await app.graphToPrompt()).output")
     (node,) = [node for node in other.values() if node["class_type"] == sheet.NODE]
-    node["inputs"] |= {"live": False, "drawing": "", "strength": 0, "text": "a blue circle"}
+    node["inputs"] |= {"live": False, "drawing": "", "strength": 0, "text": "a banana"}
     server.run(other, timeout=300)
     sheet.wait_for_state(page, "ended")
     live, asked = saved(server)[count:]
-    assert judge.judge(live, "a red square") and judge.judge(asked, "a blue circle")
+    assert shows(live, "red apple") and shows(asked, "banana")
 
 
 @CLASSIC

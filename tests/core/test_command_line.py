@@ -54,16 +54,16 @@ def test_command_line(folder, tmp_path, capsys):
 
 
 def test_command_line_names_what_is_not_read(tmp_path, capsys, caplog):
-    """The bundled model reads 24 tokens; the notice comes once for a batch."""
-    prompt = "a red circle to the left of a large blue square, " * 3 + "and a green triangle"
+    """The bundled model reads 32 tokens; the notice comes once for a batch."""
+    prompt = "a red apple to the left of a large blue car, " * 4 + "and a green leaf"
     options = ("--out", tmp_path / "a.png", "--size", "64x64", "--steps", 1, "--batch", 2)
     with caplog.at_level(logging.WARNING):
         command(capsys, prompt, *options)
     (notice,) = [r.getMessage() for r in caplog.records if "not read" in r.getMessage()]
-    assert "24 tokens" in notice and notice.endswith(' green triangle"')
+    assert "32 tokens" in notice and notice.endswith(' green leaf"')
     with caplog.at_level(logging.WARNING):
         caplog.clear()
-        command(capsys, "a red circle", *options)
+        command(capsys, "a slice of pizza", *options)
     assert not caplog.records
 
 
@@ -127,9 +127,9 @@ def test_command_line_with_a_negative_prompt(folder, tmp_path, capsys):
 
 
 def test_command_line_without_a_model_uses_the_bundled_one(tmp_path, capsys):
-    result = command(capsys, "two red crosses", "--out", tmp_path / "x.png")
+    result = command(capsys, "two cats on a blue background", "--out", tmp_path / "x.png")
     assert result["size"] == [256, 256]
-    want = Pipeline.load(pipeline.presets.BUNDLED).generate(["two red crosses"], seeds=[0])
+    want = Pipeline.load(pipeline.presets.BUNDLED).generate(["two cats on a blue background"], seeds=[0])
     assert np.array_equal(pixels(result["images"][0]), want[0].mul(255).round().byte().numpy())
 
 

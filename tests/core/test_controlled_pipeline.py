@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import shapes_model
 import standin
 import torch
 from PIL import Image
@@ -319,10 +320,11 @@ def test_colours_are_judged_where_things_stand():
     assert not judge.outlined(scenes.render(replace(prompt.scene, things=(first,))), prompt.scene)
 
 
-def test_the_bundled_control_net_steers(tmp_path, capsys):
-    """What is bundled keeps to the edges far more often than chance would."""
+def test_a_control_net_of_shapes_steers(tmp_path, capsys):
+    """It keeps to the edges far more often than chance would."""
     grid = tmp_path / "grid.png"
-    assert evaluate.main(["--control", "demo", "--prompts", "24", "--steps", "2", "--grid", str(grid)]) == 0
+    argv = [*shapes_model.EVALUATED, "--control", str(shapes_model.CONTROL), "--prompts", "24", "--steps", "2"]
+    assert evaluate.main([*argv, "--grid", str(grid)]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["edges"]["soft 2"] >= result["edges"]["without 2"] + 0.3
     assert set(result["edges"]) == {"soft 2", "scribble 2", "without 2"} and result["prompts"] == 24

@@ -1,6 +1,7 @@
-"""Negative prompts in the pipeline, and what the judge sees of them on the bundled model."""
+"""Negative prompts in the pipeline, and what the judge sees of them on a model of plain shapes."""
 
 import pytest
+import shapes_model
 import standin
 import torch
 
@@ -9,7 +10,6 @@ from sprint_core.models.layers import sdpa
 from sprint_core.models.nag import NAG
 from sprint_core.pipeline import Caption, Pipeline
 from sprint_core.shapes import judge
-from sprint_core.weights import presets
 
 STRONG = NAG(scale=5.0, alpha=0.7, tau=1.3)
 
@@ -51,17 +51,17 @@ def test_a_negative_prompt_of_another_encoder(tiny):
 
 
 @pytest.fixture(scope="module")
-def bundled():
-    return Pipeline.load(presets.BUNDLED)
+def of_shapes():
+    return Pipeline.load(shapes_model.MODEL)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_named_colour_is_avoided(bundled, steps):
+def test_a_named_colour_is_avoided(of_shapes, steps):
     """Prompts that leave the background open: with these seeds half of the images are purple, half of them teal."""
     prompts, seeds = ["a red circle"] * 8 + ["a green cross"] * 4, [*range(8), *range(32, 36)]
 
     def backgrounds(negative=None):
-        images = bundled.generate(prompts, seeds=seeds, steps=steps, negative=negative)
+        images = of_shapes.generate(prompts, seeds=seeds, steps=steps, negative=negative)
         return [judge.observe(image.numpy()).background for image in images]
 
     plain = backgrounds()

@@ -43,7 +43,7 @@ def canvas(node, loaded, net):
     model, clip, vae = loaded
 
     def run(**inputs):
-        start = {"model": model, "clip": clip, "vae": vae, "control_net": net, "text": "a red circle", "seed": 7}
+        start = {"model": model, "clip": clip, "vae": vae, "control_net": net, "text": "a red apple", "seed": 7}
         return node(NODE, **(start | {"drawing": DRAWING, "live": False} | inputs))
 
     return run
@@ -54,7 +54,7 @@ def stock(node, loaded, net):
     """The same from separate nodes: stock(lines, paint, steps=2, denoise=0.6)."""
     model, clip, vae = loaded
 
-    def run(lines=None, paint=None, text="a red circle", steps=2, denoise=0.6, strength=1.0):
+    def run(lines=None, paint=None, text="a red apple", steps=2, denoise=0.6, strength=1.0):
         positive = node("CLIPTextEncode", clip=clip, text=text)
         if lines is not None:
             apply = {"positive": positive, "control_net": net, "image": lines, "vae": vae, "strength": strength}

@@ -115,13 +115,13 @@ def test_the_part_of_a_prompt_that_is_not_read_is_named(node, clip, caplog, show
     assert shown[-1] == ("7", "")  # a shorter prompt takes it away
 
 
-def test_the_bundled_model_reads_24_tokens(node, caplog):
+def test_the_bundled_model_reads_32_tokens(node, caplog):
     clip = node("SanaSprintLoader", model=presets.BUNDLED_NAME)[1]
-    prompt = "a red circle to the left of a large blue square, " * 3 + "and a green triangle"
+    prompt = "a red apple to the left of a large blue car, " * 4 + "and a green leaf"
     with caplog.at_level("WARNING"):
         node("CLIPTextEncode", clip=clip, text=prompt)
     (notice,) = [r.getMessage() for r in caplog.records if "not read" in r.getMessage()]
-    assert "24 tokens" in notice and notice.endswith(' green triangle"')
+    assert "32 tokens" in notice and notice.endswith(' green leaf"')
 
 
 def test_our_text_node_refuses_another_encoder(node, clip):

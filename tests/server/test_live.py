@@ -33,7 +33,7 @@ def lines(text: str) -> bytes:
 def prompt(**inputs) -> dict:
     inputs = {
         "model": ["loader", 0], "clip": ["loader", 1], "vae": ["loader", 2], "control_net": ["control", 0],
-        "text": "a red circle", "seed": 7, "mode": "lines", "size": "auto", "steps": 1, "final_steps": 2,
+        "text": "a red apple", "seed": 7, "mode": "lines", "size": "auto", "steps": 1, "final_steps": 2,
         "guidance": 4.5, "strength": 1.0, "denoise": 0.6, "live": True, "drawing": strokes(),
     } | inputs  # fmt: skip
     control = {"control_net": presets.BUNDLED_CONTROL_NAME, "dtype": "auto", "time_scale": "auto", "wiring": "auto"}
@@ -149,12 +149,12 @@ def test_the_picture_follows_the_pen_until_stop(server):
         async with drawing_page(server, "pen") as (page, run):
             live = await page.state("live")
             assert (live["width"], live["height"], live["message"]) == (SIDE, SIDE, "")
-            await page.draw(1, text="a blue square", steps=1)
+            await page.draw(1, text="a banana", steps=1)
             header, picture = await page.answer(1)
             assert picture.shape == (SIDE, SIDE, 3) and header["format"] == "jpeg"
             assert set(header["ms"]) == {"text", "control", "steps", "decode", "encode", "total"}
             assert header["ms"]["text"] > 0 and header["ms"]["control"] > 0
-            await page.draw(2, lines(other), text="a blue square", final=True, drawing=other)
+            await page.draw(2, lines(other), text="a banana", final=True, drawing=other)
             header, painted = await page.answer(2)
             assert header["ms"]["text"] < 5 and not np.array_equal(painted, picture)
             await page.socket.send_str('{"type": "stop"}')
@@ -165,8 +165,9 @@ def test_the_picture_follows_the_pen_until_stop(server):
     run_id, reason, painted, last = scenario(run())
     assert reason == "stopped"
     image = saved(server, run_id)
-    assert np.array_equal(image, still(server, text="a blue square", drawing=other, live=False))
-    assert np.array_equal(painted, last) and np.abs(painted.astype(int) - image).mean() < 3
+    assert np.array_equal(image, still(server, text="a banana", drawing=other, live=False))
+    assert np.abs(painted.astype(int) - last).mean() < 0.1  # another number of threads may change the last bits
+    assert np.abs(painted.astype(int) - image).mean() < 3
 
 
 def test_another_prompt_ends_it_and_the_image_is_saved(server):

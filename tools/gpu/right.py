@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from sprint_core.emoji import judge
+from sprint_core.emoji.captions import Requirement
+from sprint_core.emoji.concepts import number_of
 from sprint_core.images import edges
 from sprint_core.models.autoencoder import Autoencoder
 from sprint_core.models.autoencoder_config import SANA
@@ -20,14 +23,18 @@ from sprint_core.models.gemma import Gemma, GemmaConfig
 from sprint_core.models.tiny_autoencoder import TinyAutoencoder
 from sprint_core.models.transformer import SanaTransformer
 from sprint_core.pipeline import Control, Pipeline
-from sprint_core.shapes.judge import judge
 from sprint_core.weights import checkpoint, layouts, presets
 
 from .timing import Row, attempt, finite, milliseconds, rounded
 from .world import SMALL_AUTOENCODER, SMALL_TEXT, SMALL_TRANSFORMER, World
 
 GIB = 2**30
-PROMPTS = ("a red circle above a blue square", "a green triangle", "two yellow circles")
+PROMPTS = ("a slice of pizza", "a cat on a blue background", "two red apples")
+REQUIRED = (
+    Requirement((number_of("pizza"),)),
+    Requirement((number_of("cat"),), ground="blue"),
+    Requirement((number_of("red apple"),), count=2),
+)
 BLOCKS = 3  # of the reduced transformers and text encoders
 
 
@@ -205,7 +212,7 @@ def right(world: World, row: Row) -> None:
 
 def _judged(images: Tensor) -> Row:
     """How many images show what their prompts say."""
-    return {"right": sum(judge(image.numpy(), prompt) for image, prompt in zip(images, PROMPTS, strict=True))}
+    return {"right": int(judge.judge(images, REQUIRED).names.sum())}
 
 
 def _difference(images: Tensor, exact: Tensor) -> Row:

@@ -95,6 +95,8 @@ def _commands(world: World, folder: Path) -> dict[str, list[str]]:
     model = ["--recipe", "shapes", "--out", str(folder / "shapes"), *chosen, *_settings("shapes", world.device)]
     control = ["--recipe", "shapes-control", "--out", str(folder / "control"), *chosen]
     control += _settings("shapes-control", world.device)
+    trained = folder / "shapes" / "sana_sprint_tiny.safetensors"
+    control += [word for option in ("--student", "--vae", "--text-encoder") for word in (option, str(trained))]
     stages = STAGES[-1:] if world.tiny else STAGES
     return {stage: [*model, "--stage", stage] for stage in stages} | {"again": model, "control": control}
 

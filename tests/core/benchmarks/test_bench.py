@@ -154,9 +154,9 @@ def test_what_a_part_runs_is_compiled_on_both_sides(small, capsys, monkeypatch):
 @pytest.fixture
 def tiny_training(monkeypatch):
     """Two images of 64x64 and a transformer of width 64."""
-    small = dataclasses.replace(training.recipes.SHAPES_TRANSFORMER, width=64, depth=2, cross_heads=2, caption_width=32)
-    monkeypatch.setattr(training.recipes, "SHAPES_TRANSFORMER", small)
-    monkeypatch.setattr(training.recipes, "SHAPES_PX", 64)
+    small = dataclasses.replace(training.recipes.EMOJI_TRANSFORMER, width=64, depth=2, cross_heads=2, caption_width=32)
+    monkeypatch.setattr(training.recipes, "EMOJI_TRANSFORMER", small)
+    monkeypatch.setattr(training, "CANVAS_PX", 64)
     monkeypatch.setattr(training, "SCHEDULE", dataclasses.replace(training.SCHEDULE, batch=2))
     monkeypatch.setattr(training, "IMAGES", 4)
 

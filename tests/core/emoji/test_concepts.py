@@ -16,7 +16,12 @@ def test_each_name_means_one_concept():
 
 @pytest.mark.parametrize("name", ["pizza", "slice of pizza", "cat", "dog", "red apple", "car", "house", "robot"])
 def test_what_people_type_is_there(name):
-    assert any(name in concept.names for concept in concepts.concepts())
+    assert name in concepts.concepts()[concepts.number_of(name)].names
+
+
+def test_a_name_of_nothing():
+    with pytest.raises(ValueError, match="no concept is called 'sprocket'"):
+        concepts.number_of("sprocket")
 
 
 @pytest.mark.parametrize(

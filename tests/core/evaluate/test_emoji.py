@@ -10,6 +10,7 @@ from PIL import Image
 from sprint_core.distill.dataset import emoji_text
 from sprint_core.distill.runs import shapes
 from sprint_core.emoji import captions, templates
+from sprint_core.emoji.concepts import common
 from sprint_core.evaluate import __main__ as evaluate
 from sprint_core.evaluate import contrastive, emoji, emoji_run, frechet, records
 from sprint_core.pipeline import Pipeline
@@ -169,6 +170,13 @@ def test_command_line(emoji_model, tmp_path, capsys):
     assert result["judge"] == {"1": 0.0, "2": 0.0} and result["rows"]["all"]["true"] == 1.0
     assert any(line.startswith("pair") for line in lines)
     assert Image.open(tmp_path / "grid.png").width == 4 * 128
+
+
+def test_the_bundled_model_is_of_this_world(capsys):
+    """Asked for the things alone that it learnt; of bare names it paints more than half."""
+    assert evaluate.main(["--steps", "2", "--prompts", "20"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["world"], result["concepts"]) == ("emoji", len(common())) and result["short"] > 0.5
 
 
 @pytest.mark.parametrize(

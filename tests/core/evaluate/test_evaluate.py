@@ -7,6 +7,7 @@ import pytest
 import standin
 import torch
 from PIL import Image
+from shapes_model import EVALUATED, MODEL
 
 from sprint_core.distill.stages import features as training
 from sprint_core.evaluate import __main__ as evaluate
@@ -96,8 +97,8 @@ def test_prompts_are_balanced_and_held_out():
     assert prompts == scoring.balanced_prompts(40, 3)[:20]
 
 
-def test_command_line_judges_the_bundled_model(tmp_path, capsys, few):
-    argv = ["--steps", "1,2", "--prompts", "36", "--grid", str(tmp_path / "grid.png")]
+def test_command_line_judges_a_model_of_shapes(tmp_path, capsys, few):
+    argv = [*EVALUATED, "--steps", "1,2", "--prompts", "36", "--grid", str(tmp_path / "grid.png")]
     assert evaluate.main(argv) == 0
     out = capsys.readouterr().out.splitlines()
     result = json.loads(out[-1])
@@ -111,7 +112,7 @@ def test_command_line_judges_the_bundled_model(tmp_path, capsys, few):
 
 def test_teacher_is_judged_too(tmp_path):
     """Any multi-step model with the same latents and captions: here one with the student's own size."""
-    pipeline = Pipeline.load(presets.BUNDLED)
+    pipeline = Pipeline.load(MODEL)
     config = dataclasses.replace(pipeline.transformer.config, guidance_embed=False)
     tensors = standin.random_model(SanaTransformer(config, device="meta"))
     part = checkpoint.Weights(layouts.TRANSFORMER, config, tensors, tmp_path, {"size_px": 256, "flow_shift": 5.0})
@@ -167,7 +168,7 @@ def test_files_for_mjhq(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--prompts", "40", "--steps", "1"], "needs 320 images or more"),
+        ([*EVALUATED, "--prompts", "40", "--steps", "1"], "needs 320 images or more"),
         (["--steps", "5"], "1 to 4 steps"),
         (["--steps", "one"], "write it as 1,2,4"),
         (["--model", "nowhere.safetensors"], "nowhere.safetensors"),

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from sprint_core import convert, pipeline
+from sprint_core.emoji import scenes as emoji_scenes
+from sprint_core.emoji import templates
 from sprint_core.images import preview
 from sprint_core.images.preview import Factors, RGBFit
 from sprint_core.shapes import examples, scenes
@@ -67,8 +69,8 @@ def test_the_bundled_model_has_its_colours():
     """Fitted on its scenes: a preview looks like the picture, as small as it is."""
     factors = preview.find(Source(presets.BUNDLED))
     model = pipeline.Pipeline.load(presets.BUNDLED).autoencoder
-    drawn = torch.stack([torch.from_numpy(scenes.render(examples.scene_and_caption(i, "test")[0])) for i in range(20)])
-    image = drawn.movedim(-1, 1).float() / 255
+    drawn = emoji_scenes.pack([emoji_scenes.scene_and_caption(seed, "test")[0] for seed in range(20)])
+    image = emoji_scenes.paint(drawn, templates.load().art()).float() / 255
     painted = factors.paint(model.encode(image * 2 - 1)).movedim(-1, 1)
     true = torch.nn.functional.avg_pool2d(image, 32)
     assert (painted - true).square().mean() < 0.3 * (true - true.mean((0, 2, 3), keepdim=True)).square().mean()

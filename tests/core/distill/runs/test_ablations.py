@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import shapes_model
 import torch
 from PIL import Image
 
@@ -22,11 +23,10 @@ from sprint_core.distill.runs import ablations
 from sprint_core.distill.stages.sprint import plan
 from sprint_core.distill.stages.teacher import unchecked_student
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
-from sprint_core.weights import presets
 
 SETTINGS = [f"{stage}.{key}=2" for stage in recipes.SHAPES for key in ("steps", "batch")]
 SETTINGS += ["distill.ladd_from=1", "teacher.precision=fp32", "distill.precision=fp32"]  # bf16 is slow on some CPUs
-AUTOENCODER = presets.BUNDLED
+AUTOENCODER = shapes_model.MODEL
 COMMAND = ["--ablations", "--pool", "6", "--device", "cpu", "--autoencoder", str(AUTOENCODER)]
 COMMAND += [f"--set={setting}" for setting in SETTINGS]
 TINY = recipes.override(ablations.SHORT, SETTINGS)

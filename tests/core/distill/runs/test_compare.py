@@ -19,7 +19,7 @@ from sprint_core.emoji import captions, scenes
 from sprint_core.emoji.concepts import common, concepts
 from sprint_core.weights import presets
 
-ENCODERS = presets.BUNDLED.with_name("emoji_encoders.safetensors")
+ENCODERS = presets.BUNDLED
 
 
 def stage_of(method: str):

@@ -11,6 +11,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import shapes_model
 import torch
 from PIL import Image
 
@@ -19,11 +20,11 @@ from sprint_core.distill import recipes
 from sprint_core.distill.dataset import emoji_art, emoji_scenes, emoji_sources, emoji_text
 from sprint_core.distill.dataset.emoji_images import CROP_PX, EmojiImages
 from sprint_core.distill.engine.randomness import SampleRandom
-from sprint_core.distill.runs import emoji
+from sprint_core.distill.runs import emoji, estimate
 from sprint_core.distill.stages import autoencoder as stages
 from sprint_core.emoji import captions, scenes, templates
 from sprint_core.emoji.art import SPRITE_PX, load
-from sprint_core.emoji.concepts import concepts
+from sprint_core.emoji.concepts import common, concepts
 from sprint_core.latent import SCALE
 from sprint_core.models.autoencoder import Autoencoder
 from sprint_core.pipeline import Pipeline
@@ -31,7 +32,6 @@ from sprint_core.text.loading import find_tokenizer
 from sprint_core.weights import checkpoint, layouts, presets
 
 POOL = 60
-ENCODERS = presets.BUNDLED.with_name("emoji_encoders.safetensors")
 
 
 def draw_sprite(size: tuple[int, int], colour: tuple[int, int, int]) -> Image.Image:
@@ -233,17 +233,31 @@ def _train_a_controlnet(trunk, sprites, out):
     assert branch["controlnet_blocks.0.weight"].abs().max() > 0
 
 
+def test_the_bundled_models_controlnet(sprites, tmp_path, monkeypatch):
+    """Trained on the bundled model unless told otherwise: the file has what is its own, and reads the rest there."""
+    settings = [f"--set=control.{one}" for one in ("steps=2", "batch=2", "precision=fp32", "ladd_from=1")]
+    monkeypatch.setattr(estimate, "of_recipe", lambda *_: [])  # test_estimate.py has it
+    arguments = ["--recipe", "demo-control", "--data", str(sprites), "--pool", "4", "--device", "cpu", *settings]
+    assert command.main([*arguments, "--out", str(tmp_path)]) == 0
+    path = tmp_path / "sana_controlnet_tiny.safetensors"
+    assert path.stat().st_size < 6e6
+    net = checkpoint.build(checkpoint.load(path, layouts.CONTROLNET), dtype=torch.float32)
+    trunk = checkpoint.load(presets.BUNDLED, layouts.TRANSFORMER).tensors
+    assert torch.equal(net.caption_norm.weight, trunk["caption_norm.weight"].float())
+    assert net.controlnet_blocks[0].weight.abs().max() > 0
+
+
 def test_a_controlnet_of_another_world_is_refused(sprites, tmp_path, caplog):
     arguments = ["--recipe", "demo-control", "--data", str(sprites), "--device", "cpu", "--out", str(tmp_path / "out")]
-    assert command.main([*arguments, "--text-encoder", str(presets.BUNDLED)]) == 1
-    assert f"{presets.BUNDLED}: has other words than scenes of emoji" in caplog.text
+    assert command.main([*arguments, "--text-encoder", str(shapes_model.MODEL)]) == 1
+    assert f"{shapes_model.MODEL}: has other words than scenes of emoji" in caplog.text
     assert command.main(["--recipe", "demo-control", "--out", str(tmp_path / "out")]) == 1
     assert "--recipe demo-control needs --data" in caplog.text
 
 
-def test_the_shipped_encoders():
+def test_the_bundled_encoders():
     """They are of this world: unit latents, and a text encoder that hears which thing is above which."""
-    weights = checkpoint.load(ENCODERS, layouts.AUTOENCODER)
+    weights = checkpoint.load(presets.BUNDLED, layouts.AUTOENCODER)
     assert weights.config == recipes.EMOJI_AUTOENCODER
     autoencoder = checkpoint.build(weights, dtype=torch.float32, device="cpu")
     drawn = scenes.pack([scenes.scene_and_caption(seed)[0] for seed in range(12)])
@@ -253,9 +267,9 @@ def test_the_shipped_encoders():
         error = (autoencoder.decode(latents).clamp(-1, 1) - images).square().flatten(1).mean(1)
     assert 0.8 < (latents * SCALE).std() < 1.25
     assert (10 * (4 / error).log10()).mean() > 26  # of scenes from thumbnails; the true ones reach 30 dB
-    text = checkpoint.load(ENCODERS, layouts.TEXT_ENCODER)
+    text = checkpoint.load(presets.BUNDLED, layouts.TEXT_ENCODER)
     gemma = checkpoint.build(text, dtype=torch.float32, device="cpu")
-    every_word = " ".join(emoji_text.tokenizer_vocabulary())
+    every_word = " ".join(emoji_text.tokenizer_vocabulary(common()))
     assert find_tokenizer(text).encode(every_word) == emoji_text.tokenizer().encode(every_word)
     with torch.inference_mode():
         ids = (emoji_text.prompts().tokens(f"a cat {way} a dog").ids for way in ("above", "below"))

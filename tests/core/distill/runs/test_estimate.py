@@ -1,5 +1,6 @@
 """What a stage is said to take, against the same stage really run."""
 
+import dataclasses
 import functools
 import json
 
@@ -25,6 +26,7 @@ from sprint_core.distill.stages.base import Embedded
 from sprint_core.distill.stages.student import DistillStage
 from sprint_core.distill.stages.teacher import TeacherStage
 from sprint_core.models.transformer import SanaTransformer
+from sprint_core.weights import checkpoint, layouts, presets
 
 LATENT, CAPTION = (32, 2, 2), (11, standin.TEACHER.caption_width)
 STAGES = {"teacher": ["teacher"], "distill": ["critic", "student"]}  # and their phases
@@ -148,6 +150,16 @@ def test_dry_run_prints_every_stage_and_writes_nothing(recipe, tmp_path, capsys,
     assert all(min(numbers.values()) > 0 for numbers in found["dry_run"].values())
     assert "M parameters trained; memory" in lines[0] and "s a step" in lines[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_demo_has_the_sizes_of_the_bundled_model():
+    """A stage for each part of the bundled file; a teacher has no guidance embedding."""
+    recipe = recipes.RECIPES["demo"]
+    parts = {"autoencoder": layouts.AUTOENCODER, "captioning": layouts.TEXT_ENCODER, "teacher": layouts.TRANSFORMER}
+    few = {name: dataclasses.replace(recipe.stages[name], batch=2) for name in parts}
+    for one in estimate.of_recipe(dataclasses.replace(recipe, stages=few)):
+        tensors = checkpoint.load(presets.BUNDLED, parts[one.stage]).tensors
+        assert one.trained == sum(t.numel() for name, t in tensors.items() if "guidance" not in name)
 
 
 def test_the_disk_that_a_full_size_run_takes(tmp_path):
