@@ -1,20 +1,30 @@
 """Training the ControlNet of the emoji world, on things that stand anywhere: only the drawing says where."""
 
+import hashlib
+import itertools
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ...emoji import art, scenes
+from ...emoji.art import Art
 from ...emoji.concepts import learnt
 from ...images import edges
+from ...models.autoencoder import Autoencoder
 from ...text.loading import find_tokenizer
+from ...weights import tensorfile
 from ...weights.checkpoint import CheckpointError
 from ..dataset import emoji_scenes
+from ..dataset.batch import weights_fingerprint
+from ..dataset.emoji_scenes import CaptionedScenes
 from ..dataset.emoji_text import tokenizer
 from ..dataset.resident import ResidentLatents
+from ..dataset.scene_latents import stored_latents
 from .control import ControlRun
 from .emoji import BATCH, CPU_BATCH, encode, tokenized
 
+SHARD = 500  # scenes; a multiple of both batches, as each batch has a seed
 WOBBLE_PX = 2.5
 KINDS = 4  # of drawings
 
@@ -35,15 +45,40 @@ class EmojiControlRun(ControlRun):
         drawings = art.load(self.sources.sprites).to(self.device)
         autoencoder = self.load_autoencoder(self.sources.autoencoder)
         drawn = emoji_scenes.draw_free(self.pool, among=among)
+        pairs = self._encoded(autoencoder, drawn, drawings)
+        return ResidentLatents(pairs[:, 0], tokenized(drawn), drawn.fingerprint, pairs[:, 1], self.device)
+
+    @torch.inference_mode()
+    def _encoded(self, autoencoder: Autoencoder, drawn: CaptionedScenes, drawings: Art) -> Tensor:
+        """Scaled latents of scenes and of their control images [scenes, 2, 32, 8, 8], in shards that are kept."""
         batch = CPU_BATCH if self.device.type == "cpu" else BATCH
-        latents, hints = [], []
-        for number, packed in enumerate(tqdm(drawn.packed.split(batch), desc="latents and hints", leave=False)):
-            with torch.inference_mode():
-                images = scenes.paint(packed, drawings)
-                latents.append(encode(autoencoder, images))
-                covered = scenes.silhouettes(packed, drawings)
-                hints.append(encode(autoencoder, control_images(images, covered, number)))
-        return ResidentLatents(torch.cat(latents), tokenized(drawn), drawn.fingerprint, torch.cat(hints), self.device)
+        source = {"autoencoder": weights_fingerprint(autoencoder), "scenes": drawn.fingerprint, "batch": str(batch)}
+        source |= {"hints": _hash(_controlled(drawn.packed[: 2 * KINDS], drawings, 0)[1])}
+        shards = []
+        for first in tqdm(range(0, self.pool, SHARD), desc="latents and hints", leave=False):
+            packed = drawn.packed[first : first + SHARD]
+            path = self.out / "latents" / f"controlled_{first // SHARD:04d}.safetensors"
+            pairs = stored_latents(path, source, len(packed))
+            if pairs is None:
+                seeds = itertools.count(first // batch)
+                scaled = [
+                    torch.stack([encode(autoencoder, images) for images in _controlled(part, drawings, seed)], 1)
+                    for part, seed in zip(packed.split(batch), seeds, strict=False)
+                ]
+                pairs = torch.cat(scaled).cpu()
+                tensorfile.write(path, {"latents": pairs}, source)
+            shards.append(pairs.to(self.device))
+        return torch.cat(shards)
+
+
+def _controlled(packed: Tensor, drawings: Art, seed: int) -> tuple[Tensor, Tensor]:
+    """Scenes as images [b, 3, 256, 256] uint8, and their control images."""
+    images = scenes.paint(packed, drawings)
+    return images, control_images(images, scenes.silhouettes(packed, drawings), seed)
+
+
+def _hash(images: Tensor) -> str:
+    return hashlib.blake2b(images.cpu().numpy().tobytes(), digest_size=16).hexdigest()
 
 
 def control_images(images: Tensor, covered: Tensor, seed: int) -> Tensor:

@@ -20,9 +20,10 @@ from sprint_core.distill import recipes
 from sprint_core.distill.dataset import emoji_art, emoji_scenes, emoji_sources, emoji_text
 from sprint_core.distill.dataset.emoji_images import CROP_PX, EmojiImages
 from sprint_core.distill.engine.randomness import SampleRandom
-from sprint_core.distill.runs import emoji, estimate
+from sprint_core.distill.runs import emoji, emoji_control, estimate
+from sprint_core.distill.runs.control import ControlSources
 from sprint_core.distill.stages import autoencoder as stages
-from sprint_core.emoji import captions, scenes, templates
+from sprint_core.emoji import art, captions, scenes, templates
 from sprint_core.emoji.art import SPRITE_PX, load
 from sprint_core.emoji.concepts import common, concepts
 from sprint_core.latent import SCALE
@@ -245,6 +246,30 @@ def test_the_bundled_models_controlnet(sprites, tmp_path, monkeypatch):
     trunk = checkpoint.load(presets.BUNDLED, layouts.TRANSFORMER).tensors
     assert torch.equal(net.caption_norm.weight, trunk["caption_norm.weight"].float())
     assert net.controlnet_blocks[0].weight.abs().max() > 0
+
+
+def test_encoded_scenes_of_a_controlnet_are_kept(tmp_path, monkeypatch):
+    """A shard that is missing is encoded, and no other; drawings that would be made otherwise all are."""
+    monkeypatch.setattr(emoji_control, "SHARD", 4)
+    monkeypatch.setattr(emoji_control, "CPU_BATCH", 4)
+    monkeypatch.setattr(art, "load", lambda path: templates.load().art())
+    encoded, encode = [], emoji_control.encode
+    monkeypatch.setattr(emoji_control, "encode", lambda net, shown: encoded.append(shown) or encode(net, shown))
+    sources = ControlSources(presets.BUNDLED, presets.BUNDLED, presets.BUNDLED, sprites=tmp_path)
+    run = emoji_control.EmojiControlRun(tmp_path, recipes.RECIPES["demo-control"], sources, pool=6)
+    whole = run.encode_dataset()
+    images, hints = torch.cat(encoded[::2]), torch.cat(encoded[1::2])
+    assert torch.equal(whole.hints, encode(run.load_autoencoder(presets.BUNDLED), hints))
+    assert len(images) == 6 and len({hint.sum().item() for hint in hints}) == 6
+    (tmp_path / "latents" / "controlled_0001.safetensors").unlink()
+    encoded.clear()
+    again = run.encode_dataset()
+    assert torch.equal(torch.cat(encoded), torch.cat([images[4:], hints[4:]]))
+    assert torch.equal(again.latents, whole.latents) and torch.equal(again.hints, whole.hints)
+    encoded.clear()
+    monkeypatch.setattr(emoji_control, "WOBBLE_PX", 2 * emoji_control.WOBBLE_PX)
+    run.encode_dataset()
+    assert len(torch.cat(encoded)) == 12
 
 
 def test_a_controlnet_of_another_world_is_refused(sprites, tmp_path, caplog):
