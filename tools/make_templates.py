@@ -1,4 +1,4 @@
-"""Lay out the templates in workflows/ and write what they say, by tools/template_plans.py.
+"""Lay out the templates in workflows/ and write what they and the subgraphs say, by tools/template_plans.py.
 
     python run.py python tools/make_templates.py
 
@@ -8,14 +8,17 @@ right of the one where it begins. A node gets as much room as it takes once its 
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT)]
 
-from tools.template_plans import PLANS, PROMPTS, TITLE_PREFIX, File, Plan  # noqa: E402
+from tools.template_plans import LIVE, PLANS, PROMPTS, SUBGRAPHS, TITLE_PREFIX, File, Live, Plan  # noqa: E402
 
 WORKFLOWS = ROOT / "workflows"
+CANVAS, PROMPT = "SanaSprintLiveCanvas", "SanaSprintTextEncode"
 # Width, height as saved, and height once it has run: of the taller of the two renderers (tools/make_sheet.py says).
 SIZES_PX = {
     "SanaSprintLoader": (340, 154, 154),
@@ -134,11 +137,28 @@ def lay_out(ui: dict, plan: Plan) -> None:
     place(ui, plan)
 
 
+def draw(ui: dict, live: Live) -> None:
+    """Prompt, seed and drawing of a live canvas."""
+    (canvas,) = (node for node in ui["nodes"] if node["type"] == CANVAS)
+    values = canvas["widgets_values"]
+    values[0], values[1], values[-1] = PROMPTS[live.prompt], live.seed, live.drawing
+
+
+def prompt_subgraph(ui: dict, text: str) -> None:
+    """Within it, and where it shows its prompt."""
+    (inner,) = (node for graph in ui["definitions"]["subgraphs"] for node in graph["nodes"] if node["type"] == PROMPT)
+    for node in (inner, ui["nodes"][0]):
+        node["widgets_values"][0] = text
+
+
 def main() -> None:
-    for name, plan in PLANS.items():
-        path = WORKFLOWS / f"{TITLE_PREFIX}{name}.json"
+    jobs: list[tuple[Path, Callable[[dict, Any], None], Any]]
+    jobs = [(WORKFLOWS / f"{TITLE_PREFIX}{name}.json", lay_out, plan) for name, plan in PLANS.items()]
+    jobs += [(WORKFLOWS / f"{TITLE_PREFIX}{name}.json", draw, live) for name, live in LIVE.items()]
+    jobs += [(ROOT / "subgraphs" / f"{name}.json", prompt_subgraph, PROMPTS[key]) for name, key in SUBGRAPHS.items()]
+    for path, change, what in jobs:
         ui = json.loads(path.read_text(encoding="utf-8"))
-        lay_out(ui, plan)
+        change(ui, what)
         path.write_text(json.dumps(ui, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 

@@ -6,12 +6,17 @@ another bundled model change PROMPTS, then run make_templates.py, make_thumbnail
 
 from dataclasses import dataclass, field
 
+from tools import template_drawings
+
 # Every prompt of every template. The first group is what the bundled model knows, the last what a published one does.
 PROMPTS = {
-    "start": "a red circle to the left of a blue square",
-    "changed": "a yellow circle to the left of a black square",
-    "added": "a white triangle on the right side",
-    "controlled": "a white circle to the left of a yellow square on a brown background",
+    "start": "a slice of pizza",
+    "changed": "a slice of cake",
+    "left": "a cat on the left",
+    "added": "a dog on the right",
+    "controlled": "a slice of watermelon on a yellow background",
+    "drawn": "a mushroom",
+    "painted": "an ice cream",
     "published": "a tiny astronaut hatching from an egg on the moon",
 }
 
@@ -80,8 +85,26 @@ class Plan:
     card: tuple[str, ...] = ()  # or a drawn card: what is large on it, and two lines
 
 
-BUNDLED = """*Load SANA-Sprint* starts with the small model that comes with this pack: plain shapes, 256 x 256 pixels. \
+BUNDLED = """*Load SANA-Sprint* starts with the small model that comes with this pack: emoji, 256 x 256 pixels. \
 For a real one put a diffusers folder into `models/diffusers`, press **R**, and choose it there."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """What the live canvas of a template says and shows."""
+
+    prompt: str  # a key of PROMPTS
+    seed: int
+    drawing: str
+
+
+SKETCH = Live("drawn", 4, template_drawings.MUSHROOM)
+LIVE = {
+    "06 Sketch to Image": SKETCH,
+    "08 Live Paint": Live("painted", 3, template_drawings.ICE_CREAM),
+    "09 Sketch App": SKETCH,
+}
+SUBGRAPHS = {"Text to Image (SANA-Sprint)": "start", "Sketch to Image (SANA-Sprint)": "drawn"}  # keys of PROMPTS
 
 PARTS = ("1 Model", ((1, 2, 3),))
 TITLE_PREFIX = "SANA-Sprint "
@@ -95,9 +118,8 @@ PLANS = {
 Type a prompt, choose **1 to 4 steps**, press *Run*.
 
 - {BUNDLED}
-- The bundled model knows circles, squares, triangles and crosses in six colours: *a large yellow cross in the top \
-left corner*, \
-*three green triangles on a brown background*.
+- The bundled model knows 329 things, places, numbers up to four, and grounds: *two cats on a blue background*, \
+*a rocket in the top left corner*.
 - Guidance is built into the model: there is no cfg. *SANA-Sprint Negative (NAG)* adds a negative prompt.
 
 *Node Info* on each node opens its help page. [The paper](https://arxiv.org/abs/2503.09641)""",
@@ -146,7 +168,7 @@ MASK to \
 - {BUNDLED}""",
         titles={2: "Prompt of the first image", 8: "Prompt of the masked area", 4: "First image", 6: "First image",
                 12: "Mask 0: keep", 13: "Mask 1: inpaint", 9: "Inpaint", 11: "Result"},
-        prompts={2: "start", 8: "added"},
+        prompts={2: "left", 8: "added"},
         shown=(6, 11),
     ),
     "04 Stock KSampler Nodes": Plan(
