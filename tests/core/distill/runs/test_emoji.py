@@ -196,6 +196,7 @@ def test_from_sprites_to_a_model(sprites, tmp_path, monkeypatch):
     monkeypatch.setattr(emoji, "SHAPES", 2)
     monkeypatch.setattr(emoji, "FITTED", 4)
     monkeypatch.setattr(emoji, "JUDGED", 3)
+    monkeypatch.setattr(estimate, "of_recipe", lambda *_: [])  # test_estimate.py has it
     settings = [f"--set={stage}.{key}=2" for stage in recipes.EMOJI for key in ("steps", "batch")]
     settings += [f"--set={stage}.precision=fp32" for stage in recipes.EMOJI] + ["--set=distill.ladd_from=1"]
     arguments = ["--recipe", "demo", "--data", str(sprites), "--pool", str(POOL), "--device", "cpu", *settings]
