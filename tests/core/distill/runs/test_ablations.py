@@ -30,7 +30,7 @@ AUTOENCODER = shapes_model.MODEL
 COMMAND = ["--ablations", "--pool", "6", "--device", "cpu", "--autoencoder", str(AUTOENCODER)]
 COMMAND += [f"--set={setting}" for setting in SETTINGS]
 TINY = recipes.override(ablations.SHORT, SETTINGS)
-SMALL = dataclasses.replace(recipes.DEMO_TRANSFORMER, width=64, depth=2, cross_heads=2)
+SMALL = dataclasses.replace(recipes.SHAPES_TRANSFORMER, width=64, depth=2, cross_heads=2)
 PROMPTS, SEED = 2, 1  # one seed trains here; what becomes of several, `pooled` shows below
 
 
@@ -38,7 +38,7 @@ PROMPTS, SEED = 2, 1  # one seed trains here; what becomes of several, `pooled` 
 def tiny():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scene_latents, "SHARD", 4)
-        patch.setattr(recipes, "DEMO_TRANSFORMER", SMALL)
+        patch.setattr(recipes, "SHAPES_TRANSFORMER", SMALL)
         patch.setattr(ablations, "PROMPTS", PROMPTS)
         patch.setattr(ablations, "SEEDS", (SEED,))
         yield
