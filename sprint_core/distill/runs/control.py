@@ -21,7 +21,7 @@ from ...shapes import captions, examples
 from ...shapes import scenes as shapes
 from ...text.loading import find_tokenizer, prompt_format
 from ...text.prompts import PromptTokenizer
-from ...weights import checkpoint, layouts, presets, tensorfile
+from ...weights import checkpoint, layouts, part, presets, tensorfile
 from ...weights.checkpoint import CheckpointError
 from ..dataset import scenes
 from ..dataset.batch import Dataset, weights_fingerprint
@@ -147,16 +147,19 @@ class ControlRun(Run):
         return Preview(texts, tuple(hints.shape[1:]), scaled_decoder(autoencoder), hints)
 
     def export(self, branch: controlnet.SanaControlNet, command: str) -> list[Path]:
-        """Write the ControlNet: beside the bundled model what it has of its own in fp16, else whole in bf16."""
+        """Write the ControlNet, beside the bundled model what it has of its own alone; in fp16 if its trunk is."""
         bundled = self.sources.student.resolve() == presets.BUNDLED.resolve()
         path = self.out / ("sana_controlnet_tiny.safetensors" if bundled else "sana_controlnet.safetensors")
-        tensors = cpu_tensors(branch, torch.float16 if bundled else torch.bfloat16)
+        is_fp16 = (
+            part.majority_dtype(self.trunk.tensors) == torch.float16
+        )  # in bf16 it would not be its trunk's any more
+        tensors = cpu_tensors(branch, torch.float16 if is_fp16 else torch.bfloat16)
         settings = {}
         if bundled:
             shared = controlnet.shared_tensors(self.trunk.tensors, branch.config.wiring)
             settings = {"trunk": presets.BUNDLED.name, "trunk_hash": tensorfile.hash_of(shared)}
             tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
         provenance = {"source": f"trained on {self.sources.student.name}", "command": command}
-        part = checkpoint.Weights(layouts.CONTROLNET, branch.config, tensors, path, settings)
-        checkpoint.save(path, [part], provenance)
+        weights = checkpoint.Weights(layouts.CONTROLNET, branch.config, tensors, path, settings)
+        checkpoint.save(path, [weights], provenance)
         return [path]
