@@ -53,7 +53,7 @@ class LoadSprint(io.ComfyNode):
                     "model",
                     options=folders.choices("checkpoints"),
                     tooltip="A diffusers pipeline in models/diffusers, or a file in models/checkpoints that holds all "
-                    "parts. The first entry comes with this pack: a tiny model of plain shapes, 256x256, that needs "
+                    "parts. The first entry comes with this pack: a tiny model of emoji, 256x256, that needs "
                     "no download.",
                 ),
                 dtype_input("bf16", "fp32"),

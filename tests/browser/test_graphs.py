@@ -56,7 +56,7 @@ def test_a_subgraph_paints(editor, server, file):
     assert image.size == (256, 256)
     if file.stem.startswith("Text"):
         (text,) = [n["inputs"]["text"] for n in prompt.values() if n["class_type"] == "SanaSprintTextEncode"]
-        assert text == "a red circle to the left of a blue square"
+        assert text == "a slice of pizza"
 
 
 ENHANCE = """async ({ui, model}) => {
