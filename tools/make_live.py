@@ -7,7 +7,6 @@ Not a test: run it when the canvas, its template or the bundled model change, an
 
 import io
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -23,15 +22,15 @@ from editor import launch_chromium, open_editor, plain_canvas  # noqa: E402
 
 from launcher import setup  # noqa: E402
 from launcher.browser import chromium  # noqa: E402
+from tools.template_drawings import CAP, SIDE_PX, STEM  # noqa: E402
 
 TEMPLATE = ROOT / "workflows" / "SANA-Sprint 06 Sketch to Image.json"
 FILM = ROOT / "assets" / "live.gif"
 WIDTH_PX, COLOURS = 640, 128  # of the film
 FRAME_MS, LAST_MS = 110, 1500
-MOVES = 14  # of the mouse along one shape, with one frame of the film for each
-SQUARE = [(0.14, 0.44), (0.41, 0.43), (0.42, 0.71), (0.13, 0.72), (0.14, 0.44)]
-CIRCLE = [(0.72 + 0.15 * math.cos(a), 0.4 + 0.15 * math.sin(a)) for a in (math.tau * i / 14 for i in range(15))]
-PROMPTS = ("a blue square and a yellow circle",)
+MOVES = 14  # of the mouse along one stroke, with one frame of the film for each
+STROKES = [[(x / SIDE_PX, y / SIDE_PX) for x, y in points] for points in (CAP, STEM)]
+PROMPTS = ("an umbrella", "a jellyfish", "a mushroom")
 
 
 def photograph(page: Page) -> Image.Image:
@@ -65,10 +64,12 @@ def film_stroke(page: Page, points: list[tuple[float, float]]) -> list[Image.Ima
 
 
 def film(page: Page) -> list[Image.Image]:
-    """Two shapes are drawn, then their colours change."""
+    """A mushroom is drawn, and becomes what else has its outline."""
     sheet.press(page, "clear")
     sheet.go_live(page)
-    frames = [photograph(page)] * 3 + film_stroke(page, SQUARE) + film_stroke(page, CIRCLE)
+    frames = [photograph(page)] * 3
+    for points in STROKES:
+        frames += film_stroke(page, points)
     for words in PROMPTS:
         sheet.set_value(page, "text", words)
         page.wait_for_timeout(300)
