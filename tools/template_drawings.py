@@ -1,4 +1,4 @@
-"""What the templates with a live canvas have on their sheets: a mushroom in lines, an ice cream in paint.
+"""What the templates with a live canvas have on their sheets: a mushroom in lines, a soft ice cream in paint.
 
 Points are in pixels of a sheet of 512 x 512; sprint_core/images/drawing.py says what a drawing is.
 """

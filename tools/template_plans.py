@@ -11,12 +11,12 @@ from tools import template_drawings
 # Every prompt of every template. The first group is what the bundled model knows, the last what a published one does.
 PROMPTS = {
     "start": "a slice of pizza",
-    "changed": "a slice of cake",
+    "changed": "a slice of watermelon",
     "left": "a cat on the left",
-    "added": "a dog on the right",
-    "controlled": "a slice of watermelon on a yellow background",
+    "added": "a penguin on the right",
+    "controlled": "an umbrella on a yellow background",
     "drawn": "a mushroom",
-    "painted": "an ice cream",
+    "painted": "a soft ice cream",
     "published": "a tiny astronaut hatching from an egg on the moon",
 }
 
@@ -213,7 +213,7 @@ with, goes into `models/annotators`.
 - {BUNDLED}""",
         titles={30: "Prompt of the first image", 2: "Prompt of the result", 31: "First image", 36: "First image",
                 34: "Edges", 4: "Image by its edges", 6: "Result"},
-        prompts={30: "start", 2: "controlled"},
+        prompts={30: "drawn", 2: "controlled"},
         shown=(34, 6),
     ),
     "07 Steps x Seeds": Plan(
