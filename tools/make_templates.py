@@ -19,6 +19,7 @@ from tools.template_plans import LIVE, PLANS, PROMPTS, SUBGRAPHS, TITLE_PREFIX, 
 
 WORKFLOWS = ROOT / "workflows"
 CANVAS, PROMPT = "SanaSprintLiveCanvas", "SanaSprintTextEncode"
+STRENGTH = 8  # its place among a canvas's values
 # Width, height as saved, and height once it has run: of the taller of the two renderers (tools/make_sheet.py says).
 SIZES_PX = {
     "SanaSprintLoader": (340, 154, 154),
@@ -138,10 +139,10 @@ def lay_out(ui: dict, plan: Plan) -> None:
 
 
 def draw(ui: dict, live: Live) -> None:
-    """Prompt, seed and drawing of a live canvas."""
+    """Prompt, seed, strength and drawing of a live canvas."""
     (canvas,) = (node for node in ui["nodes"] if node["type"] == CANVAS)
     values = canvas["widgets_values"]
-    values[0], values[1], values[-1] = PROMPTS[live.prompt], live.seed, live.drawing
+    values[0], values[1], values[STRENGTH], values[-1] = PROMPTS[live.prompt], live.seed, live.strength, live.drawing
 
 
 def prompt_subgraph(ui: dict, text: str) -> None:

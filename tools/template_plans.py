@@ -96,9 +96,11 @@ class Live:
     prompt: str  # a key of PROMPTS
     seed: int
     drawing: str
+    strength: float = 1  # of the ControlNet, if it has one
 
 
-SKETCH = Live("drawn", 4, template_drawings.MUSHROOM)
+# At full strength the bundled ControlNet keeps to the lines, and things lose their details.
+SKETCH = Live("drawn", 4, template_drawings.MUSHROOM, strength=0.6)
 LIVE = {
     "06 Sketch to Image": SKETCH,
     "08 Live Paint": Live("painted", 3, template_drawings.ICE_CREAM),
