@@ -22,3 +22,10 @@ def ground(image: np.ndarray | torch.Tensor) -> str | None:
 
 def _one(image: np.ndarray | torch.Tensor) -> torch.Tensor:
     return (image if isinstance(image, torch.Tensor) else torch.tensor(image))[None]
+
+
+def middle(image: np.ndarray) -> tuple[float, float, float]:
+    """Levels of red, green and blue of the middle quarter of an image [h, w, 3] uint8."""
+    h, w, _ = image.shape
+    red, green, blue = image[h * 3 // 8 : h * 5 // 8, w * 3 // 8 : w * 5 // 8].mean((0, 1))
+    return red, green, blue

@@ -24,7 +24,7 @@ from sprint_core.weights import presets
 
 CPU = torch.device("cpu")
 SMALL = presets.TransformerConfig(width=64, depth=8, cross_heads=2, caption_width=32)
-TEXT = GemmaConfig(vocab=1000, width=32, depth=2, heads=2, kv_heads=1, head_dim=32, ffn=64, query_scale=32)
+TEXT = GemmaConfig(vocab=4000, width=32, depth=2, heads=2, kv_heads=1, head_dim=32, ffn=64, query_scale=32)
 
 
 @pytest.fixture(autouse=True)
