@@ -56,6 +56,11 @@ def is_green(image: np.ndarray) -> bool:
     return green > red + 10 and green > blue + 80
 
 
+def apart(one: np.ndarray, other: np.ndarray) -> float:
+    """The mean difference of two pictures, in levels."""
+    return np.abs(one.astype(int) - other).mean()
+
+
 def change(page, name: str, value) -> int:
     """Another value of the node while it is live; the number of the picture that it gives."""
     sheet.set_value(page, name, value)
@@ -80,14 +85,17 @@ def test_what_is_drawn_is_painted_at_once(page, server):
     """An outline by mouse becomes a red apple; prompt and strength act while live; Stop saves the picture."""
     sheet.go_live(page)
     outline(page)
-    first = sheet.wait_until_painted(page)
+    sheet.wait_until_painted(page)
     assert is_red(shown(page))
     assert page.locator(f"{sheet.CANVAS} .ms").inner_text().endswith(" ms")
     assert len(sheet.strokes(page)) == 1
-    green = change(page, "text", "a green apple")
-    assert is_green(shown(page))
-    assert len({first, green, change(page, "strength", 0)}) == 3
-    assert change(page, "strength", 1) == green
+    pictures = []
+    for name, value in (("text", "a green apple"), ("strength", 0), ("strength", 1)):
+        change(page, name, value)
+        pictures.append(shown(page))
+    green, free, again = pictures
+    assert is_green(green)
+    assert apart(free, green) > 5 and apart(again, green) < 0.5  # frames may take other numbers of threads
     change(page, "text", "a red apple")
     page.locator(f"{sheet.CANVAS} .go").click()
     sheet.wait_for_state(page, "ended")

@@ -138,7 +138,7 @@ def test_from_a_command_to_a_chart(arguments, tmp_path, capsys, caplog):
         (["--ablations", "--max-hours", "1"], "--max-hours: --ablations stop at SIGTERM"),
         (["--methods", "scm"], "are of --compare"),
         (["--compare", "--evaluations", "0"], "--evaluations 0"),
-        (["--concepts", "common"], "--concepts: of --recipe demo"),
+        (["--recipe", "shapes", "--concepts", "common"], "--concepts: of --recipe demo"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, caplog, more, message):
