@@ -74,8 +74,8 @@ def test_image_to_image_repaints(paint):
     """Little strength leaves the image, all of it makes another one."""
     image = paint("a red apple on a white background", seed=1)
     kept = paint("a red apple on a white background", image, seed=2, denoise=0.2)
-    assert (kept - image).abs().mean() < 0.02
     changed = paint("a cat on a blue background", image, seed=2)
+    assert (kept - image).abs().mean() < min(0.04, 0.2 * (changed - image).abs().mean())
     assert shows(changed[0], "cat", ground="blue")
 
 

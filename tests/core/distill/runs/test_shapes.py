@@ -105,7 +105,10 @@ def test_images_are_the_scenes():
 
 def test_command_line(tmp_path, small_shards, capsys, caplog):
     short = [f"--set={setting}" for setting in SETTINGS]
-    assert command.main(["--out", str(tmp_path), "--stage", "autoencoder", "--pool", "6", *short]) == 0
+    assert (
+        command.main(["--recipe", "shapes", "--out", str(tmp_path), "--stage", "autoencoder", "--pool", "6", *short])
+        == 0
+    )
     files = json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
     assert files == [str(tmp_path / "autoencoder.safetensors")]
     given = shapes.ShapesRun(tmp_path / "other", SHORT, pool=6, autoencoder=files[0]).train_autoencoder()
@@ -114,9 +117,9 @@ def test_command_line(tmp_path, small_shards, capsys, caplog):
         torch.equal(a, b.half().float())
         for a, b in zip(given.state_dict().values(), own.state_dict().values(), strict=True)
     )
-    assert command.main(["--out", str(tmp_path), "--set", "teacher.stepz=3"]) == 1
+    assert command.main(["--recipe", "shapes", "--out", str(tmp_path), "--set", "teacher.stepz=3"]) == 1
     assert "no setting stepz" in caplog.text
-    assert command.main(["--out", str(tmp_path), "--set", "steps=3"]) == 1
+    assert command.main(["--recipe", "shapes", "--out", str(tmp_path), "--set", "steps=3"]) == 1
     assert "STAGE.KEY=VALUE" in caplog.text
-    assert command.main(["--out", str(tmp_path), "--stage", "autoencoder", "--pool", "6"]) == 1
+    assert command.main(["--recipe", "shapes", "--out", str(tmp_path), "--stage", "autoencoder", "--pool", "6"]) == 1
     assert "another run" in caplog.text
