@@ -150,9 +150,8 @@ class ControlRun(Run):
         """Write the ControlNet, beside the bundled model what it has of its own alone; in fp16 if its trunk is."""
         bundled = self.sources.student.resolve() == presets.BUNDLED.resolve()
         path = self.out / ("sana_controlnet_tiny.safetensors" if bundled else "sana_controlnet.safetensors")
-        is_fp16 = (
-            part.majority_dtype(self.trunk.tensors) == torch.float16
-        )  # in bf16 it would not be its trunk's any more
+        # What it shares with an fp16 trunk would be other weights in bf16.
+        is_fp16 = part.majority_dtype(self.trunk.tensors) == torch.float16
         tensors = cpu_tensors(branch, torch.float16 if is_fp16 else torch.bfloat16)
         settings = {}
         if bundled:

@@ -1,7 +1,6 @@
 """Training the ControlNet of the emoji world, on things that stand anywhere: only the drawing says where."""
 
 import hashlib
-import itertools
 
 import torch
 from torch import Tensor
@@ -60,10 +59,9 @@ class EmojiControlRun(ControlRun):
             path = self.out / "latents" / f"controlled_{first // SHARD:04d}.safetensors"
             pairs = stored_latents(path, source, len(packed))
             if pairs is None:
-                seeds = itertools.count(first // batch)
                 scaled = [
                     torch.stack([encode(autoencoder, images) for images in _controlled(part, drawings, seed)], 1)
-                    for part, seed in zip(packed.split(batch), seeds, strict=False)
+                    for seed, part in enumerate(packed.split(batch), first // batch)
                 ]
                 pairs = torch.cat(scaled).cpu()
                 tensorfile.write(path, {"latents": pairs}, source)
