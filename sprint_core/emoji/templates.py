@@ -53,9 +53,11 @@ def world() -> str:
 
 
 def make(art: Art) -> Tensor:
-    """Thumbnails [s, c, 4, CELLS, CELLS] of sprites: uint8 RGBA, premultiplied."""
-    chunks = art.sprites.flatten(0, 1).split(_CHUNK)
-    small = [F.interpolate(c.float(), (CELLS, CELLS), mode="bilinear", antialias=True).round().byte() for c in chunks]
+    """Thumbnails [s, c, 4, CELLS, CELLS] of all art: uint8 RGBA, premultiplied."""
+    styles, numbers = art.has.shape
+    every = torch.cartesian_prod(torch.arange(styles), torch.arange(numbers))
+    chunks = (art.chosen(*chunk.unbind(1)) for chunk in every.split(_CHUNK))
+    small = [F.interpolate(c, (CELLS, CELLS), mode="bilinear", antialias=True).round().byte() for c in chunks]
     return torch.cat(small).unflatten(0, art.has.shape)
 
 
