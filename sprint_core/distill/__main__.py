@@ -102,6 +102,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="compile transformers by torch.compile: faster, after some minutes",
     )
+    add(
+        "--shard",
+        action="store_true",
+        help="of several processes: each holds a part of what trains (FSDP2), rather than all of it",
+    )
     add("--tracker", default="", help="draw curves by one of Accelerate's trackers, too: wandb, mlflow, ...")
     add("--max-hours", type=float, default=math.inf, help="save and stop after so long, as at SIGTERM or Ctrl+C")
     pools = f"{emoji.POOL}, of shapes {shapes.POOL}, of a ControlNet {control.POOL}"
@@ -183,8 +188,10 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
             raise ValueError("--gpu is of --dry-run; --device says where a training runs")
     if args.tracker:
         trackers.check(args.tracker)
-    if (args.compile or args.tracker) and (args.ablations or args.compare):
-        raise ValueError("--compile and --tracker are of one model; --compare and --ablations train many")
+    if (args.compile or args.shard or args.tracker) and (args.ablations or args.compare):
+        raise ValueError("--compile, --shard and --tracker are of one model; --compare and --ablations train many")
+    if args.compile and args.shard:
+        raise ValueError("--shard: its parts and --compile's blocks were not tried together; leave one of them out")
     if args.ablations and args.max_hours < math.inf:
         raise ValueError("--max-hours: --ablations stop at SIGTERM or Ctrl+C, and go on with the same command")
     if args.resume_best and (args.ablations or args.compare or recipes.RECIPES[args.recipe].is_control):
@@ -309,6 +316,7 @@ def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proces
     cards = args.gpu and gpus.parse(args.gpu)
     if cards:
         processes = dataclasses.replace(processes, world_size=cards.count)
+    processes = dataclasses.replace(processes, shards=args.shard and processes.world_size > 1)
     trunk = checkpoint.load(args.student, layouts.TRANSFORMER) if recipe.is_control and args.student else None
     for one in estimate.of_recipe(recipe, processes, trunk):
         speed = estimate.matmul_speed(processes.device, recipe.stages[one.stage].precision)
@@ -347,7 +355,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started, status = time.perf_counter(), 0
     try:
         recipe = _recipe(args)
-        processes = launched_processes(args.device)
+        processes = launched_processes(args.device, args.shard and not args.dry_run)
         if processes.rank:
             logging.getLogger().setLevel(logging.ERROR)  # process 0 says it for all
         if args.dry_run:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ... import messages
 from ...weights import tensorfile
+from . import sharding
 
 log = messages.logger(__name__)
 
@@ -50,8 +51,8 @@ class Guard:
         """
         if error < self.error:
             self.step, self.error = step, error
+            tensors = sharding.state(average, self.writes)
             if self.writes:
-                tensors = {name: tensor.detach().cpu() for name, tensor in average.state_dict().items()}
                 tensorfile.write(self.file, tensors, {"step": str(step), ERROR: repr(error)})
         elif not math.isfinite(error) or (self.stop_factor and error > max(self.stop_factor * self.error, SMALL_ERROR)):
             failed = f"{self.file.parent}: the error is {error:.3g} after step {step}; {self._advice}"

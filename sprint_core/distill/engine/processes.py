@@ -31,6 +31,7 @@ class ProcessGroup:
     world_size: int = 1
     state: Any = None  # accelerate.PartialState, where there are several
     draws_on_device: bool = False  # as every device but the CPU does anyway
+    shards: bool = False  # whether each keeps a part of every transformer that trains, or all of it: see sharding.py
 
     def random(self, seed: int, step: int, phase: str, samples: Sequence[int]) -> SampleRandom:
         """The numbers of these samples in a phase of a step."""
@@ -47,9 +48,9 @@ class ProcessGroup:
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace every gradient by its mean over the processes."""
-        if self.world_size == 1:
-            return
         gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.world_size == 1 or not gradients:
+            return
         for sending in [distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
             assert sending is not None
             sending.wait()
@@ -62,6 +63,14 @@ class ProcessGroup:
         flags = torch.tensor(float(flag), device=self.device)
         distributed.all_reduce(flags, distributed.ReduceOp.MAX)
         return bool(flags)
+
+    def of_first(self, numbers: Sequence[float]) -> list[float]:
+        """Those of process 0, so that all decide alike. All must ask."""
+        if self.world_size == 1:
+            return list(numbers)
+        tensor = torch.tensor(numbers, dtype=torch.float32, device=self.device)
+        distributed.broadcast(tensor, 0)
+        return tensor.tolist()
 
     def wait(self) -> None:
         """For all processes, which are about as far."""
@@ -78,17 +87,20 @@ class ProcessGroup:
 SINGLE_PROCESS = ProcessGroup()  # alone, on the CPU
 
 
-def launched_processes(device: str | None = None) -> ProcessGroup:
+def launched_processes(device: str | None = None, shards: bool = False) -> ProcessGroup:
     """This process in the group that the launcher's environment describes.
 
-    Raises ValueError without such a device, or without accelerate for several processes.
+    Raises ValueError without such a device, without accelerate for several processes, or for parts of a single one.
     """
     fallback = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if shards:
+            raise ValueError("--shard: one process has no others to share with; start it by accelerate launch")
         return ProcessGroup(usable_device(fallback))
     try:
         from accelerate import PartialState
     except ImportError:
         raise ValueError("several processes need accelerate: pip install accelerate") from None
     state = PartialState(cpu=fallback == "cpu", timeout=TIMEOUT)
-    return ProcessGroup(torch.device(state.device or fallback), state.process_index, state.num_processes, state)
+    place = torch.device(state.device or fallback)
+    return ProcessGroup(place, state.process_index, state.num_processes, state, shards=shards)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ... import disk
 from ...weights import tensorfile
 from ..recipes import Objective, Schedule
+from . import sharding
 from .came import CAME
 from .guard import ERROR, Guard
 from .muon import Muon, split
@@ -62,8 +63,11 @@ class Trainer(Generic[Averaged]):
         self.folder = Path(out) / stage.name
         for module in stage.modules.values():
             module.to(processes.device)
-        self.optimizers = self._fresh_optimizers()
         self.average = copy.deepcopy(stage.average_source).requires_grad_(False)
+        self._empty = sharding.like(self.average) if processes.shards else None
+        if processes.shards:
+            self._shard()
+        self.optimizers = self._fresh_optimizers()
         self._averaged = _learnt_pairs(self.average, stage.average_source)
         self.step = 0
         self._left_out = {phase.module: _LeftOut(processes.device) for phase in stage.plan}
@@ -89,7 +93,7 @@ class Trainer(Generic[Averaged]):
         """Train to the end, or to a step; returns the moving average. Raises TrainingFailed, Stopped."""
         end = min(self.schedule.steps, until or self.schedule.steps)
         if self.step >= end:
-            return self.average
+            return self.result()
         saved = time.monotonic()
         pause = SAVE_EVERY_SEC
         metrics = {}
@@ -106,49 +110,65 @@ class Trainer(Generic[Averaged]):
                     self._sample(record)
                 if self.keep_every and self.step % self.keep_every == 0:
                     self._keep()
-                if time.monotonic() - saved > pause:
+                if self._is_to_save(time.monotonic() - saved > pause):
                     pause = max(SAVE_EVERY_SEC, self.save() / SAVE_SHARE)
                     saved = time.monotonic()
                 if self.step < end and self._is_to_stop():
                     self.save()
                     raise Stopped(self.stage.name, self.step, self.stop.reason or "as another process was asked to")
         self.save()
-        if not all(p.isfinite().all() for p in self.average.parameters()):
+        if not all(sharding.whole(p).isfinite().all() for p in self.average.parameters()):
             raise ValueError(
                 f"{self.folder}: the result is not finite after {self.step} steps, {self.skipped} of them skipped; "
                 f"lower the rate, --set {self.stage.name}.lr=..., and delete the folder"
             )
-        return self.average
+        return self.result()
 
     def result(self, which: str = "ema") -> Averaged:
         """After training: the average, "raw" the network itself, "best" the average that the guard kept, or a step's.
 
-        Raises ValueError where that was not kept.
+        Whole, where this process trains a part. Raises ValueError where that was not kept.
         """
-        if which == "raw":
-            return self.stage.average_source
         if which == "best":
-            self.average.load_state_dict(self.guard.load_best(self.processes.device))
-        elif which != "ema":
+            sharding.load(self.average, self.guard.load_best(self.processes.device))
+        elif which not in ("ema", "raw"):
             path = self._kept(int(which))
             if not path.is_file():
                 kept = sorted(int(file.stem) for file in path.parent.glob("*.safetensors"))
                 raise ValueError(f"{path}: no average was kept after that step; there are {kept}")
-            self.average.load_state_dict(tensorfile.read(path).tensors)
-        return self.average
+            sharding.load(self.average, tensorfile.read(path).tensors)
+        network = self.stage.average_source if which == "raw" else self.average
+        return network if self._empty is None else sharding.gathered(network, self._empty, self.processes.device)
+
+    def _shard(self) -> None:
+        """Leave to this process its part of all networks. Raises ValueError for an optimizer that needs all."""
+        if self.schedule.optimizer == "muon":
+            raise ValueError(
+                f"--shard: Muon needs whole matrices; --set {self.stage.name}.optimizer=adamw with a rate of its own"
+            )
+        for module in (*self.stage.modules.values(), self.average):
+            sharding.shard(module, self.processes)
 
     def _is_to_stop(self) -> bool:
-        """The same in all processes, which therefore ask one another, though not in every step."""
+        """The same in all processes."""
+        return self._ask_all(bool(self.stop.reason))
+
+    def _is_to_save(self, due: bool) -> bool:
+        """The same in all processes, if all have a part in it."""
+        return self._ask_all(due) if self.processes.shards else due
+
+    def _ask_all(self, flag: bool) -> bool:
+        """Whether it is true in any process. Several ask one another, though not in every step."""
         if self.processes.world_size == 1:
-            return bool(self.stop.reason)
-        return self.step % LOG_EVERY == 0 and self.processes.any(bool(self.stop.reason))
+            return flag
+        return self.step % LOG_EVERY == 0 and self.processes.any(flag)
 
     def _kept(self, step: int) -> Path:
         return self.folder / "kept" / f"{step:06d}.safetensors"
 
     def _keep(self) -> None:
+        tensors = sharding.state(self.average, self.processes.rank == 0)
         if self.processes.rank == 0:
-            tensors = {name: tensor.detach().cpu() for name, tensor in self.average.state_dict().items()}
             tensorfile.write(self._kept(self.step), tensors, {"step": str(self.step)})
 
     def _one_step(self) -> dict[str, Tensor]:
@@ -197,8 +217,10 @@ class Trainer(Generic[Averaged]):
         parts = [
             [p for p in part.parameters() if p.grad is not None] for part in self.stage.clipped_apart(phase.module)
         ]
-        self.processes.average_gradients([p for part in parts for p in part])
-        norms = torch.stack([nn.utils.clip_grad_norm_(part, self.schedule.clip) for part in parts if part])
+        copies = [p for part in parts for p in part if not sharding.is_part(p)]  # parts have mean gradients already
+        self.processes.average_gradients(copies)
+        clipped = (nn.utils.clip_grad_norm_(part, self.schedule.clip) for part in parts if part)
+        norms = torch.stack([sharding.whole(norm) for norm in clipped])
         norm = norms.square().sum().sqrt()
         left_out = ~norm.isfinite()
         self._left_out[phase.module].record(left_out)
@@ -223,6 +245,7 @@ class Trainer(Generic[Averaged]):
     def _report(self, record: Record, metrics: dict[str, Tensor], end: int) -> None:
         """Log, and let the guard see what the stage says of its average, where either is due. Raises TrainingFailed."""
         checked = self.stage.check(self.average) if self._is_due(self.schedule.check_every, end) else {}
+        checked = dict(zip(checked, self.processes.of_first([*checked.values()]), strict=True))
         if checked or (self.step and self._is_due(LOG_EVERY, end)):
             numbers = torch.tensor(list(checked.values()), device=self.processes.device)
             checks = {f"check/{name}": number for name, number in zip(checked, numbers, strict=True)}
@@ -241,40 +264,46 @@ class Trainer(Generic[Averaged]):
         """To the best average, as the network and its average."""
         tensors = self.guard.load_best(self.processes.device)
         for network in (self.average, self.stage.average_source):
-            network.load_state_dict(tensors)
+            sharding.load(network, tensors)
         self.step = self.guard.step
         self.optimizers = self._fresh_optimizers()
         self.save()
 
     @torch.no_grad()
     def _sample(self, record: Record) -> None:
-        if self.processes.rank == 0 and (images := self.stage.samples(self.average)) is not None:
+        """By process 0, and by all where each has a part of what paints."""
+        if self.processes.rank and not self.processes.shards:
+            return
+        images = self.stage.samples(self.average)
+        if self.processes.rank == 0 and images is not None:
             record.samples(self.step, images)
 
     # --- the state file -------------------------------------------------------------------------------
 
     def save(self) -> float:
         """Write the state; a full disk or an interruption leaves the last good one. Returns the seconds it took."""
-        if self.processes.rank:
+        if self.processes.rank and not self.processes.shards:
             return 0.0
-        started = time.monotonic()
+        started, writes = time.monotonic(), self.processes.rank == 0
         state = {
             "run": self.run,
             "step": self.step,
             "skipped": self.skipped,
             "left_out": {name: one.state for name, one in self._left_out.items()},
             "guard": self.guard.state,
-            "modules": {name: module.state_dict() for name, module in self.stage.modules.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "average": self.average.state_dict(),
+            "modules": {name: sharding.state(module, writes) for name, module in self.stage.modules.items()},
+            "optimizers": {name: sharding.optimizer_state(one, writes) for name, one in self.optimizers.items()},
+            "average": sharding.state(self.average, writes),
         }
-        tensorfile.write_pickle(self.state_file, state)
+        if writes:
+            tensorfile.write_pickle(self.state_file, state)
         return time.monotonic() - started
 
     def _load(self, others: bool) -> None:
         """others: also the state of a run whose schedule and objective are others."""
         try:
-            state = torch.load(self.state_file, weights_only=True, map_location=self.processes.device)
+            place = "cpu" if self.processes.shards else self.processes.device  # all of it, of which most is let go
+            state = torch.load(self.state_file, weights_only=True, map_location=place)
             known = {**state["run"]}
         except Exception as error:  # on damaged input the unpickler raises anything, IndexError included
             if isinstance(error, OSError) and error.filename is not None:  # the system's: it may be whole
@@ -301,11 +330,11 @@ class Trainer(Generic[Averaged]):
             left_out.load(*state.get("left_out", {self.stage.averaged: (state["skipped"], 0)}).get(name, (0, 0)))
         self.guard.load(state.get("guard", self.guard.state))
         for name, module in self.stage.modules.items():
-            module.load_state_dict(state["modules"][name])
+            sharding.load(module, state["modules"][name])
         for name, optimizer in self.optimizers.items():
             if not others:
-                optimizer.load_state_dict(state["optimizers"][name])
-        self.average.load_state_dict(state["average"])
+                sharding.load_optimizer(optimizer, state["optimizers"][name])
+        sharding.load(self.average, state["average"])
 
     def _check_disk(self) -> None:
         """A state twice, as the old one stays until the new one is whole: weights, average and up to two moments."""

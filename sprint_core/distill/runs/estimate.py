@@ -29,6 +29,7 @@ from ...weights import checkpoint, presets
 from .. import recipes
 from ..dataset import emoji_scenes, emoji_text
 from ..dataset.batch import Batch
+from ..engine import sharding
 from ..engine.phase import Phase as TrainedPhase
 from ..engine.processes import SINGLE_PROCESS, ProcessGroup
 from ..engine.randomness import SampleRandom
@@ -114,10 +115,23 @@ def estimate(
     plan = sorted(stage.plan, key=operator.attrgetter("module"))
     phases = [_phase(stage, phase, schedule.steps, samples, own + others) for phase in plan]
     extra = 3 if schedule.optimizer == "adamw" else 2  # gradients, moments (CAME's second one is factored)
-    held = sum(p.nbytes for p in own + others + _parameters([stage.average_source]))
+    held = sum(p.nbytes for p in others) + sum(
+        _learning_bytes(module, extra, averaged=name == stage.averaged, processes=processes)
+        for name, module in stage.modules.items()
+    )
     flops = sum(phase.count(schedule.steps) * one.flops for phase, one in zip(plan, phases, strict=True))
     per_step = flops * (share / samples) / schedule.steps
-    return Estimate(stage.name, trained, FP32_BYTES * extra * trained + held, tuple(phases), per_step, schedule.steps)
+    return Estimate(stage.name, trained, held, tuple(phases), per_step, schedule.steps)
+
+
+def _learning_bytes(module: nn.Module, extra: int, averaged: bool, processes: ProcessGroup) -> int:
+    """Of a module's weights, its average, and so many numbers more for each that is trained."""
+    weights = sum(p.nbytes for p in module.parameters())
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    learning = weights * (1 + averaged) + FP32_BYTES * extra * trained
+    if not (processes.shards and sharding.is_shared(module)):
+        return learning
+    return learning // processes.world_size + weights  # all for a moment, as forward-mode differentiation takes it
 
 
 def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:

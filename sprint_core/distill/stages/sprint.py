@@ -20,6 +20,7 @@ from ..dataset.read_ahead import reading_ahead
 from ..engine.activation_checkpointing import around_block
 from ..engine.phase import Phase
 from ..engine.randomness import SampleRandom, initialise
+from ..engine.sharding import gather, is_part
 from ..engine.stage import Stage, is_logged_next
 from ..losses import ladd, scm
 from ..losses.jvp import plain_attention
@@ -129,7 +130,8 @@ class SprintStage(Stage[Trained], Generic[Trained]):
             adversarial = self._generator_loss(sample, conditioning, random)
             losses["ladd"] = self.objective.ladd_weight * adversarial
             metrics["adversarial"] = adversarial.detach()
-        if is_logged_next(step, max(phase.period for phase in self.plan)):
+        logged = is_logged_next(step, max(phase.period for phase in self.plan))
+        if logged and not is_part(self.student.last_layer):  # which in parts has no gradient of its own
             metrics |= {f"{name}_grad": self._loudness(loss) for name, loss in losses.items()}
         return torch.stack(list(losses.values())).sum(), metrics
 
@@ -177,6 +179,8 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         with torch.no_grad():
             dxdt = self._trajectory(x0, z, x_t, t, conditioning)
         r = min(1.0, step / max(1, self.objective.tangent_warmup_steps))
+        if self.objective.tangent == "jvp":
+            gather(self.student)
         forward_mode = functools.partial(self._velocity, self.student, conditioning, attention=plain_attention)
         F, g, metrics = scm.tangent_target(
             self._student(conditioning), x_t, t, dxdt, r, trigflow_network(forward_mode), self.objective.tangent

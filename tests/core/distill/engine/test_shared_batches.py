@@ -2,55 +2,19 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-import standin
 import torch
 from processes import run_two
+from small_stages import SCHEDULE, assert_equal, flat, stage
 
-from sprint_core.distill.dataset.batch import Batch
 from sprint_core.distill.engine.processes import SINGLE_PROCESS, ProcessGroup, launched_processes
 from sprint_core.distill.engine.randomness import SampleRandom
-from sprint_core.distill.engine.stage import Stage
 from sprint_core.distill.engine.trainer import Trainer
-from sprint_core.distill.recipes import Objective, Schedule, with_method
-from sprint_core.distill.stages.base import Embedded
-from sprint_core.distill.stages.rivals import distill_stage
-from sprint_core.distill.stages.teacher import TeacherStage
-from sprint_core.models.transformer import SanaTransformer
 
-CONFIG = dataclasses.replace(standin.TEACHER, depth=3)
-SHARED = ("distill", "dmd2")  # of those by two processes
-SCHEDULE = Schedule(steps=4, batch=4, lr=1e-4, warmup_steps=1)
+BY_TWO = {"copies": ("distill", "dmd2"), "parts": ("teacher", "distill", "dmd2")}  # which of those are by two processes
 STAGES = {"teacher": ["teacher"], "distill": ["student", "critic"], "dmd2": ["student", "fake", "critic"]}  # and phases
-
-
-class Noise:
-    """Latents and captions of 3 to 9 tokens, so that micro-batches are padded differently."""
-
-    fingerprint = "noise"
-
-    def batch(self, random: SampleRandom) -> Batch:
-        captions = [
-            row[: 3 + n] for row, n in zip(random.normal(9, CONFIG.caption_width), random.integers(7), strict=True)
-        ]
-        return Batch(random.normal(32, 2, 3), captions)
-
-
-def stage(name: str, activation_checkpointing: bool = False) -> Stage:
-    transformer = SanaTransformer(CONFIG)
-    transformer.load_state_dict(standin.random_model(transformer))
-    model = Embedded(transformer, torch.zeros(1, CONFIG.caption_width))
-    if name == "teacher":
-        return TeacherStage(model, Noise(), activation_checkpointing=activation_checkpointing)
-    objective = Objective(**with_method({"method": "scm" if name == "distill" else name, "tangent_warmup_steps": 1}))
-    return distill_stage(model, Noise(), objective, activation_checkpointing=activation_checkpointing)
-
-
-def flat(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
 
 
 def trained(
@@ -59,21 +23,11 @@ def trained(
     """What each network became, and the running mean of its gradients, which no step size hides."""
     trainer = Trainer(stage(name), dataclasses.replace(SCHEDULE, micro_batch=micro_batch), out, processes=processes)
     trainer.train()
-    found = {"average": flat(trainer.average.parameters())}
+    found = {"average": flat(trainer.result().parameters())}
     for phase, optimizer in trainer.optimizers.items():
         found[phase] = flat(trainer.stage.modules[phase].parameters())
         found[f"{phase} gradients"] = flat(state["exp_avg"] for state in optimizer.state.values())
     return found
-
-
-def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """To 1e-5 of the gradients' norm, and every weight to 1e-5."""
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        if name.endswith("gradients"):
-            assert (value - expected[name]).norm() <= 1e-5 * expected[name].norm(), name
-        else:
-            torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "phase"), [(name, phase) for name, phases in STAGES.items() for phase in phases])
@@ -96,16 +50,24 @@ def test_micro_batches_equal_the_whole_batch(name, tmp_path):
         assert_equal(trained(name, tmp_path / f"{micro_batch}", micro_batch=micro_batch), whole)
 
 
-def test_two_processes_equal_one(tmp_path):
-    run_two(__file__, tmp_path)
-    for name in SHARED:
-        single = trained(name, tmp_path / "single" / name)
-        for rank in range(2):
-            assert_equal(torch.load(tmp_path / f"{name}{rank}.pt"), single)
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory):
+    """What two processes learnt, which run once: the folder of their results."""
+    folder = tmp_path_factory.mktemp("two")
+    run_two(__file__, folder)
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in BY_TWO.items() for name in names])
+def test_two_processes_equal_one(kind, name, by_two, tmp_path):
+    single = trained(name, tmp_path)
+    for rank in range(2):
+        assert_equal(torch.load(by_two / f"{kind}-{name}-{rank}.pt"), single)
 
 
 if __name__ == "__main__":
-    processes = launched_processes("cpu")
     out = Path(sys.argv[1])
-    for name in SHARED:
-        torch.save(trained(name, out / "shared" / name, processes), out / f"{name}{processes.rank}.pt")
+    for kind, names in BY_TWO.items():
+        processes = launched_processes("cpu", shards=kind == "parts")
+        for name in names:
+            torch.save(trained(name, out / kind / name, processes), out / f"{kind}-{name}-{processes.rank}.pt")

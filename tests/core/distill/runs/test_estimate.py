@@ -135,6 +135,16 @@ def test_processes_share_the_work():
         estimate.estimate(*stage("teacher", "meta"), schedule, ProcessGroup(world_size=3))
 
 
+def test_parts_are_a_share_of_what_learns_and_once_a_network():
+    """AdamW's: weights, average, gradients and two moments of each process's part; the frozen teacher stays whole."""
+    schedule = Schedule(steps=2, batch=4, lr=1e-3)
+    made, (frozen,) = stage("distill", "meta")
+    found = estimate.estimate(made, [frozen], schedule, ProcessGroup(world_size=4, shards=True))
+    modules = (*made.modules.values(), frozen)
+    student, critic, teacher = (4 * sum(p.numel() for p in module.parameters()) for module in modules)
+    assert found.state_bytes == 5 * student // 4 + student + 4 * critic + teacher
+
+
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("recipe", ["shapes", "tiny"])
 def test_dry_run_prints_every_stage_and_writes_nothing(recipe, tmp_path, capsys, monkeypatch):
