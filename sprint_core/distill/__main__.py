@@ -29,18 +29,20 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from .. import cli, messages
 from ..emoji.captions import ALL
 from ..emoji.concepts import common
+from ..models.gemma import GemmaConfig
 from ..weights import checkpoint, layouts, presets
 from . import recipes
 from .engine import compiling, trackers
 from .engine.processes import ProcessGroup, launched_processes
 from .engine.stop import Stop, Stopped
 from .runs import ablations, compare, control, emoji, emoji_control, encoded_size, estimate, gpus, shapes
-from .runs.encoders import DataOptions
+from .runs.encoders import DataOptions, dtype_on
 from .runs.published import PROMPTS, PublishedRun, Sources
 from .runs.run import Run
 
@@ -281,7 +283,7 @@ def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, processes: Pr
         args.out, recipe, sources, args.pool or control.POOL, processes
     )
     _configure(run, args)
-    estimate.check_memory(estimate.of_recipe(recipe, processes, run.trunk), processes)
+    estimate.check_memory(_estimates(args, recipe, processes, run.trunk), processes)
     branch = run.train_branch(run.encode_dataset())
     return run.export(branch, command) if processes.rank == 0 else []
 
@@ -298,7 +300,7 @@ def _run_published(
     parts = (args.teacher, args.autoencoder, args.text_encoder)
     sources = Sources(*parts, Path(args.data), args.time_scale, args.student, _data_options(args))
     run = PublishedRun(args.out, recipe, sources, processes)  # before the estimate, which takes a while
-    planned = [one for one in estimate.of_recipe(recipe, processes) if args.stage in (one.stage, "all")]
+    planned = [one for one in _estimates(args, recipe, processes) if args.stage in (one.stage, "all")]
     estimate.check_memory(planned, processes)
     _configure(run, args)
     cache = run.encode_dataset()
@@ -310,6 +312,19 @@ def _data_options(args: argparse.Namespace) -> DataOptions:
     return DataOptions(args.buckets is not False, args.text_cache is not False)
 
 
+def _estimates(
+    args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, trunk: checkpoint.Weights | None = None
+) -> list[estimate.Estimate]:
+    """Of every stage, with the text encoder where each batch's captions are encoded."""
+    estimates = estimate.of_recipe(recipe, processes, trunk)
+    if args.text_cache is not False:
+        return estimates
+    path = args.text_encoder
+    config = checkpoint.load(path, layouts.TEXT_ENCODER).config if path else GemmaConfig()
+    dtype = torch.bfloat16 if args.gpu else dtype_on(processes.device)
+    return estimate.with_text_encoder(estimates, config, dtype)
+
+
 def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup) -> dict:
     """What each stage would take on this process, or on one of the cards that are named."""
     result = {}
@@ -318,7 +333,7 @@ def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proces
         processes = dataclasses.replace(processes, world_size=cards.count)
     processes = dataclasses.replace(processes, shards=args.shard and processes.world_size > 1)
     trunk = checkpoint.load(args.student, layouts.TRANSFORMER) if recipe.is_control and args.student else None
-    for one in estimate.of_recipe(recipe, processes, trunk):
+    for one in _estimates(args, recipe, processes, trunk):
         speed = estimate.matmul_speed(processes.device, recipe.stages[one.stage].precision)
         tqdm.write(one.text(speed))
         result[one.stage] = {

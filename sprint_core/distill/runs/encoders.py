@@ -89,21 +89,22 @@ class ImageEncoders:
         return (self.autoencoder.encode(images.to(first.device, first.dtype)) * SCALE).float().cpu()
 
 
-def _dtype(device: torch.device) -> torch.dtype:
+def dtype_on(device: torch.device) -> torch.dtype:
+    """Of what encodes: bf16 on a GPU, fp32 on the CPU."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def load_decoder(autoencoder: Path, device: torch.device) -> Autoencoder:
     """From its file, in bf16 on a GPU. Raises CheckpointError."""
     weights = checkpoint.load(autoencoder, layouts.AUTOENCODER)
-    return checkpoint.build(weights, dtype=_dtype(device), device=device)
+    return checkpoint.build(weights, dtype=dtype_on(device), device=device)
 
 
 def load_encoders(
     autoencoder: Path | None, text_encoder: Path, size_px: int, data: DataOptions, device: torch.device
 ) -> ImageEncoders:
     """From their files, in bf16 on a GPU. Raises CheckpointError."""
-    dtype = _dtype(device)
+    dtype = dtype_on(device)
     vae = autoencoder and load_decoder(autoencoder, device)
     weights = checkpoint.load(text_encoder, layouts.TEXT_ENCODER)
     gemma = checkpoint.build(weights, dtype=dtype, device=device)

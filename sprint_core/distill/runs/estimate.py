@@ -23,7 +23,7 @@ from ...evaluate.contrastive import ContrastiveNetwork
 from ...evaluate.frechet import INPUT_PX, FeatureNetwork
 from ...latent import DOWNSCALE, LATENT_CHANNELS
 from ...models.autoencoder import Autoencoder
-from ...models.gemma import Gemma
+from ...models.gemma import Gemma, GemmaConfig
 from ...models.transformer import SanaTransformer
 from ...weights import checkpoint, presets
 from .. import recipes
@@ -260,6 +260,12 @@ def _shapes_stage(name: str) -> tuple[Stage, Sequence[nn.Module]]:
     if name == "autoencoder":
         return autoencoder.WholeStage(vae, autoencoder.SeededImages(_images, 1), steps=0), ()
     return autoencoder.DecoderStage(vae, autoencoder.SeededImages(_images, 1)), [vae.encoder]
+
+
+def with_text_encoder(estimates: Iterable[Estimate], config: GemmaConfig, dtype: torch.dtype) -> list[Estimate]:
+    """The same where captions are encoded batch by batch, so that the text encoder stays in memory."""
+    more = sum(p.numel() for p in Gemma(config, device="meta").parameters()) * dtype.itemsize
+    return [dataclasses.replace(one, state_bytes=one.state_bytes + more) for one in estimates]
 
 
 # --- this machine ---------------------------------------------------------------------------------------

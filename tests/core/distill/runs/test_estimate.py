@@ -25,6 +25,7 @@ from sprint_core.distill.runs import encoded_size, estimate
 from sprint_core.distill.stages.base import Embedded
 from sprint_core.distill.stages.student import DistillStage
 from sprint_core.distill.stages.teacher import TeacherStage
+from sprint_core.models.gemma import GemmaConfig
 from sprint_core.models.transformer import SanaTransformer
 from sprint_core.weights import checkpoint, layouts, presets
 
@@ -243,6 +244,14 @@ def test_a_run_costs_what_its_steps_cost():
     of_it = stage("distill", "meta", False, ladd_from=4)[0]
     runs = [phase.module for step in range(8) for phase in of_it.phases(step)]
     assert late.per_step == sum(flops[name] for name in runs) / 8 != early.per_step
+
+
+def test_a_text_encoder_that_stays_is_counted():
+    """gemma-2-2b's 2 614 341 888 parameters, as its report's table has them: 589 824 000 and 2 024 517 888."""
+    found = counted("distill")
+    (larger,) = estimate.with_text_encoder([found], GemmaConfig(), torch.bfloat16)
+    assert larger.state_bytes - found.state_bytes == larger.memory_bytes - found.memory_bytes
+    assert larger.state_bytes - found.state_bytes == 2 * (589_824_000 + 2_024_517_888)
 
 
 def test_too_little_memory_is_refused_and_little_is_said(monkeypatch, caplog):
