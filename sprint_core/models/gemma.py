@@ -264,7 +264,8 @@ class Gemma(nn.Module):
             raise ValueError(f"the prefix was computed for layer {prefix.layer}, not {layer}")
         if not -c.depth <= layer <= -1:
             raise ValueError(f"layer {layer} is none of -1 (the last) to {-c.depth}")
-        x = self.model.embed_tokens(ids)
+        table = self.model.embed_tokens  # a gigabyte, so that tokens go where it lies, and not it to them
+        x = table(ids.to(table.weight.device)).to(ids.device)
         x = x if dtype is None else x.to(dtype)
         x = x * torch.tensor(c.width**0.5, dtype=x.dtype)  # rounded to x's dtype, as in training; 48 in the 2B
         rope = rotary_angles(start, n, c.head_dim, c.rope_theta, ids.device)

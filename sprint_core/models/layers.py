@@ -159,17 +159,18 @@ class GLUMBConv(nn.Module):
         return self.conv_point(F.silu(gate).mul_(x) if in_place else F.silu(gate) * x)
 
 
-def sincos_2d(height: int, width: int, dim: int, base_size: int, scale: float, device: torch.device) -> Tensor:
-    """Fixed sine and cosine position embedding of the 2K and 4K models: [1, h*w, dim] in fp32, columns before rows.
+def sincos_axis(count: int, dim: int, base_size: int, scale: float, device: torch.device) -> Tensor:
+    """One axis of the fixed position embedding of the 2K and 4K models: sines and cosines [count, dim / 2] in fp32.
 
     Positions are stretched so that any size spans `base_size` positions, then divided by `scale`.
     """
     omega = 1.0 / 10000 ** (torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))  # on the CPU: not all have fp64
+    angles = torch.arange(count, dtype=torch.float64)[:, None] * (base_size / count / scale) * omega
+    return to_device(torch.cat([angles.sin(), angles.cos()], dim=-1).float(), device)
 
-    def axis(n: int) -> Tensor:
-        angles = torch.arange(n, dtype=torch.float64)[:, None] * (base_size / n / scale) * omega
-        return to_device(torch.cat([angles.sin(), angles.cos()], dim=-1).float(), device)
 
-    rows = axis(height)[:, None].expand(-1, width, -1)
-    columns = axis(width)[None].expand(height, -1, -1)
-    return rearrange(torch.cat([columns, rows], dim=-1), "h w c -> 1 (h w) c")
+def sincos_2d(rows: Tensor, columns: Tensor) -> Tensor:
+    """Both axes [h, dim / 2] and [w, dim / 2] together: [1, h*w, dim], columns before rows."""
+    height, width = len(rows), len(columns)
+    both = [columns[None].expand(height, -1, -1), rows[:, None].expand(-1, width, -1)]
+    return rearrange(torch.cat(both, dim=-1), "h w c -> 1 (h w) c")

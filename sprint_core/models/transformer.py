@@ -27,6 +27,7 @@ from .layers import (
     run_in_blocks,
     sdpa,
     sincos_2d,
+    sincos_axis,
     table_rows,
     timestep_embedding,
 )
@@ -178,15 +179,21 @@ class PatchEmbed(nn.Module):
         self.base = config.pos_embed_base
         self.scale = config.pos_embed_scale
         self.width = config.width
+        self._axes: tuple[tuple, list[Tensor]] | None = None  # of positions, and which
         self.proj = ops.Conv2d(LATENT_CHANNELS, config.width, 1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         # Contiguous, since every later sum takes the strides of its first term.
         tokens = rearrange(self.proj(x), "b c h w -> b (h w) c").contiguous()
-        if self.base:
-            tokens = tokens + sincos_2d(height, width, self.width, self.base, self.scale, x.device).to(tokens.dtype)
-        return tokens
+        return tokens + sincos_2d(*self._sincos_axes(height, width, x.device)).to(tokens.dtype) if self.base else tokens
+
+    def _sincos_axes(self, *key: Any) -> list[Tensor]:
+        """Of a height and a width on a device; kept, since they are sent there, and all steps have the same."""
+        if self._axes is None or self._axes[0] != key:
+            height, width, device = key
+            self._axes = (key, [sincos_axis(n, self.width, self.base, self.scale, device) for n in (height, width)])
+        return self._axes[1]
 
 
 def additive_mask(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -1,5 +1,7 @@
 """The core on a device apart: the same images, nothing left on the host, few copies."""
 
+import copy
+
 import pytest
 import standin
 import torch
@@ -51,6 +53,16 @@ def test_images_are_the_cpus(both, nets, device, steps, way):
         }[way]
         images.append(pipeline.generate(PROMPTS, seeds=[1, 2], size=(96, 64), steps=steps, **more).cpu())
     torch.testing.assert_close(images[1], images[0], rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_are_looked_up_where_the_embedding_lies(folder, device):
+    """As in main memory, where ComfyUI leaves what does not fit: rows travel, and not the whole of it."""
+    gemma, ids = Pipeline.load(folder).text_encoder.gemma, torch.tensor([[2, 5, 7]])
+    with torch.inference_mode():
+        expected = gemma(ids)
+        apart = copy.deepcopy(gemma).to(device)
+        apart.model.embed_tokens.cpu()
+        torch.testing.assert_close(apart(ids.to(device)).cpu(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_an_image_takes_few_copies(both, counted):

@@ -7,6 +7,7 @@ from diffusers.models.transformers.sana_transformer import GLUMBConv as Diffuser
 from oracles import randn, relative_error
 
 from sprint_core.models import layers
+from sprint_core.models.transformer import PatchEmbed, TransformerConfig
 
 
 def same_weights(ours: torch.nn.Module, theirs: torch.nn.Module) -> torch.nn.Module:
@@ -66,7 +67,7 @@ def test_position_embedding(height, width, base, scale):
     want = get_2d_sincos_pos_embed(
         64, (height, width), base_size=base, interpolation_scale=scale, output_type="pt", device="cpu"
     )
-    got = layers.sincos_2d(height, width, 64, base, scale, torch.device("cpu"))
+    got = layers.sincos_2d(*(layers.sincos_axis(n, 64, base, scale, torch.device("cpu")) for n in (height, width)))
     assert got.shape == (1, height * width, 64)
     torch.testing.assert_close(got[0], want.float(), rtol=0, atol=1e-5)
 
@@ -86,6 +87,16 @@ def test_gated_convolution(grad):
     x = randn(2, 12, 3, 5)
     with torch.set_grad_enabled(grad):
         torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_positions_are_kept_as_long_as_they_are_of_the_size():
+    embed = PatchEmbed(TransformerConfig(width=64, depth=1, pos_embed_base=8))
+    small, large = randn(1, 32, 2, 3), randn(1, 32, 3, 2)
+    first = embed(small)
+    kept = embed._axes[1]
+    assert torch.equal(embed(small), first) and embed._axes[1] is kept
+    assert not torch.equal(embed(large)[:, :6], first) and embed._axes[1] is not kept
+    assert torch.equal(embed(small), first)
 
 
 def test_tables_follow_the_activations():
