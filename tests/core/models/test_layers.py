@@ -90,7 +90,7 @@ def test_gated_convolution(grad):
 
 
 def test_positions_are_kept_as_long_as_they_are_of_the_size():
-    embed = PatchEmbed(TransformerConfig(width=64, depth=1, pos_embed_base=8))
+    embed = PatchEmbed(TransformerConfig(width=64, depth=1, cross_heads=2, pos_embed_base=8))
     small, large = randn(1, 32, 2, 3), randn(1, 32, 3, 2)
     first = embed(small)
     kept = embed._axes[1]
