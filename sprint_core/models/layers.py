@@ -172,5 +172,5 @@ def sincos_axis(count: int, dim: int, base_size: int, scale: float, device: torc
 def sincos_2d(rows: Tensor, columns: Tensor) -> Tensor:
     """Both axes [h, dim / 2] and [w, dim / 2] together: [1, h*w, dim], columns before rows."""
     height, width = len(rows), len(columns)
-    both = [columns[None].expand(height, -1, -1), rows[:, None].expand(-1, width, -1)]
-    return rearrange(torch.cat(both, dim=-1), "h w c -> 1 (h w) c")
+    columns, rows = columns[None].expand(height, -1, -1), rows[:, None].expand(-1, width, -1)
+    return rearrange(torch.cat([columns, rows], dim=-1), "h w c -> 1 (h w) c")
