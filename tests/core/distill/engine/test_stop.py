@@ -7,13 +7,13 @@ import sys
 
 import pytest
 import torch
-from processes import run_two
+from processes import run_alone, run_two
 from toy_stage import SCHEDULE, Toy, weights
 
 from sprint_core.distill import __main__ as command
 from sprint_core.distill.engine import trainer as engine
 from sprint_core.distill.engine.processes import launched_processes
-from sprint_core.distill.engine.stop import Stop, Stopped
+from sprint_core.distill.engine.stop import SIGNALS, Stop, Stopped
 from sprint_core.distill.engine.trainer import Trainer
 
 QUESTIONS = ["--recipe", "shapes", "--stage", "captioning", "--pool", "4", "--device", "cpu"]
@@ -34,20 +34,30 @@ class Asked(Toy):
         return super().loss(phase, step, random)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_after_the_step_and_loses_nothing(tmp_path, number):
+def asked_by_signals(out: str) -> None:
+    """What a process of the next test's own runs: with each signal, what ended it, and whether its handler is back."""
+    for number in SIGNALS:
+        before = signal.getsignal(number)
+        try:
+            Trainer(Asked(number), SCHEDULE, f"{out}/{number.name}").train()
+        except Stopped as stopped:
+            ended = [stopped.stage, stopped.step, str(stopped), signal.getsignal(number) is before]
+            with open(f"{out}/{number.name}.json", "w", encoding="utf-8") as file:
+                json.dump(ended, file)
+
+
+def test_a_signal_stops_after_the_step_and_loses_nothing(tmp_path):
     whole = Trainer(Toy(), SCHEDULE, tmp_path / "whole")
     whole.train()
-    before = signal.getsignal(number)
-    with pytest.raises(
-        Stopped, match=f"toy stopped after step 5, as asked by {number.name}: the same command"
-    ) as raised:
-        Trainer(Asked(number), SCHEDULE, tmp_path / "parts").train()
-    assert (raised.value.stage, raised.value.step) == ("toy", 5) and signal.getsignal(number) is before
-    resumed = Trainer(Toy(), SCHEDULE, tmp_path / "parts")
-    assert resumed.step == 5
-    resumed.train()
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
+    run_alone(__file__, "signals", tmp_path)
+    for number in SIGNALS:
+        ended = json.loads((tmp_path / f"{number.name}.json").read_text())
+        why = f"toy stopped after step 5, as asked by {number.name}: the same command continues"
+        assert ended == ["toy", 5, why, True]
+        resumed = Trainer(Toy(), SCHEDULE, tmp_path / number.name)
+        assert resumed.step == 5
+        resumed.train()
+        assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
 
 
 def test_a_second_signal_does_not_wait(tmp_path):
@@ -128,4 +138,4 @@ def test_what_makes_no_sense_is_refused(tmp_path, caplog, more, message):
 
 
 if __name__ == "__main__":
-    one_of_two(sys.argv[1])
+    asked_by_signals(sys.argv[2]) if sys.argv[1] == "signals" else one_of_two(sys.argv[1])
