@@ -104,7 +104,7 @@ def serve(argv: list[str]) -> int:
     parser.add_argument("--port", type=int, help="loopback port (default: a free one)")
     with comfyui_server(parser.parse_args(argv).port or free_port()) as server:
         print(server.url, flush=True)
-        say("  the workflows: Templates > sana-sprint; Ctrl-C ends ComfyUI")
+        say("  the workflows: Templates > SANA-Sprint; Ctrl-C ends ComfyUI")
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 time.sleep(1)

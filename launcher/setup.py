@@ -26,7 +26,7 @@ from launcher.client import Server
 ROOT = Path(__file__).resolve().parents[1]
 HOME = Path(os.environ.get("SPRINT_HOST") or ROOT / ".host").resolve()
 LOG = HOME / "setup.log"
-PACK_NAME = "sana-sprint"  # the folder under custom_nodes, and so the name in the template browser
+PACK_NAME = "sana-sprint"  # the folder under custom_nodes; locales/ name its templates by it
 
 
 class Release(NamedTuple):

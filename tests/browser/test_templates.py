@@ -11,6 +11,7 @@ from launcher.prompt import api_prompt
 from launcher.setup import PACK_NAME
 
 CARD = re.compile("^template-workflow-")
+CATEGORY = "SANA-Sprint"  # as locales/ name the pack's folder, in every language
 SETTLE_MS = 700  # until nodes have been measured
 RUNS = ("02 Image to Image", "05 ControlNet Soft Edges")  # whose nodes say something, and show images
 RUN = """() => {
@@ -22,9 +23,14 @@ WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 UNKNOWN_NODES = "app.graph.nodes.map(node => node.type).filter(type => !(type in LiteGraph.registered_node_types))"
 
 
-def test_template_opens_runs_and_shows_its_image(editor, workflow_names, tmp_path):
+def browse(editor) -> None:
+    """To the pack's templates in the template browser."""
     editor.evaluate("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates') }")
-    editor.get_by_text(PACK_NAME, exact=True).click(timeout=60_000)
+    editor.get_by_role("dialog").get_by_text(CATEGORY, exact=True).click(timeout=60_000)
+
+
+def test_template_opens_runs_and_shows_its_image(editor, workflow_names, tmp_path):
+    browse(editor)
     for name in workflow_names:
         editor.get_by_text(name).first.wait_for(timeout=30_000)
     editor.get_by_text("SANA-Sprint 01 Text to Image").first.click()
@@ -36,6 +42,16 @@ def test_template_opens_runs_and_shows_its_image(editor, workflow_names, tmp_pat
         timeout=300_000,
     )
     editor.screenshot(path=tmp_path / "image.png")
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_category_has_the_models_name(editor, setting, language):
+    """Not that of the folder; and so has the heading over the templates."""
+    setting("Comfy.Locale", language, before="en")
+    browse(editor)
+    dialog = editor.get_by_role("dialog")
+    dialog.get_by_text(CATEGORY, exact=True).nth(1).wait_for(timeout=60_000)
+    assert dialog.get_by_text(PACK_NAME, exact=True).count() == 0
 
 
 @pytest.mark.parametrize("word", ["sana", "sprint"])
