@@ -11,7 +11,10 @@ from launcher.prompt import api_prompt
 from launcher.setup import PACK_NAME
 
 CARD = re.compile("^template-workflow-")
+OURS = re.compile("^template-workflow-SANA-Sprint ")
 CATEGORY = "SANA-Sprint"  # as locales/ name the pack's folder, in every language
+FIRST_IS_OURS = """() => document.querySelector('[data-testid^="template-workflow-"]')
+    ?.dataset.testid.startsWith('template-workflow-SANA-Sprint ')"""
 SETTLE_MS = 700  # until nodes have been measured
 RUNS = ("02 Image to Image", "05 ControlNet Soft Edges")  # whose nodes say something, and show images
 RUN = """() => {
@@ -27,6 +30,13 @@ def browse(editor) -> None:
     """To the pack's templates in the template browser."""
     editor.evaluate("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates') }")
     editor.get_by_role("dialog").get_by_text(CATEGORY, exact=True).click(timeout=60_000)
+
+
+def listed(editor, count: int) -> list[str]:
+    """The pack's templates in the order in which the template browser shows them."""
+    cards = editor.get_by_test_id(OURS)
+    cards.nth(count - 1).wait_for(timeout=60_000)
+    return [card.get_attribute("data-testid").removeprefix("template-workflow-") for card in cards.all()]
 
 
 def test_template_opens_runs_and_shows_its_image(editor, workflow_names, tmp_path):
@@ -54,13 +64,29 @@ def test_category_has_the_models_name(editor, setting, language):
     assert dialog.get_by_text(PACK_NAME, exact=True).count() == 0
 
 
+def test_sorted_by_name_templates_stand_in_the_order_of_their_numbers(editor, server, workflow_names):
+    """Unsorted they stand as the file system lists them: ComfyUI's server and its page keep that order."""
+    browse(editor)
+    assert listed(editor, len(workflow_names)) == server.json("/workflow_templates")[PACK_NAME]
+    editor.get_by_role("dialog").get_by_label("Sort by").click()
+    editor.get_by_role("option", name="A → Z").click()
+    editor.wait_for_timeout(SETTLE_MS)
+    try:
+        assert listed(editor, len(workflow_names)) == workflow_names
+    finally:
+        editor.wait_for_timeout(SETTLE_MS)  # until the page has saved the choice
+        server.request("/settings", {"Comfy.Templates.SortBy": "default"})
+
+
 @pytest.mark.parametrize("word", ["sana", "sprint"])
-def test_search_finds_every_template(editor, workflow_names, word):
+def test_search_finds_every_template_first(editor, workflow_names, word):
+    """Before all that are a little like the word; until the page has searched, it shows every template there is."""
     editor.evaluate("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates') }")
     editor.get_by_test_id(CARD).first.wait_for(timeout=60_000)
     editor.get_by_role("dialog").get_by_role("textbox").fill(word)
-    for name in workflow_names:
-        editor.get_by_test_id(f"template-workflow-{name}").wait_for(timeout=60_000)
+    editor.wait_for_function(FIRST_IS_OURS, timeout=60_000)
+    found = [card.get_attribute("data-testid") for card in editor.get_by_test_id(CARD).all()][: len(workflow_names)]
+    assert sorted(found) == [f"template-workflow-{name}" for name in workflow_names]
 
 
 @pytest.mark.parametrize("is_vue", [False, True], ids=["classic", "nodes2"])
