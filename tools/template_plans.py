@@ -103,8 +103,8 @@ class Live:
 SKETCH = Live("drawn", 4, template_drawings.MUSHROOM, strength=0.6)
 LIVE = {
     "06 Sketch to Image": SKETCH,
-    "08 Live Paint": Live("painted", 3, template_drawings.ICE_CREAM),
-    "09 Sketch App": SKETCH,
+    "08 Live Paint Canvas": Live("painted", 3, template_drawings.ICE_CREAM),
+    "09 Sketch App Mode": SKETCH,
 }
 SUBGRAPHS = {"Text to Image (SANA-Sprint)": "start", "Sketch to Image (SANA-Sprint)": "drawn"}  # keys of PROMPTS
 
