@@ -4,6 +4,8 @@
   python run.py ["PROMPT"] [--negative TEXT] [--model NAME] [--steps N] [--seed N] [--out FILE]
                                                  make an image, headless
   python run.py serve [--port N]                 open ComfyUI, with the workflows among its templates
+  python run.py spread PROMPTS --out DIR --url URL [--url URL ...]
+                                                 make an image for each line of a file, by ComfyUIs that run
   python run.py test [pytest arguments]          run the tests; installs Chromium if no browser is found
   python run.py test --oldest                    run some of them on the oldest supported ComfyUI
   python run.py python [arguments]               run the prepared Python
@@ -29,6 +31,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from launcher import spread
 from launcher.browser import chromium, install_chromium, wanted
 from launcher.client import free_port
 from launcher.prompt import ComfyError, avoid, edit
@@ -112,6 +115,29 @@ def serve(argv: list[str]) -> int:
     return 0
 
 
+def spread_prompts(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="run.py spread", description=spread.__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("prompts", type=Path, metavar="PROMPTS", help=".txt, or .jsonl of " + ", ".join(spread.COLUMNS))
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the same again goes on with it")
+    parser.add_argument("--url", action="append", required=True, help="of a ComfyUI with this pack; several times")
+    parser.add_argument("--workflow", type=Path, default=WORKFLOW, help="one with a SANA-Sprint Sampler")
+    parser.add_argument("--model", help="a name that Load SANA-Sprint lists (default: the workflow's)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first row; the next has one more")
+    args = parser.parse_args(argv)
+    start = time.monotonic()
+
+    def show(made: int, of: int) -> None:
+        if sys.stderr.isatty():
+            speed = made / max(time.monotonic() - start, 0.001)
+            print(f"\r  {made} of {of} images, {speed:.2f} a second", end="", file=sys.stderr, flush=True)
+
+    report = spread.run(args.prompts, args.out, args.url, args.workflow, args.model, args.seed, show)
+    say("\n" * sys.stderr.isatty() + f"  {report['images']} of {report['rows']} images are there")
+    print(json.dumps(report))
+    return 0
+
+
 def test(argv: list[str]) -> int:
     if not (ROOT / "tests").is_dir():
         raise Fault("this folder has no tests: what the registry ships leaves them out; take the repository")
@@ -140,7 +166,7 @@ def hand_over(arguments: list[str], environment: Mapping[str, str]) -> int:
     os.execve(arguments[0], arguments, environment)
 
 
-COMMANDS = {"serve": serve, "test": test, "python": run_python}
+COMMANDS = {"serve": serve, "spread": spread_prompts, "test": test, "python": run_python}
 
 
 def main(argv: list[str]) -> int:

@@ -7,6 +7,7 @@ is a `ComfyError` whose message names the node.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -26,6 +27,12 @@ from sprint_core.threads import WAIT_PASSIVELY
 
 # Between two looks at a prompt: a tenth of what it has taken so far, within these bounds.
 SHORTEST_POLL_SEC, LONGEST_POLL_SEC = 0.02, 0.25
+QUEUE_POLL_SEC = 2.0  # between two looks at whether it is queued at all
+NO_ANSWER = (OSError, http.client.HTTPException)
+
+
+class ServerGone(ComfyError):
+    """A server that answers no more, or has forgotten a prompt: which may well be possible elsewhere."""
 
 
 class Client:
@@ -60,6 +67,8 @@ class Client:
             if error.code != 400:
                 raise ComfyError(f"/prompt answered {error.code}: {error.read().decode(errors='replace')}") from error
             reply = json.loads(error.read())
+        except NO_ANSWER as error:
+            raise ServerGone(f"{self.url} does not answer: {error}") from error
         if reply.get("node_errors") or "error" in reply:
             if "prompt_id" in reply:  # other outputs were valid and are queued: an incomplete result helps nobody
                 self.request("/queue", {"delete": [reply["prompt_id"]]})
@@ -71,23 +80,35 @@ class Client:
     ) -> dict:
         """Wait until a prompt has run and return its history; `on_wait(seconds so far)` before each look at it.
 
-        ComfyError if a node failed, if the prompt was interrupted or took longer than `timeout` seconds, and if
-        the server is gone. What a node has done so far, ComfyUI tells over its WebSocket alone.
+        ComfyError if a node failed, if the prompt was interrupted or took longer than `timeout` seconds; ServerGone if
+        the server is gone, or was started anew, so that it knows nothing of the prompt.
+        What a node has done so far, ComfyUI tells over its WebSocket alone.
         """
         started = time.monotonic()
+        look_at_queue = QUEUE_POLL_SEC
         while (seconds := time.monotonic() - started) < timeout:
             on_wait(seconds)
             self.check()
             try:
+                is_queued = seconds < look_at_queue or self.is_queued(prompt_id)  # first: it goes from there to history
                 history = self.json(f"/history/{prompt_id}").get(prompt_id)
-            except OSError as error:
+            except NO_ANSWER as error:
                 self.check()
-                raise ComfyError(f"{self.url} answers no more: {error}") from error
+                raise ServerGone(f"{self.url} answers no more: {error}") from error
             if history:
                 return _checked(history)
+            if not is_queued:
+                raise ServerGone(f"{self.url} knows the prompt no more: it was started anew, or its queue was cleared")
+            if seconds >= look_at_queue:
+                look_at_queue = seconds + QUEUE_POLL_SEC
             time.sleep(min(max(seconds / 10, SHORTEST_POLL_SEC), LONGEST_POLL_SEC))
         self.request("/interrupt", {"prompt_id": prompt_id})
         raise ComfyError(f"the prompt did not end within {timeout:.0f} s and was interrupted")
+
+    def is_queued(self, prompt_id: str) -> bool:
+        """Whether it runs or waits."""
+        queue = self.json("/queue")
+        return any(prompt_id == entry[1] for part in ("queue_running", "queue_pending") for entry in queue[part])
 
     def run(self, prompt: dict, on_wait: Callable[[float], None] = lambda seconds: None, timeout: float = 3600) -> dict:
         return self.wait(self.queue(prompt), on_wait, timeout)
