@@ -33,7 +33,7 @@ import torch
 from tqdm import tqdm
 
 from .. import cli, messages
-from ..emoji.captions import ALL
+from ..emoji.captions import ALL, PAIRS
 from ..emoji.concepts import common
 from ..models.gemma import GemmaConfig
 from ..weights import checkpoint, layouts, presets
@@ -114,6 +114,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     pools = f"{emoji.POOL}, of shapes {shapes.POOL}, of a ControlNet {control.POOL}"
     add("--pool", type=int, help=f"demo, shapes: training scenes (default: {pools})")
     add("--concepts", choices=CONCEPTS, help="demo: what the model learns to paint (default: all)")
+    add("--pairs", type=float, help=f"demo: how often a training caption names two things (default: {PAIRS})")
     add("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="settings")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
     add(
@@ -154,6 +155,8 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         raise ValueError(f"--evaluations {args.evaluations}: at least one is needed")
     if args.concepts and args.recipe != DEFAULT:
         raise ValueError(f"--concepts: of --recipe {DEFAULT}")
+    if args.pairs is not None and (args.recipe != DEFAULT or not 0 <= args.pairs <= 1):
+        raise ValueError(f"--pairs {args.pairs:g}: of --recipe {DEFAULT}, from 0 to 1")
     learns_from_images = bool(recipes.RECIPES[args.recipe].preset) and Path(args.data).suffix.lower() not in PROMPTS
     if args.buckets is not None and not learns_from_images:
         raise ValueError("--buckets, --no-buckets: of recipes that learn from your images")
@@ -240,8 +243,9 @@ def _emoji_run(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proc
         raise ValueError(f"{what} needs --data sprites.zip; python -m sprint_core.distill.prepare makes it")
     parts = {"autoencoder": args.autoencoder, "student": args.student, "text_encoder": args.text_encoder}
     among = CONCEPTS[args.concepts or "all"]()
+    pool, pairs = args.pool or emoji.POOL, PAIRS if args.pairs is None else args.pairs
     return emoji.EmojiRun(
-        args.out, recipe, Path(args.data), args.pool or emoji.POOL, processes=processes, among=among, **parts
+        args.out, recipe, Path(args.data), pool, processes=processes, among=among, pairs=pairs, **parts
     )
 
 

@@ -21,6 +21,7 @@ from .concepts import article, concepts, has_plural, plural
 
 SPLITS = ("train", "test")
 SPLIT_SEED = 7
+PAIRS, COUNTS = 0.25, 0.16  # captions that name two things, of all; several alike, of the others
 SHARES = {"ground": 0.10, "spot": 0.10, "pair": 0.10, "style": 0.05}
 
 GROUNDS = {  # RGB at the top and at the bottom
@@ -126,24 +127,29 @@ def countable(among: tuple[int, ...]) -> list[int]:
     return [number for number in among if has_plural(concepts()[number].names[0])]
 
 
-def draw(rng: random.Random, split: str | None = "train", among: Sequence[int] = ALL) -> Requirement:
-    """What a caption of that split says; None: of any split. among: numbers of the concepts that it may name."""
+def draw(
+    rng: random.Random, split: str | None = "train", among: Sequence[int] = ALL, pairs: float = PAIRS
+) -> Requirement:
+    """What a caption of that split says; None: of any split.
+
+    among: numbers of the concepts that it may name; pairs: how often it names two.
+    """
     if split not in (None, *SPLITS):
         raise ValueError(f"the splits are {' and '.join(SPLITS)}, not {split!r}")
     while True:
-        requirement = _draw(rng, among)
+        requirement = _draw(rng, among, pairs)
         if split in (None, split_of(requirement)):
             return requirement
 
 
-def _draw(rng: random.Random, among: Sequence[int]) -> Requirement:
+def _draw(rng: random.Random, among: Sequence[int], pairs: float) -> Requirement:
     ground = rng.choice(list(GROUNDS)) if rng.random() < 0.6 else None
     style = rng.choice((0, 1, 1)) if rng.random() < 0.36 else None
     kind = rng.random()
-    if kind < 0.25:
+    if kind < pairs:
         pair = tuple(rng.sample(among, 2))
         return Requirement(pair, relation=rng.choice(list(RELATIONS)), style=style, ground=ground)
-    if kind < 0.37:
+    if kind < pairs + COUNTS * (1 - pairs):
         return Requirement(
             (rng.choice(countable(tuple(among))),), count=rng.choice(list(NUMBERS)), style=style, ground=ground
         )

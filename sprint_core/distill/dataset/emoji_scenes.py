@@ -107,12 +107,17 @@ def draw_free(count: int, processes: int = 0, among: Sequence[int] = captions.AL
     return CaptionedScenes(packed, torch.zeros(0, 3, 256, 256, dtype=torch.uint8), tokens, answers, torch.arange(count))
 
 
-def draw(count: int, processes: int = 0, among: Sequence[int] = captions.ALL) -> CaptionedScenes:
-    """About `count` captions and their scenes, scenes 0 to ... of the training split. among: concepts, by number."""
+def draw(
+    count: int, processes: int = 0, among: Sequence[int] = captions.ALL, pairs: float = captions.PAIRS
+) -> CaptionedScenes:
+    """About `count` captions and their scenes, scenes 0 to ... of the training split.
+
+    among: concepts, by number; pairs: how often a caption names two.
+    """
     shape_count = count // SHAPE_SHARE // CAPTIONS_PER_SHAPE
     emoji_count = count - shape_count * CAPTIONS_PER_SHAPE
     jobs: list[tuple] = [
-        (_emoji_chunk, start, min(start + CHUNK, emoji_count), among) for start in range(0, emoji_count, CHUNK)
+        (_emoji_chunk, start, min(start + CHUNK, emoji_count), among, pairs) for start in range(0, emoji_count, CHUNK)
     ]
     jobs += [
         (_shape_chunk, start, min(start + CHUNK // 10, shape_count)) for start in range(0, shape_count, CHUNK // 10)
@@ -152,11 +157,13 @@ def _run(job):
     return chunk(*arguments)
 
 
-def _emoji_chunk(start: int, stop: int, among: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _emoji_chunk(
+    start: int, stop: int, among: Sequence[int], pairs: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     drawn, texts, answers = [], [], []
     for seed in range(start, stop):
         rng = random.Random(f"train {seed}")
-        requirement = captions.draw(rng, among=among)
+        requirement = captions.draw(rng, among=among, pairs=pairs)
         texts.append(captions.write(requirement, rng))
         drawn.append(scenes.compose(requirement, rng))
         answers.append(labels(requirement))

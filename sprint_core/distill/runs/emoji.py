@@ -64,8 +64,8 @@ class EmojiRun(Run):
     """A run on the art in `sprites` (emoji/art.py).
 
     autoencoder, text_encoder: files of trained ones, to do without those stages. student: of a SANA-Sprint of the
-    teacher in this folder, to distil on from. among: numbers of the concepts that the model learns. Raises OSError,
-    ValueError, CheckpointError.
+    teacher in this folder, to distil on from. among: numbers of the concepts that the model learns; pairs: how often
+    a training caption names two. Raises OSError, ValueError, CheckpointError.
     """
 
     def __init__(
@@ -79,12 +79,13 @@ class EmojiRun(Run):
         student: Path | None = None,
         text_encoder: Path | None = None,
         among: Sequence[int] = captions.ALL,
+        pairs: float = captions.PAIRS,
     ):
         super().__init__(out, recipe, processes, SEED)
         self.art: Art = art.load(sprites).to(self.device)
         self.pool, self.autoencoder, self.text_encoder = pool, autoencoder, text_encoder
         self.start = continued(student) if student else student_of
-        self.prompts, self.among = prompts(), among
+        self.prompts, self.among, self.pairs = prompts(), among, pairs
 
     def train_autoencoder(self) -> Autoencoder:
         """The DC-AE with unit latents: the one of the file, or after both of its stages."""
@@ -129,7 +130,7 @@ class EmojiRun(Run):
 
     def draw_scenes(self) -> CaptionedScenes:
         """Those of the pool, with captions."""
-        return emoji_scenes.draw(self.pool, among=self.among)
+        return emoji_scenes.draw(self.pool, among=self.among, pairs=self.pairs)
 
     def train_text_encoder(self, drawn: CaptionedScenes) -> Gemma:
         """The one of the file, or pre-trained by questions about captions."""

@@ -36,6 +36,15 @@ def test_shares_of_the_splits():
     assert 0.08 < counts["test"] / 4000 < 0.18
 
 
+@pytest.mark.parametrize("pairs", [0.0, captions.PAIRS, 0.6, 1.0])
+def test_shares_of_kinds(pairs):
+    """Of all splits; several alike are as often among the others as ever."""
+    rng = random.Random(2)
+    kinds = Counter(captions.draw(rng, None, pairs=pairs).kind for _ in range(4000))
+    assert kinds["pair"] / 4000 == pytest.approx(pairs, abs=0.03)
+    assert kinds["count"] / 4000 == pytest.approx(0.16 * (1 - pairs), abs=0.03)
+
+
 def test_training_shows_no_held_out_combination():
     test = drawn(300, "test")
     assert {captions.split_of(requirement) for requirement in drawn(1000)} == {"train"}

@@ -139,6 +139,8 @@ def test_from_a_command_to_a_chart(arguments, tmp_path, capsys, caplog):
         (["--methods", "scm"], "are of --compare"),
         (["--compare", "--evaluations", "0"], "--evaluations 0"),
         (["--recipe", "shapes", "--concepts", "common"], "--concepts: of --recipe demo"),
+        (["--recipe", "shapes", "--pairs", "0.5"], "--pairs 0.5: of --recipe demo"),
+        (["--pairs", "1.5"], "--pairs 1.5: of --recipe demo, from 0 to 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, caplog, more, message):

@@ -19,6 +19,7 @@ from sprint_core.distill import __main__ as command
 from sprint_core.distill import recipes
 from sprint_core.distill.dataset import emoji_art, emoji_scenes, emoji_sources, emoji_text
 from sprint_core.distill.dataset.emoji_images import CROP_PX, EmojiImages
+from sprint_core.distill.engine.processes import SINGLE_PROCESS
 from sprint_core.distill.engine.randomness import SampleRandom
 from sprint_core.distill.runs import emoji, emoji_control, estimate
 from sprint_core.distill.runs.control import ControlSources
@@ -166,6 +167,13 @@ def test_drawn_scenes_are_the_same_for_any_number_of_processes(monkeypatch):
     for name in ("packed", "shapes", "tokens", "labels", "image"):
         assert torch.equal(getattr(one, name), getattr(two, name))
     assert one.fingerprint == two.fingerprint and len(one.shapes) == 2
+
+
+def test_pairs_of_the_command_line_are_those_of_the_scenes(sprites, tmp_path):
+    args = command._arguments(["--out", str(tmp_path), "--data", str(sprites), "--pool", "60", "--pairs", "1"])
+    drawn = command._emoji_run(args, recipes.RECIPES["demo"], SINGLE_PROCESS).draw_scenes()
+    of_emoji = drawn.labels[: len(drawn.packed)]  # the second thing, and how both stand
+    assert len(of_emoji) >= 50 and (of_emoji[:, 1] > 0).all() and (of_emoji[:, 7] > 0).all()
 
 
 def test_the_patch_critic_bounds_its_gradient():
