@@ -8,6 +8,7 @@
                                                  make an image for each line of a file, by ComfyUIs that run
   python run.py test [pytest arguments]          run the tests; installs Chromium if no browser is found
   python run.py test --oldest                    run some of them on the oldest supported ComfyUI
+  python run.py test --ray                       run those of the batch engine Ray, which it installs (0.6 GB)
   python run.py python [arguments]               run the prepared Python
 
 The set-up lives in .host (or SPRINT_HOST) and is made once. ComfyUI is that of COMFYUI_PATH (run by
@@ -35,7 +36,7 @@ from launcher import spread
 from launcher.browser import chromium, install_chromium, wanted
 from launcher.client import free_port
 from launcher.prompt import ComfyError, avoid, edit
-from launcher.setup import ROOT, Fault, comfyui_server, oldest_host, say, set_up, test_python
+from launcher.setup import ROOT, Fault, comfyui_server, oldest_host, ray_python, say, set_up, test_python
 
 WORKFLOW = ROOT / "workflows" / "SANA-Sprint 01 Text to Image.json"
 PROMPT = "a slice of pizza"
@@ -141,6 +142,10 @@ def spread_prompts(argv: list[str]) -> int:
 def test(argv: list[str]) -> int:
     if not (ROOT / "tests").is_dir():
         raise Fault("this folder has no tests: what the registry ships leaves them out; take the repository")
+    if "--ray" in argv:
+        words = [word for word in argv if word != "--ray"]
+        os.chdir(ROOT)
+        return hand_over([str(ray_python()), "-m", "pytest", *(words or ["tests/cluster"])], os.environ)
     if "--oldest" in argv:
         host = oldest_host()
         python, argv = host.python, [*(word for word in argv if word != "--oldest"), "-m", "oldest"]

@@ -1,5 +1,6 @@
 """What all groups of tests share: the import path, the ComfyUI under test, one server for server/ and browser/."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -26,6 +27,9 @@ hypothesis.settings.register_profile(
     "repository", derandomize=True, database=None, deadline=None, suppress_health_check=UNCHECKED
 )
 hypothesis.settings.load_profile("repository")
+
+
+collect_ignore = [] if importlib.util.find_spec("ray") else ["cluster"]  # what `run.py test --ray` runs
 
 
 def pytest_configure():

@@ -23,9 +23,11 @@ from ..images import sizes
 from ..models import controlnet
 from ..models.nag import NAG
 from ..pipeline import MULTISTEP
-from . import folder, generate, local, plan, rows, writing
+from . import cluster, folder, generate, local, plan, rows, writing
 from .generate import IMAGE_FORMATS, Settings
 from .work import Report
+
+ENGINES = {"local": local.run, "ray": cluster.run}
 
 log = messages.logger(__name__)
 
@@ -67,6 +69,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", type=int, help="processes, spread over the devices (default: one for each)")
     add("--threads", type=int, help="of each worker on a CPU (default: DIR's own, at first its share of the cores)")
     add("--shard", default="0/1", metavar="K/N", help="of N commands on one DIR, this is number K, from 0")
+    add("--engine", choices=ENGINES, default="local", help="ray: on a cluster (RAY_ADDRESS) or here (default: local)")
     add("--one-after-another", action="store_true", help="without overlap of text, steps and image files; to measure")
     return parser.parse_args(argv)
 
@@ -87,6 +90,8 @@ def _settings(args: argparse.Namespace) -> Settings:
     if not 0 <= args.seed < rows.MOST:
         raise ValueError(f"--seed is {args.seed}; it must be a whole number from 0")
     settings.check_steps(generate.STEPS if args.steps is None else args.steps, settings.is_multistep())
+    if args.engine == "ray":
+        cluster.check()
     if args.format == "parquet":
         writing.pyarrow()
     return settings
@@ -116,8 +121,11 @@ def _part(text: str) -> tuple[int, int]:
 def _devices(args: argparse.Namespace) -> list[str]:
     """One for each worker, in turn. Raises ValueError."""
     names = [name.strip() for name in args.device.split(",")]
-    for name in names:
-        usable_device(name)
+    if args.engine == "ray" and names not in (["cpu"], ["cuda"]):
+        raise ValueError(f"--device {args.device}: Ray chooses the devices; say cpu or cuda, and how many by --workers")
+    if not (args.engine == "ray" and os.environ.get("RAY_ADDRESS")):  # a cluster may have what this machine has not
+        for name in names:
+            usable_device(name)
     workers = args.workers or len(names)
     if workers < len(names):
         raise ValueError(f"--workers {workers}: fewer than the {len(names)} devices; name fewer, or take more")
@@ -137,7 +145,7 @@ def run(args: argparse.Namespace) -> dict:
     progress = _Progress(whole, mine, where)
     with progress.bar:
         while shards := where.missing(mine):
-            local.run(
+            ENGINES[args.engine](
                 settings,
                 where,
                 whole,

@@ -20,6 +20,7 @@ from PIL import Image
 from processes import ROOT
 
 from sprint_core.batch import __main__ as command_line
+from sprint_core.batch import cluster
 from sprint_core.batch.folder import Claims, Folder
 from sprint_core.pipeline import Pipeline
 
@@ -389,3 +390,18 @@ def test_a_broken_row_is_named_before_the_first_image(tmp_path, caplog):
     message = refusal(caplog, file, "--out", tmp_path / "out")
     assert message.startswith("error: ") and "prompts.jsonl, line 51: not JSON" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_without_ray_the_engine_says_how_to_install_it(tmp_path, prompts, caplog, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    message = refusal(caplog, prompts, "--out", tmp_path / "out", "--engine", "ray")
+    assert message == "error: --engine ray: Ray is missing; install it with: pip install --group ray"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("cpus", "count", "threads"), [(2, 2, 1), (3, 2, 1), (4, 2, 8), (16, 5, 3), (64, 8, 8)])
+def test_actors_of_ray_leave_a_cpu_free(cpus, count, threads):
+    """Ray's own tasks take a whole one, or wait for ever; where there is enough, an actor has as many as threads."""
+    of_one = cluster.cpus_of_an_actor(cpus, count, threads)
+    assert 0 < count * of_one <= cpus - 1
+    assert of_one == threads or count * threads > cpus - 1
