@@ -1,5 +1,6 @@
 """The editor offers our nodes for those of ComfyUI_ExtraModels, and exchanges them when asked."""
 
+import pytest
 from foreign_graphs import NAMES, PROMPT, SIDES, workflow
 
 from sprint_core.weights.presets import BUNDLED_NAME
@@ -15,7 +16,10 @@ OURS = {
 }
 
 
-def test_their_graph_stays_until_the_exchange_is_asked_for(editor):
+@pytest.mark.parametrize("is_vue", [False, True], ids=["classic", "nodes2"])
+def test_their_graph_stays_until_the_exchange_is_asked_for(editor, setting, is_vue):
+    if is_vue:
+        setting("Comfy.VueNodes.Enabled", True, before=False)
     editor.evaluate("async ui => { await app.loadGraphData(ui) }", workflow())
     editor.get_by_text("View details").click()
     replace = editor.get_by_role("button", name="Replace All")
