@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.client import NO_ANSWER, Client, ServerGone
-from launcher.prompt import ComfyError, avoid, edit
+from launcher.prompt import ComfyError, api_prompt, avoid, edit
 
 AT_ONCE = 2  # prompts of one ComfyUI
 RETRY_SEC = 2.0  # between two looks at one that went away
@@ -96,18 +97,23 @@ class Spread:
 
     def _serve(self, client: Client) -> None:
         """One of a ComfyUI's two prompts at once, until there are no more rows for it."""
-        while (row := self._take(client.url)) is not None:
-            try:
-                self.keep(row, self.make(client, row))
-            except ServerGone as error:
-                self._give_back(row, client.url, str(error))
-                self._await(client)
-            except ComfyError as error:
-                self._refuse(row, client.url, str(error))
-            except Exception as error:  # of our disk, say: no other row would do better
-                self._stop(error)
-            else:
-                self._done(client.url)
+        try:
+            while (row := self._take(client.url)) is not None:
+                self._try(client, row)
+        except Exception as error:  # of our disk, say: no other row would do better
+            self._stop(error)
+
+    def _try(self, client: Client, row: Row) -> None:
+        try:
+            images = self.make(client, row)
+        except ServerGone as error:
+            self._give_back(row, client.url, str(error))
+            self._await(client)
+        except ComfyError as error:
+            self._refuse(row, client.url, str(error))
+        else:
+            self.keep(row, images)
+            self._done(client.url)
 
     def _take(self, url: str) -> Row | None:
         """The next row that this ComfyUI did not refuse; None once there can be no more of them."""
@@ -286,23 +292,35 @@ def alone(out: Path) -> Iterator[None]:
 
 
 class Maker:
-    """A workflow's images of rows, by any of the ComfyUIs, each of which is asked for its own account of its nodes."""
+    """A workflow's images of rows, by any of the ComfyUIs, each of which is asked for its own account of its nodes.
 
-    def __init__(self, workflow: Path, model: str | None) -> None:
-        self.workflow, self.model = workflow, model
+    Raises ComfyError, which names the ComfyUI that does not have them.
+    """
+
+    def __init__(self, urls: Sequence[str], workflow: Path, model: str | None) -> None:
+        self.model = model
         self._ready: dict[str, tuple[dict, dict]] = {}  # by url: the API prompt, and what the nodes are
+        for url in urls:
+            try:
+                object_info = Client(url).object_info()
+                self._ready[url] = prompt_of(workflow, object_info), object_info
+                self._edited(url, Row("", "a cat", 0))
+            except (*NO_ANSWER, ComfyError) as error:
+                raise ComfyError(f"{workflow.name} at {url}: {error}") from error
+
+    def _edited(self, url: str, row: Row) -> dict:
+        """The prompt for a row. Raises ComfyError."""
+        prompt, object_info = self._ready[url]
+        prompt = copy.deepcopy(prompt)
+        edit(prompt, row.prompt, row.steps, row.seed, self.model)
+        if row.negative is not None:
+            avoid(prompt, row.negative, object_info)
+        return prompt
 
     def __call__(self, client: Client, row: Row) -> list[bytes]:
         """The files of its images. Raises ComfyError, ServerGone."""
         try:
-            if client.url not in self._ready:
-                self._ready[client.url] = client.prompt_of(self.workflow), client.object_info()
-            prompt, object_info = self._ready[client.url]
-            prompt = json.loads(json.dumps(prompt))
-            edit(prompt, row.prompt, row.steps, row.seed, self.model)
-            if row.negative is not None:
-                avoid(prompt, row.negative, object_info)
-            images = client.images(client.run(prompt))
+            images = client.images(client.run(self._edited(client.url, row)))
             if not images:
                 raise ComfyError("the workflow saves no image")
             return [client.view(image) for image in images]
@@ -310,6 +328,17 @@ class Maker:
             raise ComfyError(f"{error.url} answered {error.code}") from error
         except NO_ANSWER as error:
             raise ServerGone(f"{client.url} does not answer: {error}") from error
+
+
+def prompt_of(workflow: Path, object_info: dict) -> dict:
+    """The API prompt of a workflow file, which may be one itself (Export (API)). Raises ComfyError."""
+    try:
+        graph = json.loads(workflow.read_text(encoding="utf-8-sig"))
+        if all("class_type" in node for node in graph.values() if isinstance(node, dict)) and "nodes" not in graph:
+            return graph
+        return api_prompt(graph, object_info)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ComfyError(f"not a workflow as ComfyUI saves it ({error!r}); save it again in the editor") from None
 
 
 def run(
@@ -325,10 +354,11 @@ def run(
     started, rows = time.monotonic(), read(prompts, seed)
     urls = [(url if "://" in url else f"http://{url}").rstrip("/") for url in urls]
     check(urls)
-    begin(out, job_of(rows, workflow, model))
+    job, maker = job_of(rows, workflow, model), Maker(urls, workflow, model)
+    begin(out, job)
     with alone(out):
         missing = [row for row in rows if not (out / f"{row.id}.png").exists()]
-        spread = Spread(urls, missing, Maker(workflow, model), lambda row, images: keep(out, row, images))
+        spread = Spread(urls, missing, maker, lambda row, images: keep(out, row, images))
         spread.run(lambda made: told(made, len(missing)))
         failures = "".join(json.dumps(failure, ensure_ascii=False) + "\n" for failure in spread.failures)
         _write(out / "failures.jsonl", failures.encode())

@@ -244,6 +244,15 @@ def test_when_none_answers_any_more_it_ends_and_the_same_command_goes_on(job):
         assert images(job["out"]) == WANTED and len(c.painted) == COUNT - len(there)
 
 
+def test_an_exported_api_prompt_is_a_workflow_too(job):
+    text = {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat"}}
+    sampler = {"class_type": "SanaSprintSampler", "inputs": {"steps": 3, "seed": 0}}
+    job["workflow"].write_text(json.dumps({"4": text, "5": sampler}))
+    with Painter() as a:
+        spread.run(**job, urls=[a.url])
+    assert images(job["out"])["000000002.png"] == image_of("a cat of 2 kilograms", 3, 7)
+
+
 def test_columns_and_what_is_wrong_with_them(job, tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a dog", "id": "dog", "seed": 1, "steps": 4}\n\n{"prompt": "a cow"}\n')
@@ -262,6 +271,36 @@ def test_columns_and_what_is_wrong_with_them(job, tmp_path):
         (tmp_path / "bad.jsonl").write_text(file.read_text() + line)
         with pytest.raises(ComfyError, match=message):
             spread.run(**job | {"prompts": tmp_path / "bad.jsonl"}, urls=["http://127.0.0.1:9"])
+
+
+def test_a_full_disk_ends_it_and_is_no_fault_of_a_row(job):
+    job["out"].mkdir()
+    about = spread.job_of(spread.read(job["prompts"], 5), job["workflow"], None)
+    (job["out"] / "job.json").write_text(json.dumps(about))
+    (job["out"] / ".000000003.png.part").mkdir()  # in place of a file
+    with Painter() as a:
+        with pytest.raises(ComfyError, match=r"000000003.png: not written \(Is a directory\); the same"):
+            spread.run(**job, urls=[a.url])
+        (job["out"] / ".000000003.png.part").rmdir()
+        assert spread.run(**job, urls=[a.url])["failed"] == 0
+    assert images(job["out"]) == WANTED
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda graph: graph["nodes"].pop(), r"graph.json at http://127.0.0.1:\d+: the workflow needs one of"),
+        (lambda graph: graph["nodes"][0].update(type="Other"), r"127.0.0.1:\d+: node 1 \(Other\): the server"),
+        (lambda graph: graph.update(nodes=3), "graph.json at http.*: not a workflow as ComfyUI saves it"),
+    ],
+)
+def test_a_workflow_that_cannot_be_run_is_said_at_once(job, change, message):
+    graph = json.loads(json.dumps(GRAPH))
+    change(graph)
+    job["workflow"].write_text(json.dumps(graph))
+    with Painter() as a, pytest.raises(ComfyError, match=message):
+        spread.run(**job, urls=[a.url])
+    assert not job["out"].exists()
 
 
 def test_another_jobs_folder_is_refused(job, capsys):
