@@ -28,13 +28,17 @@ TILE_PX, LABEL_PX, COLUMNS = (1600, 720), 28, 2
 FULL_TEXT = {"LiteGraph.Canvas.MinFontSizeForLOD": 0}  # draw words however small the graph
 RENDERERS = {"classic": False, "Nodes 2.0": True}
 OPEN = "async ui => { await app.loadGraphData(ui); app.extensionManager.command.execute('Comfy.Canvas.FitView') }"
+# A live canvas paints its drawing once, rather than wait a minute for another.
 RUN = """() => {
     window.over = false;
+    for (const node of app.graph.nodes)
+        for (const widget of node.widgets ?? []) if (widget.name === 'live') widget.value = false;
     for (const end of ['execution_success', 'execution_error', 'execution_interrupted'])
         app.api.addEventListener(end, () => { window.over = true }, { once: true });
     app.queuePrompt(0);
 }"""
 SETTLE_MS, RUN_MS = 1500, 120_000
+LATE_MS = 5000  # the page's first graph may come late, and take another's place
 
 
 def photograph(page: Page, ui: dict) -> Image.Image:
@@ -82,6 +86,7 @@ def photograph_all(page: Page, server: Client, workflows: list[Path]) -> list[tu
         server.request("/settings", {"Comfy.VueNodes.Enabled": on, **FULL_TEXT})
         page.reload()
         wait_until_ready(page)
+        page.wait_for_timeout(LATE_MS)
         for workflow in workflows:
             ui = json.loads(workflow.read_text(encoding="utf-8"))
             tiles.append((f"{workflow.stem}: {renderer}", photograph(page, ui)))
