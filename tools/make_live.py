@@ -30,6 +30,12 @@ WIDTH_PX, COLOURS = 640, 128  # of the film
 FRAME_MS, LAST_MS = 110, 1500
 MOVES = 14  # of the mouse along one stroke, with one frame of the film for each
 STROKES = [[(x / SIDE_PX, y / SIDE_PX) for x, y in points] for points in (CAP, STEM)]
+TO_THE_CANVAS = """() => {
+    const [x, y] = app.graph.nodes.find(node => node.type === 'SanaSprintLiveCanvas').pos;
+    app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = [100 - x, 60 - y];
+    app.canvas.setDirty(true, true);
+}"""
 PROMPTS = ("an umbrella", "a jellyfish", "a mushroom")
 
 
@@ -99,9 +105,7 @@ def main() -> None:
         open_editor(page, server)
         page.wait_for_timeout(3000)  # the page's first graph may come late
         page.evaluate("async ui => { await app.loadGraphData(ui) }", ui)
-        page.evaluate(
-            "() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-380, -60]; app.canvas.setDirty(true, true) }"
-        )
+        page.evaluate(TO_THE_CANVAS)
         page.locator(f"{sheet.CANVAS} .drawing").wait_for(timeout=60_000)
         save(film(page))
         browser.close()

@@ -21,18 +21,20 @@ WORKFLOWS = ROOT / "workflows"
 CANVAS, PROMPT = "SanaSprintLiveCanvas", "SanaSprintTextEncode"
 STRENGTH = 8  # its place among a canvas's values
 # Width, height as saved, and height once it has run: of the taller of the two renderers (tools/make_sheet.py says).
+# Where files are chosen, the longest name of a published one fits.
 SIZES_PX = {
     "SanaSprintLoader": (340, 154, 154),
-    "SanaSprintModelLoader": (360, 166, 166),
-    "SanaSprintTextEncoderLoader": (360, 140, 140),
-    "SanaSprintVAELoader": (360, 138, 138),
+    "SanaSprintModelLoader": (440, 166, 166),
+    "SanaSprintTextEncoderLoader": (440, 140, 140),
+    "SanaSprintVAELoader": (440, 138, 138),
     "SanaSprintControlNetLoader": (340, 170, 170),
-    "CheckpointLoaderSimple": (360, 126, 126),
+    "CheckpointLoaderSimple": (440, 126, 126),
     "SanaSprintTextEncode": (400, 260, 260),
     "CLIPTextEncode": (400, 160, 160),
     "SanaSprintEmptyLatent": (400, 160, 200),
     "ConditioningZeroOut": (300, 40, 40),
     "SanaSprintSampler": (340, 280, 330),
+    "SanaSprintLiveCanvas": (760, 960, 960),
     "KSampler": (340, 270, 270),
     "VAEDecode": (225, 60, 60),
     "VAEEncode": (225, 60, 60),
@@ -52,6 +54,7 @@ SIZES_PX = {
 LEFT_PX, TOP_PX, TITLE_PX = 40, 160, 30
 COLUMN_GAP_PX, ROW_GAP_PX, GROUP_GAP_PX, GROUP_PAD_PX, GROUP_TITLE_PX = 60, 30, 60, 20, 44
 NOTE_PX, LINE_PX, BLANK_PX, LETTERS = 440, 20, 9, 60  # a note: its width, heights of its lines, letters in one
+NARROW_NOTE_PX = 340  # of one below the first group, which is as wide
 NOTE_COLOURS = {"color": "#222", "bgcolor": "#000"}
 GROUP_COLOUR = "#3f789e"
 
@@ -99,14 +102,15 @@ def speak(node: dict, plan: Plan) -> None:
 
 def write_note(node: dict, plan: Plan) -> None:
     text = plan.text + (links(list(plan.files.values())) if plan.files else "")
+    width = NARROW_NOTE_PX if plan.is_note_below else NOTE_PX
     node.update(NOTE_COLOURS, title="Read me", widgets_values=[text])
-    node["pos"], node["size"] = [LEFT_PX, TOP_PX], [NOTE_PX, note_height_px(text)]
+    node["pos"], node["size"] = [LEFT_PX, TOP_PX], [width, note_height_px(text)]
 
 
 def place(ui: dict, plan: Plan) -> None:
     """Positions and sizes of all nodes, and the groups around them. Rows are aligned within a group."""
     nodes = {node["id"]: node for node in ui["nodes"]}
-    ui["groups"], x = [], LEFT_PX + NOTE_PX + GROUP_GAP_PX
+    ui["groups"], x = [], LEFT_PX + (0 if plan.is_note_below else NOTE_PX + GROUP_GAP_PX)
     for number, (title, columns) in enumerate(plan.groups, 1):
         sizes = [[SIZES_PX[nodes[i]["type"]] for i in column] for column in columns]
         rows = max(map(len, columns))
@@ -125,6 +129,9 @@ def place(ui: dict, plan: Plan) -> None:
             {"id": number, "title": title, "bounding": box, "color": GROUP_COLOUR, "font_size": 24, "flags": {}}
         )
         x += GROUP_GAP_PX + 2 * GROUP_PAD_PX - COLUMN_GAP_PX
+    if plan.is_note_below:
+        _, top, _, height = ui["groups"][0]["bounding"]
+        nodes[plan.note]["pos"][1] = top + height + ROW_GAP_PX + TITLE_PX
 
 
 def lay_out(ui: dict, plan: Plan) -> None:

@@ -74,14 +74,14 @@ def with_drawings(prompt: dict) -> dict:
     return shown | prompt
 
 
-def thumbnail(server: Client, workflow: Path, plan: Plan | None) -> Image.Image:
-    """What a run of the template shows; of one without a plan, its image, and upon it what is drawn on its canvas."""
-    if plan and plan.card:
+def thumbnail(server: Client, workflow: Path, plan: Plan) -> Image.Image:
+    """What a run of the template shows; where it says not what, its image, and upon it what is drawn on its canvas."""
+    if plan.card:
         return card(plan.card)
     outputs = server.run(with_drawings(server.prompt_of(workflow)))["outputs"]
-    nodes = plan.shown if plan else sorted(outputs, key=lambda name: not name.startswith("drawn-"))
+    nodes = plan.shown or sorted(outputs, key=lambda name: not name.startswith("drawn-"))
     images = [square(server.view(outputs[str(node)]["images"][0])) for node in nodes]
-    if plan and plan.beside:
+    if plan.beside:
         return beside(images, plan.beside)
     return upon(images[0], images[1]) if len(images) == 2 else images[0]
 
@@ -91,7 +91,7 @@ def main() -> None:
     with setup.comfyui_server() as server:
         for workflow in sorted((ROOT / "workflows").glob("*.json")):
             if not sys.argv[1:] or workflow.stem in sys.argv[1:]:
-                image = thumbnail(server, workflow, plans.get(workflow.stem))
+                image = thumbnail(server, workflow, plans[workflow.stem])
                 image.save(workflow.with_suffix(".jpg"), quality=88)
 
 

@@ -76,6 +76,7 @@ class Plan:
     groups: tuple[tuple[str, tuple[tuple[int, ...], ...]], ...]
     note: int
     text: str
+    is_note_below: bool = False  # below the first group: where a wide node needs the page
     titles: dict[int, str] = field(default_factory=dict)
     prompts: dict[int, str] = field(default_factory=dict)  # node id: key of PROMPTS
     files: dict[int, File] = field(default_factory=dict)
@@ -109,6 +110,10 @@ LIVE = {
 SUBGRAPHS = {"Text to Image (SANA-Sprint)": "start", "Sketch to Image (SANA-Sprint)": "drawn"}  # keys of PROMPTS
 
 PARTS = ("1 Model", ((1, 2, 3),))
+DRAWN = (("2 Drawing", ((3,),)), ("3 Image", ((4,),)))
+DRAWN_TITLES = {3: "Draw here", 4: "What you drew last"}
+KEYS = """Keys: **B** brush, **E** eraser, **[** and **]** size, **Ctrl+Z** undo, **Ctrl+Shift+Z** redo. Drop an image \
+on the sheet to %s. The graph keeps the strokes: shared, or dropped as a saved PNG, it shows the same drawing."""
 TITLE_PREFIX = "SANA-Sprint "
 
 PLANS = {
@@ -218,6 +223,20 @@ with, goes into `models/annotators`.
         prompts={30: "drawn", 2: "controlled"},
         shown=(34, 6),
     ),
+    "06 Sketch to Image": Plan(
+        (("1 Model", ((1, 2),)), *DRAWN),
+        5,
+        f"""## Draw, and watch it paint
+
+1. Press **Go live**, below the drawing.
+2. Draw another outline and say what it is, or let the mushroom become *an umbrella* or *a jellyfish*.
+3. Change the prompt, the seed or *strength* while you draw.
+4. **Stop**, or run something else: the last drawing is painted with *final_steps* and saved.
+
+{KEYS % "trace it"}""",
+        is_note_below=True,
+        titles=DRAWN_TITLES,
+    ),
     "07 Steps x Seeds": Plan(
         (
             ("1 Model", ((1,),)),
@@ -239,6 +258,34 @@ Encode* on.
         titles={17: "Grid"},
         prompts={2: "start"},
         shown=(17,),
+    ),
+    "08 Live Paint Canvas": Plan(
+        (("1 Model", ((1,),)), *DRAWN),
+        5,
+        f"""## Paint, and watch it repaint
+
+1. Press **Go live**, below the drawing.
+2. Paint patches of colour where things shall be.
+3. Change the prompt, the seed or *denoise* while you draw.
+4. **Stop**, or run something else: the last drawing is painted with *final_steps* and saved.
+
+{KEYS % "paint over it"}
+
+*denoise* 1 keeps nothing of your paint, 0.3 nearly all. With a ControlNet, mode *both* adds lines.""",
+        is_note_below=True,
+        titles=DRAWN_TITLES,
+    ),
+    "09 Sketch App Mode": Plan(
+        (("1 Model", ((1, 2),)), *DRAWN),
+        5,
+        """## The sketch without its graph
+
+It opens in ComfyUI's *App mode*: the prompt and the sheet stand beside the page, and no node is to be seen. *Graph*, \
+at the top, shows them.
+
+The graph is that of *06 Sketch to Image*.""",
+        is_note_below=True,
+        titles=DRAWN_TITLES,
     ),
     "10 Published 1.6B Model": Plan(
         (PARTS, ("2 Prompt", ((5, 4),)), ("3 Image", ((6,), (7,), (8,)))),
