@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT)]
 
-from tools.template_plans import LIVE, PLANS, PROMPTS, SUBGRAPHS, TITLE_PREFIX, File, Live, Plan  # noqa: E402
+from tools.template_plans import HUB, LIVE, PLANS, PROMPTS, SUBGRAPHS, TITLE_PREFIX, File, Live, Plan  # noqa: E402
 
 WORKFLOWS = ROOT / "workflows"
 CANVAS, PROMPT = "SanaSprintLiveCanvas", "SanaSprintTextEncode"
@@ -60,7 +60,7 @@ GROUP_COLOUR = "#3f789e"
 
 
 def links(files: list[File]) -> str:
-    """Where to get the files, where they go, and which of them get another name there."""
+    """Where to get the files, where they go, which of them get another name there, and which ComfyUI does not fetch."""
     by_folder: dict[str, list[File]] = {}
     for file in files:
         by_folder.setdefault(file.folder, []).append(file)
@@ -71,6 +71,8 @@ def links(files: list[File]) -> str:
         if file.name != file.published_as:
             saved = f"A browser saves the file of {file.folder} as *{file.published_as}*"
             lines += ["", f"{saved}: rename it to **{file.name}**."]
+        if not file.url.startswith(HUB):
+            lines += ["", f"ComfyUI does not offer to download **{file.name}**: save it by its link."]
     lines += ["", "### Where they go", "", "```", "ComfyUI/", "└── models/"]
     for i, (folder, members) in enumerate(by_folder.items()):
         last = i == len(by_folder) - 1

@@ -20,7 +20,7 @@ PROMPTS = {
     "published": "a tiny astronaut hatching from an egg on the moon",
 }
 
-HUB = "https://huggingface.co"
+HUB = "https://huggingface.co"  # the one host of these that ComfyUI offers to download from
 
 
 @dataclass(frozen=True)

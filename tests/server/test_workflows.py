@@ -65,9 +65,10 @@ def test_workflow_names_what_the_nodes_know(server, workflow):
 
 
 def test_links_are_such_as_the_editor_offers(workflow):
-    """It takes a link only under the name that the node has chosen, and only from hosts that it trusts.
+    """It takes a link only under the name that the node has chosen, and offers no download from GitHub.
 
-    A file whose published name could be anything's gets a telling one; the note then says so.
+    The note says which file that is. One whose published name could be anything's gets a telling name, and the note
+    says so.
     """
     nodes = json.loads(workflow.read_text(encoding="utf-8"))["nodes"]
     note = "".join(node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
@@ -79,6 +80,8 @@ def test_links_are_such_as_the_editor_offers(workflow):
             assert not re.fullmatch(r"(model|diffusion_pytorch_model)\..*", link["name"])
             assert f"[{link['name']}]({link['url']})" in note and f"── {link['name']}" in note
             assert link["url"].startswith(("https://huggingface.co/", "https://github.com/madebyollin/taesd/"))
+            by_hand = f"does not offer to download **{link['name']}**: save it by its link"
+            assert (by_hand in note) == link["url"].startswith("https://github.com/")
             assert link["directory"] in {"diffusion_models", "text_encoders", "vae", "vae_approx", "checkpoints"}
 
 
