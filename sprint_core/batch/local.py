@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .. import cli
+from .. import cli, thread_count
 from .folder import Folder
 from .generate import Generate, Settings
 from .plan import Plan
@@ -37,9 +37,9 @@ def run(
     Raises ValueError, OSError. Without another process where one worker is enough.
     """
     if len(devices) == 1:
-        torch.set_num_threads(threads)
-        generate = Generate(settings, devices[0], weights_hash)
-        work(generate, folder, ((shard, plan.rows(shard)) for shard in shards), report, overlap)
+        with thread_count.threads(threads):
+            generate = Generate(settings, devices[0], weights_hash)
+            work(generate, folder, ((shard, plan.rows(shard)) for shard in shards), report, overlap)
         return
     context = multiprocessing.get_context("spawn")
     workers: dict[Connection, Any] = {}

@@ -355,7 +355,7 @@ def test_threads_stay_those_of_the_first_command(model, tmp_path, prompts, capsy
     assert command(capsys, *words)["job"]["threads"] == 3
     usual = command(capsys, prompts, "--model", model, "--size", "64x64", "--out", tmp_path / "usual")
     assert usual["job"]["threads"] == os.cpu_count()
-    torch.set_num_threads(1)  # as for all tests
+    assert torch.get_num_threads() == 1  # as before: conftest.py
 
 
 @pytest.mark.parametrize(
