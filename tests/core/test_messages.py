@@ -73,7 +73,8 @@ def test_every_module_logs_through_it():
             tree = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
             calls = [node for node in tree if isinstance(node, ast.Call) and node.args]
             loggers = [call for call in calls if ast.unparse(call.func) == "logging.getLogger"]
-            assert not loggers or file.name == "messages.py", file
+            own = [call for call in loggers if not ast.unparse(call.args[0]).startswith("'ray.")]  # that one is Ray's
+            assert not own or file.name == "messages.py", file
 
 
 NAME = b"two\nlines_\xff_" + "caf\xe9.safetensors".encode()

@@ -49,9 +49,11 @@ def pictures(tmp_path_factory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
-def known_estimates(recipe, processes=SINGLE_PROCESS, of_recipe=estimate.of_recipe) -> list[estimate.Estimate]:
+def known_estimates(
+    recipe, processes=SINGLE_PROCESS, trunk=None, of_recipe=estimate.of_recipe
+) -> list[estimate.Estimate]:
     if repr(recipe) not in ESTIMATES:
-        ESTIMATES[repr(recipe)] = of_recipe(recipe, processes)
+        ESTIMATES[repr(recipe)] = of_recipe(recipe, processes, trunk)
     return ESTIMATES[repr(recipe)]
 
 
@@ -389,7 +391,7 @@ def test_stabilisers_keep_the_weights_and_start_fresh():
         ({"gpu": "0xh100", "dry_run": True}, "--gpu 0xh100: write it as h100"),
         (
             {"compile": True, "recipe": "demo", "compare": True, "teacher": None},
-            "--compile and --tracker are of one model",
+            "--compile, --shard and --tracker are of one model",
         ),
         ({"device": "gpu"}, "--device gpu: "),
         ({"teacher": "missing.safetensors"}, "missing.safetensors: no such file"),
