@@ -348,9 +348,12 @@ def run(
     workflow: Path,
     model: str | None = None,
     seed: int = 0,
-    told: Callable[[int, int], None] = lambda made, of: None,
+    on_wait: Callable[[int, int], None] = lambda made, of: None,
 ) -> dict:
-    """Make what is not there yet, and return the report; told: how many are made, of how many. Raises ComfyError."""
+    """Make what is not there yet, and return the report. on_wait: takes how many are made, of how many.
+
+    Raises ComfyError.
+    """
     started, rows = time.monotonic(), read(prompts, seed)
     urls = [(url if "://" in url else f"http://{url}").rstrip("/") for url in urls]
     check(urls)
@@ -359,7 +362,7 @@ def run(
     with alone(out):
         missing = [row for row in rows if not (out / f"{row.id}.png").exists()]
         spread = Spread(urls, missing, maker, lambda row, images: keep(out, row, images))
-        spread.run(lambda made: told(made, len(missing)))
+        spread.run(lambda made: on_wait(made, len(missing)))
         failures = "".join(json.dumps(failure, ensure_ascii=False) + "\n" for failure in spread.failures)
         _write(out / "failures.jsonl", failures.encode())
     by = {url: spread.made[url] for url in urls}

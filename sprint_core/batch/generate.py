@@ -216,7 +216,7 @@ class Generate:
 
     def about(self, row: Row) -> dict:
         """What an image was made with."""
-        given = {"negative": row.negative, "image_from": row.image, "control_from": row.control}
+        optional = {"negative": row.negative, "image_from": row.image, "control_from": row.control}
         return {
             "id": row.id,
             "prompt": row.prompt,
@@ -225,7 +225,7 @@ class Generate:
             "guidance": row.guidance,
             "width": row.width,
             "height": row.height,
-            **{name: value for name, value in given.items() if value is not None},
+            **{name: value for name, value in optional.items() if value is not None},
             "model": self.weights_hash,
             "version": self.version,
         }
@@ -310,8 +310,8 @@ class Generate:
 def pack_version() -> str:
     """Of this pack, as its pyproject.toml says."""
     file = Path(__file__).parents[2] / "pyproject.toml"
-    found = VERSION.search(file.read_text(encoding="utf-8")) if file.is_file() else None
-    return found[1] if found else "unknown"
+    version = VERSION.search(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return version[1] if version else "unknown"
 
 
 def by_kind(failures: Iterable[Mapping]) -> dict[str, int]:

@@ -80,11 +80,11 @@ def _row(number: int, columns: Mapping[str, Any], defaults: Defaults, where: str
         prompt = _text(values.pop("prompt", ""))
         if not prompt.strip():
             raise ValueError("no prompt")
-        found = {name: READERS[name](value) for name, value in values.items()}
+        parsed = {name: READERS[name](value) for name, value in values.items()}
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     usual = asdict(defaults) | {"seed": (defaults.seed + number) % MOST, "id": f"{number:09d}"}
-    return Row(number, prompt=prompt, **(usual | found))
+    return Row(number, prompt=prompt, **(usual | parsed))
 
 
 # --- values -----------------------------------------------------------------------------------------

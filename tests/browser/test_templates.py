@@ -89,8 +89,8 @@ def test_search_finds_every_template_first(editor, server, word):
     editor.get_by_test_id(CARD).first.wait_for(timeout=60_000)
     editor.get_by_role("dialog").get_by_role("textbox").fill(word)
     editor.wait_for_function(FIRST_IS_OURS, timeout=180_000)
-    found = [card.get_attribute("data-testid") for card in editor.get_by_test_id(CARD).all()][: len(names)]
-    assert found == [f"template-workflow-{name}" for name in names]
+    shown = [card.get_attribute("data-testid") for card in editor.get_by_test_id(CARD).all()][: len(names)]
+    assert shown == [f"template-workflow-{name}" for name in names]
 
 
 @pytest.mark.parametrize("is_vue", [False, True], ids=["classic", "nodes2"])

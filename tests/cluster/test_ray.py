@@ -88,11 +88,11 @@ def until_shards(out: Path, process: subprocess.Popen, count: int = 1) -> None:
 
 def actors(of: subprocess.Popen) -> list[psutil.Process]:
     """The actors of a session that this process started."""
-    found = []
+    workers = []
     for process in psutil.Process(of.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            found += [process] if process.cmdline()[0].startswith("ray::MapWorker") else []
-    return found
+            workers += [process] if process.cmdline()[0].startswith("ray::MapWorker") else []
+    return workers
 
 
 def test_an_actor_is_killed(words, local, tmp_path):

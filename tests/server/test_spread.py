@@ -64,12 +64,12 @@ def test_one_of_two_goes_away_and_nothing_is_lost(server, tmp_path):
     (tmp_path / "prompts.txt").write_text("".join(f"a circle, the {i}th\n" for i in range(COUNT)))
     way = Way(server)
 
-    def told(made: int, of: int) -> None:
+    def on_wait(made: int, of: int) -> None:
         if made >= 2 and way.prompts:
             way.cut()
 
     job = {"prompts": tmp_path / "prompts.txt", "out": tmp_path / "out", "workflow": WORKFLOW, "seed": 7}
-    report = spread.run(**job, urls=[server.url, way.url], told=told)
+    report = spread.run(**job, urls=[server.url, way.url], on_wait=on_wait)
     way.cut()
     assert (report["images"], report["failed"]) == (COUNT, 0) and way.prompts
     files = sorted((tmp_path / "out").glob("*.png"))

@@ -79,22 +79,17 @@ def test_both_sides_compute_the_same(small, capsys):
         assert row["ratio"] == pytest.approx(row["theirs"]["median_sec"] / row["ours"]["median_sec"], rel=1e-3)
 
 
-ALONE = "SPRINT_OPENVINO_ALONE"
-
-
 def test_openvino_runs_in_a_process_of_its_own():
     """What it leaves behind would end this one at the next signal that a test sends."""
-    test = f"{__file__}::test_openvino_computes_the_same"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", test]
-    ended = subprocess.run(command, env={**environment, ALONE: "1"}, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-o", "python_functions=openvino_*", __file__]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0 and "1 passed" in ended.stdout, ended.stdout[-3000:]
 
 
 @pytest.mark.filterwarnings("ignore")  # of tracing
-@pytest.mark.skipif(ALONE not in os.environ, reason="runs in a process of its own: the test above")
-def test_openvino_computes_the_same(small, capsys, tmp_path, monkeypatch):
-    """Converted networks in diffusers' pipeline; the second time they come from their files."""
+def openvino_computes_the_same(small, capsys, tmp_path, monkeypatch):
+    """The test above runs it. Converted networks in diffusers' pipeline; the second time they come from their files."""
     monkeypatch.setattr(converted, "FOLDER", tmp_path)
     words = ["--model", "0.6B", "--against", "openvino", "--parts", "text,step,control,encode,decode,total"]
     for _ in range(2):

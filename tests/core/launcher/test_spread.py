@@ -173,12 +173,12 @@ def test_one_is_killed_and_the_other_makes_its_rows(job):
     with Painter() as a, Painter() as b:
         seen = []
 
-        def told(made: int, of: int) -> None:
+        def on_wait(made: int, of: int) -> None:
             seen.append(made)
             if made >= 4:
                 a.kill()
 
-        report = spread.run(**job, urls=[a.url, b.url], told=told)
+        report = spread.run(**job, urls=[a.url, b.url], on_wait=on_wait)
         assert images(job["out"]) == WANTED and report["images"] == COUNT and report["failed"] == 0
         assert 0 < report["run"]["by"][a.url] < COUNT // 2 and sum(report["run"]["by"].values()) == COUNT
         # It was asked for nothing that was there: what it makes twice is at most what the other had in flight.
@@ -191,13 +191,13 @@ def test_one_that_was_started_anew_has_forgotten_and_takes_part_again(job, monke
     with Painter(seconds=0.1) as a:
         first, second = Painter(port), []
 
-        def told(made: int, of: int) -> None:
+        def on_wait(made: int, of: int) -> None:
             if made >= 4 and not second:
                 first.kill()
                 second.append(Painter(port).__enter__())
 
         with first:
-            report = spread.run(**job, urls=[a.url, first.url], told=told)
+            report = spread.run(**job, urls=[a.url, first.url], on_wait=on_wait)
         assert images(job["out"]) == WANTED and report["failed"] == 0
         assert second[0].painted
         second[0].kill()
@@ -208,11 +208,11 @@ def test_a_prompt_that_the_server_no_longer_knows_is_asked_for_anew(job, monkeyp
     monkeypatch.setattr("launcher.client.QUEUE_POLL_SEC", 0.1)
     with Painter(seconds=0.05) as a:
 
-        def told(made: int, of: int) -> None:
+        def on_wait(made: int, of: int) -> None:
             if made == 4 and len(a.queue) == spread.AT_ONCE:
                 a.queue.pop()
 
-        report = spread.run(**job, urls=[a.url], told=told)
+        report = spread.run(**job, urls=[a.url], on_wait=on_wait)
     assert images(job["out"]) == WANTED and report["failed"] == 0
 
 
@@ -230,13 +230,13 @@ def test_what_one_fails_at_another_makes_and_what_all_fail_at_is_recorded(job):
 def test_when_none_answers_any_more_it_ends_and_the_same_command_goes_on(job):
     with Painter() as a, Painter() as b:
 
-        def told(made: int, of: int) -> None:
+        def on_wait(made: int, of: int) -> None:
             if made >= 4:
                 a.kill()
                 b.kill()
 
         with pytest.raises(ComfyError, match=rf"{a.url}|{b.url}.*rows are left"):
-            spread.run(**job, urls=[a.url, b.url], told=told)
+            spread.run(**job, urls=[a.url, b.url], on_wait=on_wait)
     there = images(job["out"])
     assert 4 <= len(there) < COUNT and there == {name: WANTED[name] for name in there}
     with Painter() as c:
