@@ -124,6 +124,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--compare", action="store_true", help="methods of distillation side by side, in the world of emoji")
     add("--methods", help=f"of --compare, with commas: {', '.join(compare.METHODS)} (default: all)")
+    add("--seeds", type=int, help=f"of --compare: runs of each method (default: {compare.SEEDS})")
     add("--evaluations", type=int, help=f"of --compare: the budget of a run (default: {compare.EVALUATIONS})")
     add(
         "--gpu",
@@ -149,8 +150,10 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         raise ValueError(f"--keep-every {args.keep_every}: a number of steps, or 0 for never")
     Stop(args.max_hours)
     compare.methods(args.methods)
-    if not args.compare and (args.methods or args.evaluations is not None):
-        raise ValueError("--methods and --evaluations are of --compare")
+    if not args.compare and (args.methods or args.evaluations is not None or args.seeds is not None):
+        raise ValueError("--methods, --seeds and --evaluations are of --compare")
+    if args.seeds is not None and args.seeds < 1:
+        raise ValueError(f"--seeds {args.seeds}: at least one is needed")
     if args.evaluations is not None and args.evaluations < 1:
         raise ValueError(f"--evaluations {args.evaluations}: at least one is needed")
     if args.concepts and args.recipe != DEFAULT:
@@ -382,7 +385,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.compare:
             run, evaluations = _emoji_run(args, recipe, processes), args.evaluations or compare.EVALUATIONS
             run.stop = Stop(args.max_hours)
-            result = compare.run(run, compare.methods(args.methods), evaluations, compare.PROMPTS)
+            chosen, seeds = compare.methods(args.methods), args.seeds or compare.SEEDS
+            result = compare.run(run, chosen, seeds, evaluations, compare.PROMPTS)
         elif args.ablations:
             pool = args.pool or shapes.POOL
             result = ablations.run(args.out, recipe, pool, args.autoencoder, processes, ablations.PROMPTS)

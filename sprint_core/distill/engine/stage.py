@@ -2,7 +2,7 @@
 
 import abc
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Generic, TypeVar, cast
 
 import torch
@@ -42,6 +42,13 @@ class Stage(abc.ABC, Generic[Averaged]):
     def phases(self, step: int) -> tuple[Phase, ...]:
         """Those that take part in this step, in order."""
         return tuple(phase for phase in self.plan if step in phase)
+
+    def constant(self, phase: str, step: int) -> Hashable | None:
+        """Losses for which it is equal differ by random numbers alone, and read what lies on the device; None: none do.
+
+        A GPU records those: see graphs.py.
+        """
+        return None
 
     def reading_ahead(self, asked: Iterator[tuple[str, SampleRandom]]) -> contextlib.AbstractContextManager:
         """While it is open, `loss` may read before it is asked what it will be asked for: phases and their numbers.

@@ -21,11 +21,12 @@ from ...weights import tensorfile
 from ..recipes import Objective, Schedule
 from . import sharding
 from .came import CAME
+from .graphs import LossGraphs
 from .guard import ERROR, Guard
 from .muon import Muon, split
 from .phase import Phase
 from .processes import SINGLE_PROCESS, ProcessGroup
-from .randomness import SampleRandom
+from .randomness import DeviceRandom, SampleRandom
 from .records import Record
 from .stage import LOG_EVERY, Averaged, Stage
 from .stop import Stop, Stopped
@@ -70,6 +71,8 @@ class Trainer(Generic[Averaged]):
         self.optimizers = self._fresh_optimizers()
         self._averaged = _learnt_pairs(self.average, stage.average_source)
         self.step = 0
+        parameters = (p for module in stage.modules.values() for p in module.parameters())
+        self._graphs = None if processes.device.type != "cuda" or processes.shards else LossGraphs(parameters)
         self._left_out = {phase.module: _LeftOut(processes.device) for phase in stage.plan}
         self.guard = Guard(self.folder, schedule.stop_factor, writes=processes.rank == 0)
         self.run = {"stage": stage.name, "schedule": schedule.chosen, "seed": seed, **stage.settings}
@@ -185,15 +188,25 @@ class Trainer(Generic[Averaged]):
 
     def _gradients(self, phase: str) -> dict[str, Tensor]:
         """Gradients of the mean loss over this process's samples, in micro-batches that fit the memory."""
+        parts = [*self._micro_batches(phase, self.step)]
+        constant = self.stage.constant(phase, self.step) if self._graphs and len(parts) == 1 else None
+        if self._graphs and constant is not None:
+            (random,) = parts
+            assert isinstance(random, DeviceRandom)
+            return self._graphs.run((phase, constant), functools.partial(self._backward, phase), random)
         totals = {}
-        for random in self._micro_batches(phase, self.step):
-            with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.schedule.precision == "bf16"):
-                loss, metrics = self.stage.loss(phase, self.step, random)
-            share = len(random) * self.processes.world_size / self.schedule.batch
-            (loss * share).backward()
-            for name, value in {"loss": loss.detach(), **metrics}.items():
-                totals[name] = totals.get(name, 0.0) + value * share
+        for random in parts:
+            for name, value in self._backward(phase, random).items():
+                totals[name] = totals.get(name, 0.0) + value
         return totals
+
+    def _backward(self, phase: str, random: SampleRandom) -> dict[str, Tensor]:
+        """Add the gradients of a micro-batch: its share of the loss and the metrics."""
+        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.schedule.precision == "bf16"):
+            loss, metrics = self.stage.loss(phase, self.step, random)
+        share = len(random) * self.processes.world_size / self.schedule.batch
+        (loss * share).backward()
+        return {name: value * share for name, value in {"loss": loss.detach(), **metrics}.items()}
 
     def _micro_batches(self, phase: str, step: int) -> Iterator[SampleRandom]:
         """The numbers of this process's samples, as many at a time as fit the memory."""

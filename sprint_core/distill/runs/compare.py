@@ -8,6 +8,7 @@ counts as two more, or as one where no weight learns. Each has a folder, DIR/com
 that it has ended.
 """
 
+import functools
 import itertools
 import json
 import time
@@ -38,14 +39,16 @@ from ..recipes import Objective, Schedule
 from ..stages.base import Captioned
 from ..stages.rivals import distill_stage
 from ..stages.student import DistillStage
+from ..stages.teacher import student_of, unchecked_student
 from . import ablation_measures as measures
 from . import compare_tables as tables
 from .ablations import Watched, read_result, write_result
 from .emoji import EmojiRun
 
+SCM_AND_LADD = "scm+ladd"
 METHODS: Mapping[str, Mapping[str, Any]] = {  # what each has other than the recipe
     "scm": {"ladd_weight": 0.0},
-    "scm+ladd": {},
+    SCM_AND_LADD: {},
     "dmd": {"method": "dmd"},
     "dmd2": {"method": "dmd2"},
     "sid": {"method": "sid"},
@@ -53,7 +56,16 @@ METHODS: Mapping[str, Mapping[str, Any]] = {  # what each has other than the rec
     "rcm+ladd": {"method": "rcm", "ladd_weight": 0.5},
     "emd": {"method": "emd"},
 }
-SEEDS = (0, 1, 2)
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {  # the paper's tables T3 to T6: what each has other than scm+ladd
+    "ladd": {"scm_weight": 0.0},
+    "no-guidance": {"guidance": (presets.GUIDANCE,)},
+    "ladd-weight-1": {"ladd_weight": 1.0},
+    "ladd-weight-0.1": {"ladd_weight": 0.1},
+    "max-time-0": {"max_time_share": 0.0},
+    "max-time-0.7": {"max_time_share": 0.7},
+}
+WITHOUT_GUIDANCE = "no-guidance"  # whose student embeds none
+SEEDS = 3
 STEPS = (1, 2, 4)
 EVALUATIONS = 300_000
 PROMPTS = 360  # held-out, for each seed others
@@ -141,21 +153,25 @@ class Comparison:
     def stage(self, method: str) -> tuple[DistillStage, Schedule, int]:
         """What a method trains, for how long, and its evaluations. Warm-ups take the same share of any run."""
         base = self.run.recipe.stages["distill"]
-        objective = replace(self.run.recipe.objective, **recipes.with_method(METHODS[method]))
-        shortest = self._made(replace(objective, tangent_warmup_steps=0, ladd_from=0))
+        objective = replace(self.run.recipe.objective, **recipes.with_method({**METHODS, **ABLATIONS}[method]))
+        shortest = self._made(method, replace(objective, tangent_warmup_steps=0, ladd_from=0))
         begin = within(shortest, self.evaluations, base.batch)[0] // WARMUP_SHARE
         later = {"tangent_warmup_steps": min(begin, objective.tangent_warmup_steps)}
         later["ladd_from"] = min(begin, objective.ladd_from)
-        made = self._made(replace(objective, **later))
+        made = self._made(method, replace(objective, **later))
         steps, taken = within(made, self.evaluations, base.batch)
         warmup = min(base.warmup_steps, begin)
         return made, replace(base, steps=steps, warmup_steps=warmup, check_every=max(1, steps // 10)), taken
 
-    def _made(self, objective: Objective) -> DistillStage:
+    def _made(self, method: str, objective: Objective) -> DistillStage:
+        embeds = method != WITHOUT_GUIDANCE
+        start = student_of if embeds else functools.partial(unchecked_student, guidance_embed=False)
         stage = distill_stage(
-            self.teacher, self.dataset, objective, watch=self.run.watch(self.autoencoder, self.dataset)
+            self.teacher, self.dataset, objective, start=start, watch=self.run.watch(self.autoencoder, self.dataset)
         )
-        stage.settings |= {"teacher": weights_fingerprint(self.teacher)}
+        stage.settings["teacher"] = weights_fingerprint(self.teacher)
+        if not embeds:
+            stage.settings["guidance_embed"] = "False"
         return stage
 
     def train(self, method: str, seed: int) -> dict[str, Any]:
@@ -230,15 +246,15 @@ def _distance(painted: Tensor, true: Tensor) -> dict[str, Any] | None:
 def methods(names: str | None) -> list[str]:
     """Those of METHODS named with commas, or all. Raises ValueError."""
     chosen = names.split(",") if names else list(METHODS)
-    if unknown := [name for name in chosen if name not in METHODS]:
-        raise ValueError(f"--methods {','.join(unknown)}: there are {', '.join(METHODS)}")
+    if unknown := [name for name in chosen if name not in {**METHODS, **ABLATIONS}]:
+        raise ValueError(f"--methods {','.join(unknown)}: there are {', '.join([*METHODS, *ABLATIONS])}")
     return chosen
 
 
 # --- all of it ----------------------------------------------------------------------------------------
 
 
-def run(run: EmojiRun, chosen: Sequence[str], evaluations: int, prompts: int) -> dict[str, Any]:
+def run(run: EmojiRun, chosen: Sequence[str], seeds: int, evaluations: int, prompts: int) -> dict[str, Any]:
     """Every result that is missing, then compare.jsonl, .md and .png in DIR/compare, and the JSON document."""
     tables.figure_class()
     drawn = run.draw_scenes()
@@ -246,12 +262,12 @@ def run(run: EmojiRun, chosen: Sequence[str], evaluations: int, prompts: int) ->
     dataset = run.dataset(run.encode_dataset(autoencoder, drawn), drawn)
     teacher = run.train_teacher(gemma, dataset)
     comparison = Comparison(run, autoencoder, dataset, teacher, evaluations, prompts)
-    total = len(chosen) * len(SEEDS)
+    total = len(chosen) * seeds
     tqdm.write(
         f"{total} runs of {evaluations} evaluations: about {total * _hours(comparison):.1f} h without the judging"
     )
     results: dict[str, dict[int, dict[str, Any]]] = {method: {} for method in chosen}
-    for number, (seed, method) in enumerate(itertools.product(SEEDS, chosen), 1):
+    for number, (seed, method) in enumerate(itertools.product(range(seeds), chosen), 1):
         result = results[method][seed] = comparison.train(method, seed)
         tqdm.write(f"[{number}/{total}] {method}-{seed}: {tables.in_words(result)}")
     return _written(comparison, results)
@@ -259,7 +275,8 @@ def run(run: EmojiRun, chosen: Sequence[str], evaluations: int, prompts: int) ->
 
 def _hours(comparison: Comparison) -> float:
     """Of one run, by a backward and forward pass of the teacher's."""
-    stage, batch = comparison._made(comparison.run.recipe.objective), comparison.run.recipe.stages["distill"].batch
+    recipe = comparison.run.recipe
+    stage, batch = comparison._made(SCM_AND_LADD, recipe.objective), recipe.stages["distill"].batch
     phase = stage.phases(0)[0].module
     started = time.perf_counter()
     with counted(stage) as used:

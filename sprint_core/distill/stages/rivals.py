@@ -1,7 +1,7 @@
 """Distillation by the methods that compare scores (methods.py): with a fake network, alone or beside sCM and LADD."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -59,6 +59,11 @@ class RivalStage(DistillStage):
     def compilable(self) -> tuple[nn.Module, ...]:
         return (*super().compilable, self.fake)
 
+    def constant(self, phase: str, step: int) -> Hashable | None:
+        """As many steps of the student's samples, too, as `_simulated` takes."""
+        constant = super().constant(phase, step)
+        return constant and (constant, step < self.objective.score_from, self._steps_of_samples(step))
+
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         self.fake.requires_grad_(phase == "fake")  # the student's gradient may pass through it
         if phase != "fake":
@@ -100,11 +105,13 @@ class RivalStage(DistillStage):
     def _simulated(
         self, x0: Tensor, conditioning: Conditioning, step: int, random: SampleRandom
     ) -> tuple[LastStep, Tensor]:
-        """The number of steps follows from how often the phase has taken part: the same in all processes."""
-        phase = next(phase for phase in self.plan if step in phase)
-        steps = phase.count(step) % self.objective.sampled_steps + 1
         student = functools.partial(self._velocity, self.student, conditioning, around_block=self.around_block)
-        return score.simulate(student, x0, steps, random)
+        return score.simulate(student, x0, self._steps_of_samples(step), random)
+
+    def _steps_of_samples(self, step: int) -> int:
+        """Follows from how often the phase has taken part: the same in all processes."""
+        phase = next(phase for phase in self.plan if step in phase)
+        return phase.count(step) % self.objective.sampled_steps + 1
 
     def _real(self, conditioning: Conditioning) -> Network:
         """The teacher's velocity under classifier-free guidance."""

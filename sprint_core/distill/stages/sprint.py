@@ -2,7 +2,7 @@
 
 import abc
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -17,6 +17,7 @@ from ...models.transformer import AroundBlock, Attention
 from ...trigflow import SIGMA_DATA, add_noise, flow_predict_x0, predict_x0
 from ..dataset.batch import Captions, Dataset
 from ..dataset.read_ahead import reading_ahead
+from ..dataset.resident import ResidentLatents
 from ..engine.activation_checkpointing import around_block
 from ..engine.phase import Phase
 from ..engine.randomness import SampleRandom, initialise
@@ -115,6 +116,13 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         randoms = (random for phase, random in asked for _ in range(2 if phase == "critic" else 1))
         return reading_ahead(self.dataset, randoms, self.device)
 
+    def constant(self, phase: str, step: int) -> Hashable | None:
+        """Of sCM once its tangent is warm, unless that is found by forward-mode differentiation."""
+        changes = self.objective.scm_weight and (self.objective.tangent == "jvp" or self._warmth(step) < 1)
+        if changes or not isinstance(self.dataset, ResidentLatents):
+            return None
+        return self._adversary(step), self._is_logged(step)
+
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         x0, conditioning = self._batch(random)
         if phase == "critic":
@@ -130,8 +138,7 @@ class SprintStage(Stage[Trained], Generic[Trained]):
             adversarial = self._generator_loss(sample, conditioning, random)
             losses["ladd"] = self.objective.ladd_weight * adversarial
             metrics["adversarial"] = adversarial.detach()
-        logged = is_logged_next(step, max(phase.period for phase in self.plan))
-        if logged and not is_part(self.student.last_layer):  # which in parts has no gradient of its own
+        if self._is_logged(step) and not is_part(self.student.last_layer):  # which in parts has no gradient of its own
             metrics |= {f"{name}_grad": self._loudness(loss) for name, loss in losses.items()}
         return torch.stack(list(losses.values())).sum(), metrics
 
@@ -178,13 +185,12 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         z, x_t = self._noised(x0, t, random)
         with torch.no_grad():
             dxdt = self._trajectory(x0, z, x_t, t, conditioning)
-        r = min(1.0, step / max(1, self.objective.tangent_warmup_steps))
         if self.objective.tangent == "jvp":
             gather(self.student)
         forward_mode = functools.partial(self._velocity, self.student, conditioning, attention=plain_attention)
-        F, g, metrics = scm.tangent_target(
-            self._student(conditioning), x_t, t, dxdt, r, trigflow_network(forward_mode), self.objective.tangent
-        )
+        networks = self._student(conditioning), trigflow_network(forward_mode)
+        r, tangent = self._warmth(step), self.objective.tangent
+        F, g, metrics = scm.tangent_target(networks[0], x_t, t, dxdt, r, networks[1], tangent)
         loss = scm.loss(F, g, t, self.student.log_variance, self.objective.form)
         return loss, metrics | {"scm": loss.detach(), "x_error": (SIGMA_DATA * F.detach() - dxdt).square().mean()}
 
@@ -265,6 +271,13 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         """The student as a TrigFlow network F(x_t / sigma_data, t)."""
         velocity = functools.partial(self._velocity, self.student, conditioning, around_block=self.around_block)
         return trigflow_network(velocity)
+
+    def _warmth(self, step: int) -> float:
+        """r in [0, 1], how much of the tangent's unstable part counts."""
+        return min(1.0, step / max(1, self.objective.tangent_warmup_steps))
+
+    def _is_logged(self, step: int) -> bool:
+        return is_logged_next(step, max(phase.period for phase in self.plan))
 
     def _adversary(self, step: int) -> bool:
         return self.objective.ladd_weight > 0 and step >= self.objective.ladd_from

@@ -5,7 +5,7 @@ which thing is left of which, as that shows late in the teacher's loss.)
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager
 from typing import Generic, TypeVar
 
@@ -20,6 +20,7 @@ from ...trigflow import flow_add_noise, flow_predict_x0
 from ...weights import presets
 from ..dataset.batch import Captions, Dataset, without
 from ..dataset.read_ahead import reading_ahead
+from ..dataset.resident import ResidentLatents
 from ..engine.activation_checkpointing import around_block
 from ..engine.randomness import SampleRandom, initialise
 from ..engine.stage import Stage
@@ -55,6 +56,9 @@ class TeacherStage(Stage[Model], Generic[Model]):
 
     def reading_ahead(self, asked: Iterator[tuple[str, SampleRandom]]) -> AbstractContextManager:
         return reading_ahead(self.dataset, (random for _, random in asked), self.device)
+
+    def constant(self, phase: str, step: int) -> Hashable | None:
+        return () if isinstance(self.dataset, ResidentLatents) else None
 
     def loss(self, phase: str, step: int, random: SampleRandom) -> tuple[Tensor, dict[str, Tensor]]:
         batch = self.dataset.batch(random)

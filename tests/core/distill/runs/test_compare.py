@@ -94,7 +94,7 @@ def sprites(tmp_path_factory):
 
 @pytest.fixture
 def arguments(sprites, monkeypatch):
-    for name, value in {"PROMPTS": 2, "SEEDS": (1,), "STEPS": (1, 2), "DIVERSE_PROMPTS": 1}.items():
+    for name, value in {"PROMPTS": 2, "SEEDS": 1, "STEPS": (1, 2), "DIVERSE_PROMPTS": 1}.items():
         monkeypatch.setattr(compare, name, value)
     monkeypatch.setattr(compare, "DIVERSE_SEEDS", 2)
     monkeypatch.setattr(emoji, "JUDGED", 2)
@@ -120,9 +120,9 @@ def test_from_a_command_to_a_chart(arguments, tmp_path, capsys, caplog):
     assert "## 1 step" in text and "## 2 steps" in text and "\n| dmd " in text
     with Image.open(tmp_path / "compare" / "compare.png") as chart:
         assert chart.size[0] > 600
-    before = (tmp_path / "compare" / "dmd-1" / "result.json").read_bytes()
+    before = (tmp_path / "compare" / "dmd-0" / "result.json").read_bytes()
     assert command.main([*arguments, *more]) == 0  # trains and paints nothing again
-    assert (tmp_path / "compare" / "dmd-1" / "result.json").read_bytes() == before
+    assert (tmp_path / "compare" / "dmd-0" / "result.json").read_bytes() == before
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["compare"] == document["compare"]
 
 
