@@ -133,6 +133,8 @@ class Objective:
         numbers = (*self.guidance, *weights.values())
         if not self.guidance or not all(0 <= n < math.inf for n in numbers) or not any(weights.values()):
             raise ValueError(f"an objective needs guidance scales, and a weight of sCM or LADD above 0; this is {self}")
+        if self.ladd_from and not (self.scm_weight or self.score_weight):
+            raise ValueError(f"LADD alone has nothing to learn before ladd_from={self.ladd_from}; set ladd_from=0")
         if not METHODS[self.method].takes(weights):
             values = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
             raise ValueError(

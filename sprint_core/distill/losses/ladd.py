@@ -82,7 +82,7 @@ class Critic(nn.Module):
 def generator_angles(proposal: Proposal, max_time_share: float, random: SampleRandom) -> Tensor:
     """Angles [b] of the student's own samples: pi/2 with that probability, else from its proposal."""
     t = proposal.draw(random)
-    return torch.where(random.uniform() < max_time_share, torch.tensor(T_MAX), t)
+    return t.masked_fill(random.uniform() < max_time_share, T_MAX)
 
 
 def renoise(x0: Tensor, t: Tensor, random: SampleRandom) -> Tensor:

@@ -57,7 +57,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {  # what each has other than the rec
     "emd": {"method": "emd"},
 }
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {  # the paper's tables T3 to T6: what each has other than scm+ladd
-    "ladd": {"scm_weight": 0.0},
+    "ladd": {"scm_weight": 0.0, "ladd_from": 0},
     "no-guidance": {"guidance": (presets.GUIDANCE,)},
     "ladd-weight-1": {"ladd_weight": 1.0},
     "ladd-weight-0.1": {"ladd_weight": 0.1},
@@ -239,7 +239,9 @@ def _distance(painted: Tensor, true: Tensor) -> dict[str, Any] | None:
         network = contrastive.load().image.features
     except tensorfile.CheckpointError:
         return None
-    features = [frechet.extract(lambda batch: network(batch.float() / 255.0), images) for images in (painted, true)]
+    features = [
+        frechet.extract(lambda batch: network(batch.float() / 255.0), images.cpu()) for images in (painted, true)
+    ]
     return measures.distance(*features)
 
 

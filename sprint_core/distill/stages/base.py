@@ -50,7 +50,7 @@ class Captioned(TextConditioned):
         super().__init__()
         self.transformer, self.gemma = transformer, gemma
         self.prompts = prompts
-        self._empty: tuple[object, tuple[Tensor, Tensor]] | None = None  # which weights encoded "", and to what
+        self._empty: dict[object, tuple[Tensor, Tensor]] = {}  # what "" is encoded to, by the weights that did
 
     @torch.no_grad()
     def encode(self, captions: Captions) -> tuple[Tensor, Tensor]:
@@ -62,12 +62,15 @@ class Captioned(TextConditioned):
 
     @torch.no_grad()
     def encode_empty(self, count: int) -> tuple[Tensor, Tensor]:
-        """Encoded once, as long as the weights are the same: tokens on their way to a device make it wait."""
+        """Encoded once, as long as the weights are the same: tokens on their way to a device make it wait.
+
+        With autocast and without in turn, both are kept: a recorded loss (graphs.py) reads where its own lies.
+        """
         weight = self.gemma.model.embed_tokens.weight
         key = (weight.data_ptr(), weight.device, weight._version, torch.is_autocast_enabled(weight.device.type))
-        if self._empty is None or self._empty[0] != key:
-            self._empty = (key, self.encode([""]))
-        caption, mask = self._empty[1]
+        if key not in self._empty:
+            self._empty[key] = self.encode([""])
+        caption, mask = self._empty[key]
         return caption.expand(count, -1, -1), mask.expand(count, -1)
 
     def __deepcopy__(self, memo: dict) -> "Captioned":

@@ -70,6 +70,15 @@ def test_the_empty_caption_is_encoded_once_until_the_weights_change(model):
     assert not torch.equal(model.encode_empty(1)[0], first[0][:1])
 
 
+def test_the_empty_caption_stays_where_it_lies(model):
+    """A recorded loss under autocast reads it there, after a check without, too."""
+    places = []
+    for precise in (False, True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+            places.append(model.encode_empty(1)[0].data_ptr())
+    assert places[0] == places[2] != places[1]
+
+
 @pytest.mark.parametrize("phase", ["teacher", "student", "critic"])
 def test_losses_are_those_of_texts(model, phase):
     stages = []

@@ -22,12 +22,15 @@ from sprint_core.weights import presets
 ENCODERS = presets.BUNDLED
 
 
-def stage_of(method: str):
-    values = {"tangent": "difference", "tangent_warmup_steps": 0, **with_method(compare.METHODS[method])}
-    stage = distill_stage(Model(), Noise(), Objective(**values))
+def stage_with(**values):
+    stage = distill_stage(Model(), Noise(), Objective(**{"tangent": "difference", **values}))
     for module in stage.modules.values():
         module.double()
     return stage
+
+
+def stage_of(method: str):
+    return stage_with(tangent_warmup_steps=0, **with_method(compare.METHODS[method]))
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,15 @@ def test_evaluations_of_one_sample(method, costs):
     """A forward pass of any of the networks is one, a backward pass two more, or one where no weight learns."""
     stage = stage_of(method)
     assert [compare.cost_of(stage, step) for step in range(len(costs))] == costs
+
+
+@pytest.mark.parametrize("name", compare.ABLATIONS)
+def test_every_ablation_learns_from_its_first_step(name):
+    """Beside the recipe, in which LADD begins later."""
+    stage = stage_with(**{"ladd_from": 5, **compare.ABLATIONS[name]})
+    loss, _ = stage.loss("student", 0, compare.SampleRandom(0, 0, "student", range(2)))
+    loss.backward()
+    assert any(p.grad is not None and p.grad.any() for p in stage.student.parameters())
 
 
 def test_a_budget_is_used_up():
@@ -138,6 +150,9 @@ def test_from_a_command_to_a_chart(arguments, tmp_path, capsys, caplog):
         (["--ablations", "--max-hours", "1"], "--max-hours: --ablations stop at SIGTERM"),
         (["--methods", "scm"], "are of --compare"),
         (["--compare", "--evaluations", "0"], "--evaluations 0"),
+        (["--compare", "--seeds", "0"], "--seeds 0"),
+        (["--seeds", "2"], "are of --compare"),
+        (["--set", "distill.scm_weight=0"], "LADD alone has nothing to learn before ladd_from=150"),
         (["--recipe", "shapes", "--concepts", "common"], "--concepts: of --recipe demo"),
         (["--recipe", "shapes", "--pairs", "0.5"], "--pairs 0.5: of --recipe demo"),
         (["--pairs", "1.5"], "--pairs 1.5: of --recipe demo, from 0 to 1"),

@@ -2,54 +2,22 @@
 
 import pytest
 import torch
-from small_stages import CONFIG, teacher
+from resident_stages import WARM, Worded, resident, stages
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from sprint_core.distill.dataset.resident import ResidentLatents
-from sprint_core.distill.dataset.tokenized import TokenizedCaptions
 from sprint_core.distill.engine.randomness import SampleRandom
-from sprint_core.distill.recipes import Objective, with_method
-from sprint_core.distill.stages.base import TextConditioned
+from sprint_core.distill.recipes import Objective
 from sprint_core.distill.stages.rivals import distill_stage
 from sprint_core.distill.stages.teacher import TeacherStage
 
-WARM, LADD, STEPS = 6, 9, 60  # LADD begins later than the tangent is warm
-
-
-class Worded(TextConditioned):
-    """Captions of tokens, each of which has an embedding."""
-
-    def __init__(self):
-        super().__init__()
-        self.transformer = teacher().transformer
-        self.words = torch.randn(8, CONFIG.caption_width, generator=torch.Generator().manual_seed(0))
-
-    def encode(self, captions):
-        if isinstance(captions, TokenizedCaptions):
-            return self.words[captions.ids], captions.kept
-        return self.words[torch.zeros(len(captions), 3, dtype=torch.long)], torch.ones(len(captions), 3)
-
-
-def resident() -> ResidentLatents:
-    ids = torch.arange(20).reshape(5, 4) % 8
-    kept = torch.ones(5, 4, dtype=torch.bool)
-    return ResidentLatents(
-        torch.randn(5, 32, 2, 3, generator=torch.Generator().manual_seed(1)),
-        TokenizedCaptions(ids, kept, (ids[0], kept[0])),
-        "noise",
-    )
-
-
-def stages():
-    yield "teacher", TeacherStage(Worded(), resident())
-    common = {"tangent": "difference", "tangent_warmup_steps": WARM}
-    for method in ("scm", "dmd2", "rcm", "emd"):
-        values = common | ({"ladd_from": LADD} if method in ("scm", "dmd2") else {})
-        yield method, distill_stage(Worded(), resident(), Objective(**with_method({"method": method, **values})))
+STEPS = 60
+CPU, NOWHERE = torch.device("cpu"), torch.device("meta")
 
 
 @pytest.mark.parametrize("name", ["teacher", "scm", "dmd2", "rcm", "emd"])
 def test_losses_of_equal_constants_are_the_same_function(name):
-    stage = dict(stages())[name]
+    stage = stages(name, CPU)
     seen, recorded = {}, 0
     for step in range(STEPS):
         for phase in stage.phases(step):
@@ -68,8 +36,52 @@ def test_losses_of_equal_constants_are_the_same_function(name):
 
 
 def test_what_changes_from_step_to_step_has_no_constant():
-    with_jvp = distill_stage(Worded(), resident(), Objective(tangent="jvp", tangent_warmup_steps=0))
+    with_jvp = distill_stage(Worded(CPU), resident(CPU), Objective(tangent="jvp", tangent_warmup_steps=0))
     assert with_jvp.constant("student", STEPS) is None
-    stage = TeacherStage(Worded(), resident())
+    stage = TeacherStage(Worded(CPU), resident(CPU))
     stage.dataset = object()  # which is not known to lie on the device
     assert stage.constant("teacher", 0) is None
+
+
+class OnDevice(SampleRandom):
+    """Draws of no value, as on a device whose tensors nothing can read."""
+
+    device = NOWHERE
+
+    def __init__(self, step: int):
+        super().__init__(0, step, "phase", ())
+
+    def __len__(self):
+        return 2
+
+    def normal(self, *shape):
+        return torch.empty(2, *shape, device=NOWHERE)
+
+    def uniform(self):
+        return torch.empty(2, device=NOWHERE)
+
+    def integers(self, high):
+        return torch.empty(2, dtype=torch.long, device=NOWHERE)
+
+
+class NothingOfTheHost(TorchDispatchMode):
+    """Refuses operations that read or make a tensor elsewhere than on the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [one for one in tree_leaves((args, kwargs, result)) if isinstance(one, torch.Tensor)]
+        assert all(one.device == NOWHERE for one in tensors), func
+        return result
+
+
+@pytest.mark.parametrize("name", ["teacher", "scm", "dmd2", "sid", "rcm", "emd"])
+def test_what_is_recorded_has_nothing_of_the_host(name):
+    """A GPU refuses to record such operations, and whatever waits for it."""
+    stage = stages(name, NOWHERE)
+    for step in range(20, 40):
+        for phase in stage.phases(step):
+            assert stage.constant(phase.module, step) is not None
+            stage.loss(phase.module, step, OnDevice(step))  # what is kept from then on is made
+            with NothingOfTheHost():
+                loss, _ = stage.loss(phase.module, step, OnDevice(step))
+                loss.backward()
