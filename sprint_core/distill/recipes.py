@@ -103,6 +103,7 @@ class Objective:
     """What the distillation minimises; the defaults are the published configuration."""
 
     guidance: tuple[float, ...] = (4.0, 4.5, 5.0)  # embedded in the student, drawn anew for every sample
+    teacher_guidance: float = 1.0  # of the teacher, over what the student is told
     form: str = "published"  # of sCM's loss, or "cosine": see losses/scm.py
     tangent: str = "jvp"  # or "difference": by finite differences
     teacher_precision: str = "fp32"  # or "bf16": of its weights, in half the memory
@@ -143,6 +144,8 @@ class Objective:
             )
         if not (1 <= self.sampled_steps <= 4 and self.chain_steps >= 1 and self.fakes >= 0):
             raise ValueError(f"sampled_steps must lie in 1 to 4, chain_steps be 1, fakes 0 or more; this is {self}")
+        if not 0 <= self.teacher_guidance < math.inf:
+            raise ValueError(f"teacher_guidance must be 0 or more; this is {self}")
         if not 0 <= self.fake_rate < math.inf:
             raise ValueError(f"fake_rate must be 0 or more; this is {self}")
         if not 0 <= self.max_time_share <= 1 or min(self.tangent_warmup_steps, self.ladd_from) < 0:
@@ -243,9 +246,12 @@ SHAPES_CONTROL = Schedule(2000, 32, 5e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5
 ROBUST = Objective(
     form="cosine", tangent="difference", scm_weight=0.2, ladd_weight=0.5, tangent_warmup_steps=150, ladd_from=150
 )
+# Scenes of emoji leave little open: guided by 4.5, which is what users have, their teacher exaggerates colours and
+# outlines. Its Frechet distance is 25.5, and 11.7 when guided by 2 (320 held-out prompts in 20 steps).
+OF_EMOJI = dataclasses.replace(ROBUST, teacher_guidance=2 / 4.5)
 AT_FULL_SIZE = Objective(teacher_precision="bf16")
 RECIPES = {
-    "demo": Recipe(EMOJI, ROBUST, world="emoji"),
+    "demo": Recipe(EMOJI, OF_EMOJI, world="emoji"),
     "shapes": Recipe(SHAPES, ROBUST),
     "sprint-0.6B": Recipe(PUBLISHED, AT_FULL_SIZE, "sprint-0.6B"),
     "sprint-1.6B": Recipe(PUBLISHED, AT_FULL_SIZE, "sprint-1.6B"),

@@ -32,12 +32,16 @@ def student(pipeline: Pipeline, steps: int, guidance: float) -> Painter:
 
 
 def teacher(path: str | Path, pipeline: Pipeline, steps: int, cfg: float) -> Painter:
-    """The multi-step model at `path` with the pipeline's encoder and DC-AE: guided Euler. Raises CheckpointError."""
+    """The multi-step model at `path` with the pipeline's encoder and DC-AE: guided Euler. Raises CheckpointError.
+
+    cfg: unless the file says by what that model is guided best.
+    """
     network = next(pipeline.transformer.parameters())
     weights = checkpoint.load(path, layouts.TRANSFORMER)
     if weights.config.guidance_embed:
         raise CheckpointError(f"{path}: a SANA-Sprint, not its teacher; --teacher takes the multi-step model")
     model = checkpoint.build(weights, dtype=network.dtype, device=network.device)
+    cfg = weights.settings.get("guidance", cfg)
     multistep = dataclasses.replace(pipeline, transformer=model, flow_shift=weights.settings["flow_shift"])
 
     def paint(texts: Sequence[str], seeds: Sequence[int]) -> Tensor:

@@ -17,7 +17,14 @@ from sprint_core.text.encoder import pad_embeddings
 
 SIGMA, B, SHAPE, WIDTH = 0.5, 3, (32, 2, 3), 24
 CONFIG = TransformerConfig(width=64, depth=4, cross_heads=2, caption_width=WIDTH, guidance_embed=False)
-OBJECTIVE = Objective(guidance=(4.0, 5.0), scm_weight=0.7, ladd_weight=0.3, max_time_share=0.5, tangent_warmup_steps=8)
+OBJECTIVE = Objective(
+    guidance=(4.0, 5.0),
+    teacher_guidance=0.6,
+    scm_weight=0.7,
+    ladd_weight=0.3,
+    max_time_share=0.5,
+    tangent_warmup_steps=8,
+)
 
 
 class Model(TextConditioned):
@@ -87,7 +94,7 @@ class Distilled:
         null = self.stage.teacher.encode([""] * B)
         teacher = lambda text: lambda x, s: self.stage.teacher.transformer(x, s, text[0], mask=text[1])  # noqa: E731
         conditional, unconditional = (trigflow_output(teacher(one), x_t / SIGMA, t) for one in (text, null))
-        return SIGMA * (unconditional + column(w) * (conditional - unconditional))
+        return SIGMA * (unconditional + column(0.6 * w) * (conditional - unconditional))
 
     def condition(self, w):
         return {}

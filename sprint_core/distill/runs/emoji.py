@@ -26,7 +26,7 @@ from ...models.autoencoder import Autoencoder
 from ...models.gemma import Gemma
 from ...models.transformer import SanaTransformer
 from ...text.tokenizers import BOS, PAD, tokenizer_state
-from ...weights import checkpoint, layouts, tensorfile
+from ...weights import checkpoint, layouts, presets, tensorfile
 from .. import recipes
 from ..dataset import emoji_scenes
 from ..dataset.batch import weights_fingerprint
@@ -204,7 +204,8 @@ class EmojiRun(Run):
         decoder = self._part(layouts.AUTOENCODER, autoencoder, {preview.SETTING: dataclasses.asdict(colours)})
         sizes = {"size_px": scenes.CANVAS_PX, "flow_shift": FLOW_SHIFT, "world": "emoji", "concepts": list(self.among)}
         sprint = self._part(layouts.TRANSFORMER, student, sizes)
-        multi_step = self._part(layouts.TRANSFORMER, teacher.transformer, sizes)
+        guided = {"guidance": presets.GUIDANCE * self.recipe.objective.teacher_guidance}
+        multi_step = self._part(layouts.TRANSFORMER, teacher.transformer, sizes | guided)
         paths = [self.out / "sana_sprint_tiny.safetensors", self.out / "sana_tiny_teacher.safetensors"]
         checkpoint.save(paths[0], [sprint, encoder, decoder], _provenance(command))
         checkpoint.save(paths[1], [multi_step], _provenance(command))

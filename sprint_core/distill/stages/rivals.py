@@ -127,10 +127,11 @@ class RivalStage(DistillStage):
     def _guided(self, network: Callable[..., Tensor], conditioning: Conditioning) -> Network:
         """v_u + w (v_c - v_u) of v_c with and v_u without the caption."""
         texts = self._empty_text(len(conditioning.guidance)), conditioning.text
+        guidance = self.objective.teacher_guidance * conditioning.guidance
 
         def velocity(x: Tensor, s: Tensor) -> Tensor:
             unconditional, conditional = (fp32(network(x, s, **text)) for text in texts)
-            return torch.lerp(unconditional, conditional, per_sample(conditioning.guidance, x))
+            return torch.lerp(unconditional, conditional, per_sample(guidance, x))
 
         return velocity
 

@@ -85,12 +85,14 @@ class DistillStage(SprintStage[Student]):
         if self.watch is None:
             return {}
         z, captions = self.watch.noise(self.device), self.watch.captions
-        guidance = self.objective.guidance[len(self.objective.guidance) // 2]
+        aim = self.objective
+        guidance = aim.guidance[len(aim.guidance) // 2]
         chunks = [slice(i, i + CHUNK) for i in range(0, len(z), CHUNK)]
         if not len(self._ends):
             first = [part for part in chunks if part.start < WATCHED]
             flow_shift = self.watch.flow_shift
-            ends = [euler(self.teacher, z[part], captions[part], flow_shift, cfg=guidance) for part in first]
+            cfg = aim.teacher_guidance * guidance
+            ends = [euler(self.teacher, z[part], captions[part], flow_shift, cfg=cfg) for part in first]
             self._ends = torch.cat(ends)[:WATCHED]
         latents = torch.cat([self._one_step(average, z[part], captions[part], guidance) for part in chunks])
         judged = {"judge": self.watch.judge(latents)} if self.watch.judge else {}
@@ -104,7 +106,7 @@ class DistillStage(SprintStage[Student]):
     def _trajectory(self, x0: Tensor, z: Tensor, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The teacher's, with classifier-free guidance."""
         nulls = self._empty_text(len(x_t))
-        x, guidance = x_t / SIGMA_DATA, conditioning.guidance
+        x, guidance = x_t / SIGMA_DATA, self.objective.teacher_guidance * conditioning.guidance
         return scm.guided_velocity(self._teacher, x, t, guidance, conditioning.text, nulls)
 
     def _velocity(

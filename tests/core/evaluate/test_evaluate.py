@@ -121,6 +121,10 @@ def test_teacher_is_judged_too(tmp_path):
     images = paint(["a red circle", "two blue crosses"], [0, 1])
     assert images.shape == (2, 256, 256, 3)
     assert torch.allclose(paint(["two blue crosses"], [1])[0], images[1], atol=1e-3)
+    part.settings["guidance"] = 2.0  # the file's own holds, whatever others are guided by
+    checkpoint.save(tmp_path / "teacher.safetensors", [part], {})
+    again = scoring.teacher(tmp_path / "teacher.safetensors", pipeline, 3, 4.5)(["a red circle"], [0])
+    torch.testing.assert_close(again[0], images[0], rtol=0, atol=1e-3)
 
 
 def test_files_for_geneval(tmp_path):

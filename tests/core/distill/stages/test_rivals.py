@@ -33,7 +33,13 @@ from sprint_core.distill.stages.rivals import RivalStage, distill_stage
 from sprint_core.distill.stages.student import DistillStage
 
 SCORED = [name for name, row in METHODS.items() if row.score]
-COMMON = {"guidance": (4.0, 5.0), "tangent": "difference", "tangent_warmup_steps": 8, "chain_steps": 2}
+COMMON = {
+    "guidance": (4.0, 5.0),
+    "teacher_guidance": 0.6,
+    "tangent": "difference",
+    "tangent_warmup_steps": 8,
+    "chain_steps": 2,
+}
 
 
 def objective(method: str, **changes) -> Objective:
@@ -82,7 +88,7 @@ def velocities(stage: RivalStage, method: str, text, w):
     def guided(network):
         def run(x, s):
             v, v_null = (network(x, s, one) for one in (text, null))
-            return v_null + column(w) * (v - v_null)
+            return v_null + column(0.6 * w) * (v - v_null)
 
         return run
 
@@ -234,7 +240,7 @@ def test_the_guards_error_is_of_the_distribution():
     watch = Watch([torch.ones(3, 24), torch.zeros(2, 24)], SHAPE, 4.0)
     stage = distill_stage(Model().float(), Noise(), objective("dmd"), watch=watch)
     found = stage.check(stage.student)
-    plain = DistillStage(Model().float(), Noise(), Objective(guidance=(4.0, 5.0)), watch=watch)
+    plain = DistillStage(Model().float(), Noise(), Objective(guidance=(4.0, 5.0), teacher_guidance=0.6), watch=watch)
     assert found["endpoints"] == pytest.approx(plain.check(plain.student)["error"])
     z = watch.noise(torch.device("cpu"))
     mine, ends = stage._one_step(stage.student, z, watch.captions, 5.0), stage._ends
@@ -265,6 +271,7 @@ def test_the_guards_error_is_of_the_distribution():
         (["method=dmd", "sampled_steps=5"], "sampled_steps must lie in 1 to 4"),
         (["method=emd", "chain_steps=0"], "chain_steps be 1"),
         (["method=dmd", "fakes=-1"], "fakes 0 or more"),
+        (["teacher_guidance=nan"], "teacher_guidance must be 0 or more"),
         (["method=dmd", "fake_rate=nan"], "fake_rate must be 0 or more"),
     ],
 )
