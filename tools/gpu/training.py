@@ -41,6 +41,7 @@ from .world import World
 POOL = 8  # scenes of the runs
 SCENES = 256  # that throughput draws from, each drawn once before it is timed
 COMPARED = 4  # samples
+RECORDED_TURNS = 3  # of student and critic
 RECIPE = recipes.RECIPES["shapes"]
 LATE = RECIPE.objective.ladd_from  # a step at which all losses take part; the next one trains the critic
 STAGES = ("captioning", "features", "autoencoder", "teacher", "all")  # each after those that it needs
@@ -51,6 +52,9 @@ def train(world: World, row: Row) -> None:
     row["agreement"] = {}
     for name in _BUILDERS:
         row["agreement"][name] = attempt(functools.partial(_agreement, name, world.device))
+    row["recorded"] = {
+        name: attempt(functools.partial(_recorded, name, world.device)) for name in ("teacher", "student")
+    }
     row["resumed"] = attempt(functools.partial(_resumed, world.device))
     row["commands"] = {}
     with tempfile.TemporaryDirectory(prefix="gpu_check.") as folder:
@@ -180,6 +184,23 @@ def _agreement(name: str, device: torch.device) -> Row:
         key: {"is": rounded(value), "off": rounded(abs(value - exact[key]) / max(abs(exact[key]), 1e-9))}
         for key, value in measured.items()
     }
+
+
+def _recorded(name: str, device: torch.device) -> Row:
+    """Do losses recorded as CUDA graphs teach what launched ones do? The largest difference of any weight."""
+    schedule = dataclasses.replace(RECIPE.stages["distill"], batch=COMPARED)
+    ends, recorded = [], 0
+    for launched in (False, True):
+        with tempfile.TemporaryDirectory(prefix="gpu_check.") as folder:
+            processes = ProcessGroup(device, draws_on_device=True)
+            trainer = Trainer(_whole(name, device, _resident(device)), schedule, Path(folder), processes=processes)
+            trainer.graphs = None if launched else trainer.graphs
+            trainer.step = LATE
+            _advance(trainer, 2 * RECORDED_TURNS)
+            recorded += len(trainer.graphs or ())
+            ends.append(torch.cat([p.detach().flatten() for p in trainer.average.parameters()]))
+    off, largest = (ends[0] - ends[1]).abs().max(), ends[1].abs().max()
+    return {"off": rounded(float(off)), "largest": rounded(float(largest)), "graphs": recorded}
 
 
 def _resumed(device: torch.device) -> Row:

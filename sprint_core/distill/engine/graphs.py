@@ -23,6 +23,10 @@ class LossGraphs:
         self._parameters = list(parameters)
         self._graphs: dict[Hashable, _Graph] = {}
 
+    def __len__(self) -> int:
+        """How many were recorded."""
+        return len(self._graphs)
+
     def run(self, key: Hashable, compute: Compute, random: DeviceRandom) -> dict[str, Tensor]:
         """What `compute` does and returns; of equal keys it must be the same operations. Gradients are none before.
 

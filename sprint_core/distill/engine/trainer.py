@@ -72,7 +72,7 @@ class Trainer(Generic[Averaged]):
         self._averaged = _learnt_pairs(self.average, stage.average_source)
         self.step = 0
         parameters = (p for module in stage.modules.values() for p in module.parameters())
-        self._graphs = None if processes.device.type != "cuda" or processes.shards else LossGraphs(parameters)
+        self.graphs = None if processes.device.type != "cuda" or processes.shards else LossGraphs(parameters)
         self._left_out = {phase.module: _LeftOut(processes.device) for phase in stage.plan}
         self.guard = Guard(self.folder, schedule.stop_factor, writes=processes.rank == 0)
         self.run = {"stage": stage.name, "schedule": schedule.chosen, "seed": seed, **stage.settings}
@@ -189,11 +189,11 @@ class Trainer(Generic[Averaged]):
     def _gradients(self, phase: str) -> dict[str, Tensor]:
         """Gradients of the mean loss over this process's samples, in micro-batches that fit the memory."""
         parts = [*self._micro_batches(phase, self.step)]
-        constant = self.stage.constant(phase, self.step) if self._graphs and len(parts) == 1 else None
-        if self._graphs and constant is not None:
+        constant = self.stage.constant(phase, self.step) if len(parts) == 1 else None
+        if self.graphs is not None and constant is not None:
             (random,) = parts
             assert isinstance(random, DeviceRandom)
-            return self._graphs.run((phase, constant), functools.partial(self._backward, phase), random)
+            return self.graphs.run((phase, constant), functools.partial(self._backward, phase), random)
         totals = {}
         for random in parts:
             for name, value in self._backward(phase, random).items():
