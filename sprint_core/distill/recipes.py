@@ -234,7 +234,7 @@ EMOJI = {  # for one GPU: see docs/training.md
     "decoder":     Schedule( 2500,  48, 5e-4, 100, decay=0.8, precision="bf16"),
     "features":    Schedule( 3000, 256, 2e-3),
     "captioning":  Schedule( 2200,1536, 2e-3, 200, ema=0.995, precision="bf16"),
-    "teacher":     Schedule(12000, 128, 2e-3, 300, decay=0.6, precision="bf16", optimizer="muon"),
+    "teacher":     Schedule(20000,  64, 2e-3, 300, decay=0.6, precision="bf16", optimizer="muon"),
     "distill":     Schedule( 2400, 128, 3e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.995, precision="bf16"),
 }
 EMOJI_CONTROL = Schedule(2000, 128, 5e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.99, precision="bf16")
