@@ -58,9 +58,13 @@ def test_the_nodes_paint_what_the_core_paints(paint, pipeline, steps):
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_images_show_what_prompts_say(paint, steps):
-    """Judged from pixels; docs/benchmarks.md has the exact shares, of many more."""
+    """Judged from pixels; docs/benchmarks.md has the exact shares, of many more. (A ground that is left open may be
+    between both usual ones after one step.)"""
     prompts = {"a slice of pizza": "pizza", "a red apple": "red apple", "a cat": "cat", "banana": "banana"}
-    right = [shows(paint(text, seed=i, steps=steps)[0], name) for i, (text, name) in enumerate(prompts.items())]
+    right = [
+        shows(paint(f"{text} on a white background", seed=i, steps=steps)[0], name, ground="white")
+        for i, (text, name) in enumerate(prompts.items())
+    ]
     assert sum(right) >= 3
 
 
