@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageColor
 
 from benchmarks import __main__ as bench
-from benchmarks import alone, busy, converted, measure, networks, shares, sweep, theirs, training
+from benchmarks import alone, busy, converted, int8, measure, networks, shares, sweep, theirs, training
 from sprint_core.models.gemma import GemmaConfig
 from sprint_core.weights import presets
 
@@ -359,3 +359,13 @@ def test_without_diffusers_it_says_so(small, monkeypatch, caplog):
     assert "install it first, with pip install --group openvino" in caplog.text
     assert bench.main(["--parts", "train", "--against", "diffusers", "--device", "cpu"]) == 1
     assert caplog.text.count("pip install diffusers") == 2 and theirs.CAPTION_TOKENS == 300
+
+
+def test_int8_beside_bf16(capsys):
+    """Its error is that of 8 bits, and both ways are timed."""
+    assert int8.main(["--tokens", "8", "--runs", "1"]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["layers"]
+    assert set(rows) == {"attention", "into Mix-FFN", "out of it"}
+    for row in rows.values():
+        assert 0.003 < row["int8"]["error"] < 0.02 and row["bf16"]["error"] < 0.004
+        assert all(way["ms"] > 0 for way in row.values())
