@@ -176,7 +176,10 @@ def test_thumbnails_are_square_and_small(name):
 
 @pytest.mark.oldest
 def test_a_negative_prompt_from_the_command_line(server):
-    """As `run.py --negative TEXT`: some seed's apple stands on sky blue, until that is to be avoided."""
+    """As `run.py --negative TEXT`: some seed's apple stands on sky blue, until that is to be avoided.
+
+    Not every seed's: docs/benchmarks.md says how many.
+    """
 
     def paint(seed: int, negative: str | None = None) -> np.ndarray:
         prompt = server.prompt_of(ROOT / "workflows" / "SANA-Sprint 01 Text to Image.json")
@@ -186,6 +189,7 @@ def test_a_negative_prompt_from_the_command_line(server):
         (image,) = server.images(server.run(prompt))
         return np.asarray(Image.open(io.BytesIO(server.view(image))).convert("RGB"))
 
-    seed = next(seed for seed in range(12) if ground(paint(seed)) == "sky blue")
-    avoided = paint(seed, "a sky blue background")
-    assert shows(avoided, "red apple") and ground(avoided) != "sky blue"
+    on_sky_blue = [seed for seed in range(16) if ground(paint(seed)) == "sky blue"]
+    avoided = [paint(seed, "a sky blue background") for seed in on_sky_blue]
+    on_white = [image for image in avoided if ground(image) == "white"]
+    assert on_white and all(shows(image, "red apple", ground="white") for image in on_white)
