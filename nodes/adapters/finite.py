@@ -1,4 +1,8 @@
-"""What made a result NaN or infinite: weights, a LoRA, conditioning, a ControlNet. Looked for only once one did."""
+"""What made a result NaN or infinite: weights, a LoRA, conditioning, a ControlNet. Looked for once one did.
+
+A LoRA is looked at before, too: on CPUs with AVX-512 torch's attention without a mask makes zeros of NaN (2.11), so
+that what a LoRA did to queries and keys need not reach the result.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +19,7 @@ def sampling_fault(guider: Any) -> str | None:
     patcher = guider.model_patcher
     return (
         weights_fault(patcher, patcher.model.diffusion_model, NETWORK)
-        or _lora_fault(patcher)
+        or lora_fault(patcher)
         or next(filter(None, map(_cond_fault, _conds(guider))), None)
     )
 
@@ -33,7 +37,7 @@ def weights_fault(patcher: Any, network: nn.Module, prefix: str = "") -> str | N
     return f"{file}: its tensor {first_and_count(names)} holds NaN or infinity; download or convert it again"
 
 
-def _lora_fault(patcher: Any) -> str | None:
+def lora_fault(patcher: Any) -> str | None:
     """Of patches to the weights: LoRAs, and other models that were merged in."""
     for key, patches in patcher.patches.items():
         tensors = {str(i): tensor for i, tensor in enumerate(_tensors(patches))}

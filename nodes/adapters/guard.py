@@ -59,6 +59,7 @@ def guard_run(
             f"the noise is {list(noise.shape)}, the latent {list(latent_image.shape)}; their sizes must agree"
         )
     _require_flow(guider.model_patcher)
+    _require_finite_patches(guider.model_patcher)
     sigmas = _checked(sigmas, model.sprint)
     _require_own_controls(guider)
     _require_images(guider, len(latent_image))
@@ -110,6 +111,14 @@ def _require_flow(patcher: Any) -> None:
             f"this MODEL samples with {name}, which is not SANA's flow; remove the node that sets it. Steps come from "
             "TrigFlow Schedule, or from Basic Scheduler for multi-step models"
         )
+
+
+def _require_finite_patches(patcher: Any) -> None:
+    """Refuse LoRAs that hold NaN; looked at once for as long as a model has the same ones. Raises ValueError."""
+    if patcher.patches and patcher.model.finite_patches != patcher.patches_uuid:
+        if fault := finite.lora_fault(patcher):
+            raise ValueError(fault)
+        patcher.model.finite_patches = patcher.patches_uuid
 
 
 def _checked(sigmas: Tensor, sprint: bool) -> Tensor:

@@ -200,6 +200,7 @@ class SanaModel(comfy.model_base.BaseModel):
         model_config.unet_config["model_channels"] = model_config.unet_config["config"].width
         self.unread: set[patches.Owner] = set()  # who set options that the network did not read, in this run
         self.told: set[str] = set()  # what the log was told about runs
+        self.finite_patches: Any = None  # ComfyUI's name of the last LoRAs that were found to hold no NaN
 
     @property
     def depth(self) -> int:

