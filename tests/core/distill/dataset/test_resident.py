@@ -72,10 +72,11 @@ def test_the_empty_caption_is_encoded_once_until_the_weights_change(model):
 
 def test_the_empty_caption_stays_where_it_lies(model):
     """A recorded loss under autocast reads it there, after a check without, too."""
-    places = []
+    kept = []  # held, so that nothing else comes to lie in their places
     for precise in (False, True, False):
         with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
-            places.append(model.encode_empty(1)[0].data_ptr())
+            kept.append(model.encode_empty(1)[0])
+    places = [embedding.data_ptr() for embedding in kept]
     assert places[0] == places[2] != places[1]
 
 
