@@ -1,7 +1,7 @@
 """What made a result NaN or infinite: weights, a LoRA, conditioning, a ControlNet. Looked for once one did.
 
-A LoRA is looked at before, too: on CPUs with AVX-512 torch's attention without a mask makes zeros of NaN (2.11), so
-that what a LoRA did to queries and keys need not reach the result.
+A LoRA is looked at before, too: torch's attention without a mask can make zeros of NaN (2.11, seen on an Intel Xeon
+with AVX-512), so that what a LoRA did to queries and keys need not reach the result.
 """
 
 from collections.abc import Iterator

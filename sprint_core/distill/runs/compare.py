@@ -64,6 +64,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {  # the paper's tables T3 to T6: w
     "max-time-0": {"max_time_share": 0.0},
     "max-time-0.7": {"max_time_share": 0.7},
 }
+CHOICES = {**METHODS, **ABLATIONS}
 WITHOUT_GUIDANCE = "no-guidance"  # whose student embeds none
 SEEDS = 3
 STEPS = (1, 2, 4)
@@ -153,7 +154,7 @@ class Comparison:
     def stage(self, method: str) -> tuple[DistillStage, Schedule, int]:
         """What a method trains, for how long, and its evaluations. Warm-ups take the same share of any run."""
         base = self.run.recipe.stages["distill"]
-        objective = replace(self.run.recipe.objective, **recipes.with_method({**METHODS, **ABLATIONS}[method]))
+        objective = replace(self.run.recipe.objective, **recipes.with_method(CHOICES[method]))
         shortest = self._made(method, replace(objective, tangent_warmup_steps=0, ladd_from=0))
         begin = within(shortest, self.evaluations, base.batch)[0] // WARMUP_SHARE
         later = {"tangent_warmup_steps": min(begin, objective.tangent_warmup_steps)}
@@ -248,8 +249,8 @@ def _distance(painted: Tensor, true: Tensor) -> dict[str, Any] | None:
 def methods(names: str | None) -> list[str]:
     """Those of METHODS named with commas, or all. Raises ValueError."""
     chosen = names.split(",") if names else list(METHODS)
-    if unknown := [name for name in chosen if name not in {**METHODS, **ABLATIONS}]:
-        raise ValueError(f"--methods {','.join(unknown)}: there are {', '.join([*METHODS, *ABLATIONS])}")
+    if unknown := [name for name in chosen if name not in CHOICES]:
+        raise ValueError(f"--methods {','.join(unknown)}: there are {', '.join(CHOICES)}")
     return chosen
 
 
