@@ -73,7 +73,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--stage", choices=stages, default="all", help="one, after those that it needs; all: the model")
     add("--out", type=Path, required=True, help="folder of this run; the same again resumes it")
     add("--data", default=SCENES, help=DATA_HELP)
-    add("--teacher", type=Path, help="full size: the multi-step SANA, any layout")
+    add("--teacher", type=Path, help="the multi-step SANA, any layout; demo: start from this one")
     add("--student", type=Path, help="distil on from this SANA-Sprint, rather than from its teacher")
     add("--vae", "--autoencoder", type=Path, dest="autoencoder", help="its DC-AE; demo, shapes: start from this one")
     add("--text-encoder", type=Path, help="full size: Gemma-2; demo: start from this one")
@@ -181,6 +181,8 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         only = "--hed is of the recipe control" if args.hed else "--control is of the recipes of a ControlNet"
         raise ValueError(only)
     elif not recipes.RECIPES[args.recipe].preset:
+        if args.recipe == DEFAULT:
+            unread = [option for option in unread if option != "--teacher"]
         unread += ["--text-encoder"] * (args.text_encoder is not None and args.recipe == SHAPES)
         if unread:
             raise ValueError(
@@ -244,7 +246,7 @@ def _emoji_run(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proc
     if args.data == SCENES:
         what = "--compare" if args.compare else f"--recipe {DEFAULT}"
         raise ValueError(f"{what} needs --data sprites.zip; python -m sprint_core.distill.prepare makes it")
-    parts = {"autoencoder": args.autoencoder, "student": args.student, "text_encoder": args.text_encoder}
+    parts = {name: getattr(args, name) for name in ("autoencoder", "student", "text_encoder", "teacher")}
     among = CONCEPTS[args.concepts or "all"]()
     pool, pairs = args.pool or emoji.POOL, PAIRS if args.pairs is None else args.pairs
     return emoji.EmojiRun(

@@ -91,17 +91,22 @@ def round_trip(pipeline: Pipeline, images: Tensor) -> Tensor:
     """Images [n, h, w, 3] uint8 through the model's DC-AE and back."""
     parts = []
     for batch in tqdm(images.split(BATCH), desc="ceiling", unit=f"x{BATCH} images", leave=False):
-        parts.append(_bytes(pipeline.decode(pipeline.encode_image(batch.float() / 255.0))))
+        parts.append(as_bytes(pipeline.decode(pipeline.encode_image(batch.float() / 255.0))))
     return torch.cat(parts)
 
 
 def score(paint: Painter, prompts: Sequence[Prompt], seed: int, label: str) -> Score:
     """Paint and judge; image i has seed `seed` + i."""
+    return judged(painted(paint, [prompt.text for prompt in prompts], seed, label), prompts)
+
+
+def painted(paint: Painter, texts: Sequence[str], seed: int, label: str) -> Tensor:
+    """Images [n, h, w, 3] uint8; image i has seed `seed` + i."""
     images = []
-    for start in tqdm(range(0, len(prompts), BATCH), desc=label, unit=f"x{BATCH} images", leave=False):
-        texts = [prompt.text for prompt in prompts[start : start + BATCH]]
-        images.append(_bytes(paint(texts, [seed + start + i for i in range(len(texts))])))
-    return judged(torch.cat(images), prompts)
+    for start in tqdm(range(0, len(texts), BATCH), desc=label, unit=f"x{BATCH} images", leave=False):
+        batch = texts[start : start + BATCH]
+        images.append(as_bytes(paint(batch, range(seed + start, seed + start + len(batch)))))
+    return torch.cat(images)
 
 
 def judged(images: Tensor, prompts: Sequence[Prompt]) -> Score:
@@ -154,5 +159,6 @@ def grid(scores: Mapping[str, Score], prompts: Sequence[Prompt]) -> Image.Image:
     return sheet(columns, [prompt.text for prompt in prompts[:GRID_ROWS]])
 
 
-def _bytes(images: Tensor) -> Tensor:
+def as_bytes(images: Tensor) -> Tensor:
+    """Images in [0, 1] as uint8, on the CPU."""
     return images.mul(255).round().byte().cpu()

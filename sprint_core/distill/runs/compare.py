@@ -2,10 +2,13 @@
 
     python -m sprint_core.distill --compare --data sprites.zip --out DIR [--methods scm,dmd2]
 
-Each student starts from the teacher in DIR, which is trained first where it is missing, and trains until the budget of
-evaluations is used: one is a forward pass of one sample through a network of the teacher's size; its backward pass
-counts as two more, or as one where no weight learns. Each has a folder, DIR/compare/METHOD-SEED; its result.json says
-that it has ended.
+Each student starts from the teacher of `--teacher`, or in DIR, which is trained first where it is missing, and trains
+until the budget of evaluations is used: one is a forward pass of one sample through a network of the teacher's size; its
+backward pass counts as two more, or as one where no weight learns. Each has a folder, DIR/compare/METHOD-SEED; its
+result.json says that it has ended.
+
+Every second caption is empty. A caption says nearly all of its image, so that an untrained student paints it well in
+one step; what an empty one leaves open becomes a blur of all images then, which tells methods apart.
 """
 
 import functools
@@ -18,10 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ... import disk
+from ... import disk, sampler
 from ...emoji import captions, judge, scenes
 from ...evaluate import contrastive, frechet, scoring
 from ...evaluate import emoji as evaluate
@@ -36,15 +40,17 @@ from ..dataset.resident import ResidentLatents
 from ..engine.guard import TrainingFailed
 from ..engine.randomness import SampleRandom
 from ..recipes import Objective, Schedule
-from ..stages.base import Captioned
+from ..stages.base import Captioned, Watch
 from ..stages.rivals import distill_stage
-from ..stages.student import DistillStage
-from ..stages.teacher import student_of, unchecked_student
+from ..stages.student import WATCHED, DistillStage
+from ..stages.teacher import euler, student_of, unchecked_student
 from . import ablation_measures as measures
 from . import compare_tables as tables
 from .ablations import Watched, read_result, write_result
-from .emoji import EmojiRun
+from .emoji import FLOW_SHIFT, EmojiRun
+from .shapes import scaled_decoder
 
+UNTRAINED = "untrained"  # the teacher, told of guidance: what all start from
 SCM_AND_LADD = "scm+ladd"
 METHODS: Mapping[str, Mapping[str, Any]] = {  # what each has other than the recipe
     "scm": {"ladd_weight": 0.0},
@@ -69,9 +75,9 @@ WITHOUT_GUIDANCE = "no-guidance"  # whose student embeds none
 SEEDS = 3
 STEPS = (1, 2, 4)
 EVALUATIONS = 300_000
-PROMPTS = 360  # held-out, for each seed others
-DIVERSE_PROMPTS, DIVERSE_SEEDS = 24, 6  # which leave the ground open, each painted from so many seeds
-WARMUP_SHARE = 8  # a run's steps over those in which its tangent, or LADD, is still to begin
+PROMPTS = 120  # held-out, for each seed others
+OPEN_IMAGES = 360  # of the empty caption: the Frechet distance needs 320
+WARMUP_SHARE = 3  # a run's steps over those in which its tangent, or LADD, is still to begin
 ADAM_BYTES = 4 * 4  # of a trained parameter: itself, its gradient, two moments
 
 
@@ -167,13 +173,17 @@ class Comparison:
     def _made(self, method: str, objective: Objective) -> DistillStage:
         embeds = method != WITHOUT_GUIDANCE
         start = student_of if embeds else functools.partial(unchecked_student, guidance_embed=False)
-        stage = distill_stage(
-            self.teacher, self.dataset, objective, start=start, watch=self.run.watch(self.autoencoder, self.dataset)
-        )
+        stage = distill_stage(self.teacher, self.dataset, objective, start=start, watch=self.watch())
         stage.settings["teacher"] = weights_fingerprint(self.teacher)
         if not embeds:
             stage.settings["guidance_embed"] = "False"
         return stage
+
+    def watch(self) -> Watch:
+        """Every second caption of held-out ones is empty, as in the data."""
+        prompts = captions.prompts(WATCHED, among=self.run.among)
+        texts = ["" if i % 2 else prompt.text for i, prompt in enumerate(prompts)]
+        return Watch(texts, tuple(self.dataset.latents.shape[1:]), FLOW_SHIFT)
 
     def train(self, method: str, seed: int) -> dict[str, Any]:
         """Train, unless it is trained, and score, unless it is scored: the result of a method and a seed."""
@@ -201,37 +211,70 @@ class Comparison:
         write_result(folder / "result.json", {"key": key} | result)
         return result
 
+    def untrained(self, seed: int) -> dict[str, Any]:
+        """What every method starts from, scored unless it is: as a result."""
+        path = self.folder / f"{UNTRAINED}-{seed}" / "result.json"
+        key = {"teacher": weights_fingerprint(self.teacher), "prompts": self.prompts}
+        if result := read_result(path, key):
+            return result
+        student = student_of(self.teacher.transformer).eval()
+        result = dict.fromkeys(("steps", "evaluations", "seconds", "memory_mib"), 0) | {"stopped": False}
+        result["by_steps"] = self.scores(student, seed)
+        write_result(path, {"key": key} | result)
+        return result
+
+    def bounds(self) -> dict[str, Any]:
+        """Frechet distances of other images of the data, and of the teacher's own in 20 steps, without guidance."""
+        path, key = self.folder / "bounds.json", {"teacher": weights_fingerprint(self.teacher)}
+        if result := read_result(path, key):
+            return result
+        true, decode = self.true_images(0), scaled_decoder(self.autoencoder)
+        noise = sampler.initial_noise(range(len(true)), tuple(self.dataset.latents.shape[1:])).to(self.run.device)
+        parts = [
+            evaluate.as_bytes(decode(euler(self.teacher, z, [""] * len(z), FLOW_SHIFT, scoring.TEACHER_STEPS, cfg=1.0)))
+            for z in tqdm(noise.split(scoring.BATCH), desc="the teacher", leave=False)
+        ]
+        result = {"data": _distance(self.true_images(1), true), "teacher": _distance(torch.cat(parts), true)}
+        write_result(path, {"key": key} | result)
+        return result
+
     def scores(self, transformer: SanaTransformer, seed: int) -> dict[str, dict[str, Any]]:
-        """By the number of steps: the judge, the Frechet distance where there is a network for it, and diversity."""
+        """By the number of steps: the judge; and of the empty caption the Frechet distance and diversity."""
         prompts = captions.prompts(self.prompts, seed, among=self.run.among)
-        true = evaluate.true_images(prompts, self.run.art, seed)
-        pipeline = self.pipeline(transformer)
+        true, pipeline = self.true_images(seed), self.pipeline(transformer)
         result = {}
         for steps in STEPS:
             paint = scoring.student(pipeline, steps, presets.GUIDANCE)
-            one = evaluate.score(paint, prompts, seed * self.prompts, f"{steps} steps")
-            names = one.verdicts.names
+            names = evaluate.score(paint, prompts, seed * self.prompts, f"{steps} steps").verdicts.names
+            painted = evaluate.painted(paint, [""] * len(true), seed * len(true), f"{steps} steps, open")
             result[str(steps)] = {
                 "judge": measures.judged(int(names.sum()), len(names)),
-                "frechet": _distance(one.images, true),
-                "diversity": diversity(paint, self.run.among),
+                "frechet": _distance(painted, true),
+                "diversity": diversity(painted, true),
             }
         return result
+
+    def true_images(self, seed: int) -> Tensor:
+        """[n, h, w, 3] uint8 of the data, through the DC-AE as all images are; for each seed others."""
+        draw = torch.Generator().manual_seed(seed)
+        chosen = torch.randint(len(self.dataset), (OPEN_IMAGES,), generator=draw).to(self.dataset.latents.device)
+        decode, parts = scaled_decoder(self.autoencoder), self.dataset.latents[chosen].float().split(scoring.BATCH)
+        with torch.inference_mode():
+            return torch.cat([evaluate.as_bytes(decode(part)) for part in parts])
 
     def pipeline(self, transformer: SanaTransformer) -> Pipeline:
         encoder = TextEncoder(self.teacher.gemma, self.run.prompts.tokenizer, self.run.prompts.preset)
         return Pipeline(transformer, self.autoencoder, encoder, scenes.CANVAS_PX)
 
 
-def diversity(paint: scoring.Painter, among: Sequence[int]) -> float:
-    """How often two seeds of a bare name show different grounds, over how often the data do: 0, never; 1, as these."""
-    differ = []
-    for prompt in evaluate.short_prompts(DIVERSE_PROMPTS, 0, among):
-        images = paint([prompt.text] * DIVERSE_SEEDS, range(DIVERSE_SEEDS))
-        grounds = judge.grounds(images).tolist()
-        differ += [a != b for a, b in itertools.combinations(grounds, 2)]
-    of_data = 1 - 1 / len(captions.USUAL_GROUNDS)
-    return sum(differ) / len(differ) / of_data
+def diversity(painted: Tensor, true: Tensor) -> float:
+    """How often two images [n, h, w, 3] uint8 have different grounds, over how often two of the data do."""
+    return _different(painted) / _different(true)
+
+
+def _different(images: Tensor) -> float:
+    counts = torch.unique(judge.grounds(images), return_counts=True)[1].double()
+    return float(1 - (counts / counts.sum()).square().sum())
 
 
 def _distance(painted: Tensor, true: Tensor) -> dict[str, Any] | None:
@@ -263,13 +306,15 @@ def run(run: EmojiRun, chosen: Sequence[str], seeds: int, evaluations: int, prom
     drawn = run.draw_scenes()
     gemma, autoencoder = run.train_text_encoder(drawn), run.train_autoencoder()
     dataset = run.dataset(run.encode_dataset(autoencoder, drawn), drawn)
+    dataset.captions = dataset.captions.without(torch.arange(len(dataset), device=run.device) % 2 == 1)
     teacher = run.train_teacher(gemma, dataset)
     comparison = Comparison(run, autoencoder, dataset, teacher, evaluations, prompts)
     total = len(chosen) * seeds
     tqdm.write(
         f"{total} runs of {evaluations} evaluations: about {total * _hours(comparison):.1f} h without the judging"
     )
-    results: dict[str, dict[int, dict[str, Any]]] = {method: {} for method in chosen}
+    results: dict[str, dict[int, dict[str, Any]]] = {method: {} for method in (UNTRAINED, *chosen)}
+    results[UNTRAINED] = {seed: comparison.untrained(seed) for seed in range(seeds)}
     for number, (seed, method) in enumerate(itertools.product(range(seeds), chosen), 1):
         result = results[method][seed] = comparison.train(method, seed)
         tqdm.write(f"[{number}/{total}] {method}-{seed}: {tables.in_words(result)}")
@@ -293,7 +338,10 @@ def _written(comparison: Comparison, results: Mapping[str, Mapping[int, Mapping[
     folder = comparison.folder
     files = {kind: folder / f"compare.{kind}" for kind in ("jsonl", "md", "png")}
     lines = list(itertools.chain.from_iterable(tables.lines(method, by_seed) for method, by_seed in results.items()))
-    document = tables.report(results, f"{comparison.evaluations:,} evaluations; {comparison.prompts} held-out prompts")
+    counts = (
+        f"{comparison.evaluations:,} evaluations; {comparison.prompts} held-out prompts, {OPEN_IMAGES} images of none"
+    )
+    document = tables.report(results, comparison.bounds(), counts)
     for kind, text in (("jsonl", "\n".join(map(json.dumps, lines)) + "\n"), ("md", document)):
         with disk.replacing(files[kind]) as temporary:
             temporary.write_text(text, encoding="utf-8")

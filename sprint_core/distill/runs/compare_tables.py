@@ -14,9 +14,10 @@ from .ablation_tables import figure_class, interval, markdown, number_of_steps
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
 NOTE = """One evaluation is a forward pass of one sample through a network of the teacher's size; a backward pass counts
-as two more, or as one where no weight learns. In brackets: 95 % of what other images would give, widened where the
-seeds differ by more. Diversity: how often two seeds show different grounds where the caption leaves it open, over how
-often the data do. Memory: of weights, gradients and moments in fp32, without activations."""
+as two more, or as one where no weight learns. Judge: how many images show what their prompt names. The Frechet distance
+is of images of the empty caption, to which half the training belongs, from the data; diversity: how often two of them
+have different grounds, over how often two of the data do. In brackets: 95 % of what other images would give, widened
+where the seeds differ by more. Memory: of weights, gradients and moments in fp32, without activations."""
 
 
 def lines(method: str, by_seed: Mapping[int, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -35,9 +36,12 @@ def lines(method: str, by_seed: Mapping[int, Mapping[str, Any]]) -> Iterator[dic
             }
 
 
-def report(results: Results, description: str) -> str:
-    """Markdown: one table of all methods for each number of steps."""
+def report(results: Results, bounds: Mapping[str, Any], description: str) -> str:
+    """Markdown: one table of all methods for each number of steps. bounds: Frechet distances of the best there is."""
     parts = ["# Methods of distillation, compared", f"Each run: {description}.", NOTE]
+    if bounds["teacher"]:
+        teacher, data = (interval(bounds[name], 1) for name in ("teacher", "data"))
+        parts.append(f"Frechet distance of the teacher in 20 steps: {teacher}; of other images of the data: {data}.")
     counts = list(next(iter(next(iter(results.values())).values()))["by_steps"])
     for steps in counts:
         parts += [f"## {number_of_steps(steps)}", _table(results, steps)]
@@ -75,22 +79,31 @@ def in_words(result: Mapping[str, Any]) -> str:
 
 
 def chart(results: Results, path: Path) -> None:
-    """Write a PNG: the judge's share of every method and number of steps, with its interval."""
+    """Write a PNG: the Frechet distance of every method and number of steps, or the judge's share where none is."""
     counts = list(next(iter(next(iter(results.values())).values()))["by_steps"])
     figure = figure_class()(figsize=(9, 1.5 + 0.6 * len(results)), layout="constrained")
     axes, height = figure.subplots(), 0.8 / len(counts)
-    for i, steps in enumerate(counts):
-        shares = [pooled_share([one["by_steps"][steps]["judge"] for one in runs.values()]) for runs in results.values()]
-        values = [100 * share["value"] for share in shares]
-        errors = [[100 * abs(share[end] - share["value"]) for share in shares] for end in ("low", "high")]
+    title = "Frechet distance of images of the empty caption from the data"
+    measured = {steps: [pooled_distance(_of(runs, steps, "frechet")) for runs in results.values()] for steps in counts}
+    if any(one is None for row in measured.values() for one in row):
+        title = "Share of images that show what their prompt names"
+        measured = {steps: [pooled_share(_of(runs, steps, "judge")) for runs in results.values()] for steps in counts}
+    for i, (steps, row) in enumerate(measured.items()):
+        values = [one["value"] for one in row if one]
+        errors = [[abs(one[end] - one["value"]) for one in row if one] for end in ("low", "high")]
         places = [place + (i - (len(counts) - 1) / 2) * height for place in range(len(results))]
         axes.barh(places, values, height * 0.9, xerr=errors, capsize=2, label=number_of_steps(steps))
     axes.set_yticks(range(len(results)), list(results))
     axes.invert_yaxis()
-    axes.set_xlim(left=0)
+    if title.startswith("Frechet"):
+        axes.set_xscale("log")
     axes.grid(axis="x", alpha=0.5)
     axes.set_axisbelow(True)
-    axes.legend(loc="lower right")
-    axes.set_title("Images that show what their prompt names, in %, with 95 % intervals", loc="left")
+    axes.legend()
+    axes.set_title(f"{title}, with 95 % intervals", loc="left")
     with disk.replacing(path) as temporary:
         figure.savefig(temporary, dpi=100, format="png")
+
+
+def _of(runs: Mapping[int, Mapping[str, Any]], steps: str, name: str) -> list[Any]:
+    return [one["by_steps"][steps][name] for one in runs.values()]

@@ -63,8 +63,8 @@ JUDGED = 60  # prompts while it distils
 class EmojiRun(Run):
     """A run on the art in `sprites` (emoji/art.py).
 
-    autoencoder, text_encoder: files of trained ones, to do without those stages. student: of a SANA-Sprint of the
-    teacher in this folder, to distil on from. among: numbers of the concepts that the model learns; pairs: how often
+    autoencoder, text_encoder, teacher: files of trained ones, to do without those stages. student: of a SANA-Sprint of
+    this teacher, to distil on from. among: numbers of the concepts that the model learns; pairs: how often
     a training caption names two. Raises OSError, ValueError, CheckpointError.
     """
 
@@ -78,12 +78,14 @@ class EmojiRun(Run):
         processes: ProcessGroup = SINGLE_PROCESS,
         student: Path | None = None,
         text_encoder: Path | None = None,
+        teacher: Path | None = None,
         among: Sequence[int] = captions.ALL,
         pairs: float = captions.PAIRS,
     ):
         super().__init__(out, recipe, processes, SEED)
         self.art: Art = art.load(sprites).to(self.device)
-        self.pool, self.autoencoder, self.text_encoder = pool, autoencoder, text_encoder
+        self.pool = pool
+        self.autoencoder, self.text_encoder, self.teacher = autoencoder, text_encoder, teacher
         self.start = continued(student) if student else student_of
         self.prompts, self.among, self.pairs = prompts(), among, pairs
 
@@ -168,6 +170,14 @@ class EmojiRun(Run):
         return ResidentLatents(latents[image], tokenized(drawn), drawn.fingerprint, device=self.device)
 
     def train_teacher(self, gemma: Gemma, dataset: ResidentLatents) -> Captioned:
+        """The one of the file, or trained from nothing."""
+        if self.teacher is not None:
+            weights = checkpoint.load(self.teacher, layouts.TRANSFORMER)
+            if weights.config.guidance_embed:
+                raise ValueError(
+                    f"{self.teacher}: a SANA-Sprint; --teacher takes the multi-step model that it is made of"
+                )
+            return Captioned(self.build_copy(weights), gemma, self.prompts).eval().requires_grad_(False)
         transformer = SanaTransformer(dataclasses.replace(recipes.EMOJI_TRANSFORMER, guidance_embed=False))
         initialise(transformer, SEED)
         stage = TeacherStage(Captioned(transformer, gemma, self.prompts), dataset, FLOW_SHIFT)

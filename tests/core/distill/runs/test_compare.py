@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ from PIL import Image
 from sprint_core.distill import __main__ as command
 from sprint_core.distill import recipes
 from sprint_core.distill.dataset import emoji_art
+from sprint_core.distill.engine.randomness import initialise
 from sprint_core.distill.recipes import Objective, with_method
 from sprint_core.distill.runs import compare, emoji
 from sprint_core.distill.stages.rivals import distill_stage
+from sprint_core.distill.stages.teacher import student_of
 from sprint_core.emoji import captions, scenes
 from sprint_core.emoji.concepts import common, concepts
-from sprint_core.weights import presets
+from sprint_core.models.transformer import SanaTransformer
+from sprint_core.weights import checkpoint, layouts, presets
 
 ENCODERS = presets.BUNDLED
 
@@ -80,14 +84,51 @@ def test_the_count_foretold_is_the_count_taken(method):
 
 
 def test_diversity_is_that_of_grounds():
-    white, sky = (scenes.backdrop(name).movedim(0, -1) / 255 for name in captions.USUAL_GROUNDS)
-    of_seeds = {"always": lambda seed: white, "in turn": lambda seed: (white, sky)[seed % 2]}
-    values = {
-        name: compare.diversity(lambda texts, seeds, one=one: torch.stack([one(seed) for seed in seeds]), common())
-        for name, one in of_seeds.items()
-    }
-    assert values["always"] == 0.0
-    assert values["in turn"] == pytest.approx(9 / 15 / 0.5)  # of 15 pairs of six seeds, 9 differ
+    grounds = (*captions.USUAL_GROUNDS, "gray")
+    white, sky, grey = (scenes.backdrop(name).movedim(0, -1).round().byte() for name in grounds)
+    data = torch.stack([white, white, sky, sky])  # of two images, one in two has another ground
+    assert compare.diversity(torch.stack([sky] * 4), data) == 0.0
+    assert compare.diversity(data, data) == 1.0
+    assert compare.diversity(torch.stack([white, white, white, sky]), data) == pytest.approx((1 - 10 / 16) / 0.5)
+    assert compare.diversity(torch.stack([white, sky, grey]), data) == pytest.approx((2 / 3) / 0.5)
+
+
+def test_every_second_caption_is_empty(arguments, tmp_path, monkeypatch):
+    """Of the data, and of those that are watched."""
+    seen = []
+
+    def end(comparison, *_):
+        seen.append(comparison)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(compare.Comparison, "train", end)
+    assert command.main([*arguments, "--out", str(tmp_path)]) == 1
+    (comparison,) = seen
+    empty, kept = comparison.dataset.captions.null
+    is_empty = (comparison.dataset.captions.ids == empty).all(1) & (comparison.dataset.captions.kept == kept).all(1)
+    assert is_empty.tolist() == [i % 2 == 1 for i in range(len(is_empty))]
+    watched = comparison.watch().captions
+    assert len(watched) == 32 and [not text for text in watched] == [i % 2 == 1 for i in range(32)]
+    images = [comparison.true_images(seed) for seed in (0, 0, 1)]
+    assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
+
+
+def test_a_teacher_from_a_file(arguments, tmp_path, sprites, caplog):
+    """As it is, without its stage; a student in its place is refused."""
+    teacher = SanaTransformer(replace(recipes.EMOJI_TRANSFORMER, guidance_embed=False))
+    initialise(teacher, 3)
+    files = {"teacher": teacher, "student": student_of(teacher)}
+    for name, network in files.items():
+        weights = checkpoint.Weights(layouts.TRANSFORMER, network.config, network.state_dict(), tmp_path, {})
+        checkpoint.save(tmp_path / f"{name}.safetensors", [weights], {})
+    out, path = tmp_path / "out", tmp_path / "teacher.safetensors"
+    run = emoji.EmojiRun(out, recipes.RECIPES["demo"], sprites, text_encoder=ENCODERS, teacher=path)
+    loaded = run.train_teacher(run.train_text_encoder(None), None)
+    assert all(torch.equal(p, q) for p, q in zip(loaded.transformer.parameters(), teacher.parameters(), strict=True))
+    assert not any(p.requires_grad for p in loaded.parameters()) and not (out / "teacher").exists()
+    more = ["--teacher", str(tmp_path / "student.safetensors"), "--out", str(out)]
+    assert command.main([*arguments, *more]) == 1
+    assert "student.safetensors: a SANA-Sprint; --teacher takes" in caplog.text
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +147,8 @@ def sprites(tmp_path_factory):
 
 @pytest.fixture
 def arguments(sprites, monkeypatch):
-    for name, value in {"PROMPTS": 2, "SEEDS": 1, "STEPS": (1, 2), "DIVERSE_PROMPTS": 1}.items():
+    for name, value in {"PROMPTS": 2, "SEEDS": 1, "STEPS": (1, 2), "OPEN_IMAGES": 3}.items():
         monkeypatch.setattr(compare, name, value)
-    monkeypatch.setattr(compare, "DIVERSE_SEEDS", 2)
     monkeypatch.setattr(emoji, "JUDGED", 2)
     settings = [f"--set={stage}.{key}=2" for stage in ("teacher", "distill") for key in ("steps", "batch")]
     settings += [f"--set={stage}.precision=fp32" for stage in ("teacher", "distill")]
@@ -123,11 +163,15 @@ def test_from_a_command_to_a_chart(arguments, tmp_path, capsys, caplog):
     out = capsys.readouterr().out.splitlines()
     document = json.loads(out[-1])
     lines = [json.loads(line) for line in (tmp_path / "compare" / "compare.jsonl").read_text().splitlines()]
-    assert lines == document["compare"] and len(lines) == 2 * 2
+    assert lines == document["compare"] and len(lines) == 3 * 2
     names = ["method", "seed", "steps", "judge", "frechet", "diversity", "evaluations", "seconds"]
-    assert list(lines[0])[:8] == names and [line["steps"] for line in lines] == [1, 2, 1, 2]
+    assert list(lines[0])[:8] == names and [line["steps"] for line in lines] == 3 * [1, 2]
     used = {line["method"]: line["evaluations"] for line in lines}
-    assert used == {"scm": 48, "dmd": 42}  # four steps of 2 * 6; 2 * (6 + 4 + 5 + 6), and the next would be 14 more
+    assert used == {
+        "untrained": 0,
+        "scm": 48,
+        "dmd": 42,
+    }  # four steps of 2 * 6; 2 * (6 + 4 + 5 + 6), and the next would be 14 more
     text = (tmp_path / "compare" / "compare.md").read_text()
     assert "## 1 step" in text and "## 2 steps" in text and "\n| dmd " in text
     with Image.open(tmp_path / "compare" / "compare.png") as chart:
