@@ -1,12 +1,13 @@
 """Milliseconds from the end of a stroke to its image on a live canvas, in a real ComfyUI on this machine.
 
-    python run.py python benchmarks/live.py [--strokes 40]
-    python benchmarks/live.py --url http://127.0.0.1:8188 --strokes 40    # a ComfyUI that runs already
+    python run.py python benchmarks/live.py [--strokes 40]                # in headless Chromium
+    python benchmarks/live.py --url http://127.0.0.1:8188 --strokes 40    # a ComfyUI that runs already, no page
 
-Not a test. A client draws over the canvas's own WebSocket, as a page does: each stroke is MOVES frames of one step, the
-next when the last is answered, and then one of two steps, whose answer ends it. So it has all but what a page adds,
-which is to read its canvas and to show a JPEG. Beside it, the way without: each stroke as a prompt of its own, from the
-POST to ComfyUI's word that it is done. The last line is one JSON document.
+Not a test. In Chromium the mouse draws on the canvas: from the pointer's release to the frame that shows the image of
+two steps, and how many of one step it shows in between. Without the page a client sends over the canvas's own WebSocket
+what a page sends: each stroke is MOVES frames of one step, the next when the last is answered, and then one of two.
+Beside it, the way without a live canvas: each stroke as a prompt of its own, from the POST to ComfyUI's word that it is
+done. The last line is one JSON document.
 """
 
 import argparse
@@ -22,26 +23,31 @@ from typing import Any
 import aiohttp
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))
+sys.path += [str(ROOT), str(ROOT / "tests")]
 
 from launcher import setup  # noqa: E402
+from launcher.browser import chromium  # noqa: E402
 from sprint_core.images import drawing  # noqa: E402
 from sprint_core.images.frames import pack, unpack  # noqa: E402
 from sprint_core.weights import presets  # noqa: E402
 
 CLIENT, NODE = "benchmark", "canvas"
 MOVES = 8  # frames while the pen is down
+MOUSE_MOVES, MOUSE_MS = 60, 16  # of a stroke in the page, and between two of them
 WARM_UP = 3
 AUTO = {"dtype": "auto", "time_scale": "auto", "wiring": "auto"}
 
 
+def arc(i: int, ways: list[float]) -> list[tuple[float, float]]:
+    """Points of an arc, each number's elsewhere, in shares of the sheet; ways: how far along it, of 0 to 1."""
+    return [(0.5 + 0.35 * math.sin(0.3 * i + 0.8 * w), 0.5 + 0.35 * math.cos(0.37 * i + 0.8 * w)) for w in ways]
+
+
 def strokes(count: int) -> str:
-    """A drawing of so many arcs, each elsewhere."""
+    """A drawing of so many arcs."""
     arcs = []
     for i in range(count):
-        points = [
-            (128 + 90 * math.sin(0.3 * i + 0.1 * j), 128 + 90 * math.cos(0.37 * i + 0.1 * j), 1.0) for j in range(9)
-        ]
+        points = [(256 * x, 256 * y, 1.0) for x, y in arc(i, [j / 8 for j in range(9)])]
         flat = [round(number, 1) for point in points for number in point]
         arcs.append({"layer": "lines", "tool": "brush", "color": "#ffffff", "width": 6, "points": flat})
     return json.dumps({"version": 1, "size": [256, 256], "strokes": arcs})
@@ -62,8 +68,8 @@ def prompt(live: bool, text: str) -> dict:
     }
 
 
-class Page:
-    """ComfyUI's WebSocket and the canvas's own."""
+class Line:
+    """ComfyUI's WebSocket and the canvas's own, without a page."""
 
     main: aiohttp.ClientWebSocketResponse
     socket: aiohttp.ClientWebSocketResponse
@@ -99,8 +105,9 @@ class Page:
 
 
 async def measure(url: str, count: int) -> dict:
+    """Without a page."""
     async with aiohttp.ClientSession() as web:
-        page = Page(url, web)
+        page = Line(url, web)
         page.main = await web.ws_connect(f"{url}/ws?clientId={CLIENT}", max_msg_size=0)
         page.socket = await web.ws_connect(f"{url}/sana_sprint/live?client={CLIENT}&node={NODE}", max_msg_size=0)
         run = await page.queue(prompt(True, ""))
@@ -139,6 +146,63 @@ async def measure(url: str, count: int) -> dict:
     }
 
 
+# Notes of each stroke when its image was seen, and how many were seen on the way.
+WATCH = """() => {
+    const canvas = name => document.querySelector(`.sana-sprint-canvas ${name}`);
+    const seen = window.seen = { strokes: [], on: null };
+    seen.next = () => new Promise(done => seen.done = done);
+    canvas('.drawing').addEventListener('pointerdown', e => seen.on = { down: e.timeStamp, images: 0 }, true);
+    canvas('.drawing').addEventListener('pointerup', e => seen.on.up = e.timeStamp, true);
+    new MutationObserver(() => { if (seen.on && !seen.on.up) seen.on.images++ })
+        .observe(canvas('.ms'), { childList: true });
+    new MutationObserver(() => {
+        const { on } = seen;
+        if (!on?.up || canvas('.picture').getAttribute('aria-busy') !== 'false') return;
+        seen.on = null;
+        requestAnimationFrame(() => seen.done(seen.strokes.push({ ...on, end: performance.now() })));
+    }).observe(canvas('.picture'), { attributeFilter: ['aria-busy'] });
+}"""
+
+
+def measure_page(server: Any, count: int) -> dict:
+    """In headless Chromium, drawn by mouse."""
+    import sheet
+    from editor import launch_chromium, open_editor
+    from playwright.sync_api import sync_playwright
+
+    path = chromium() or sys.exit("no Chromium or Chrome found")
+    ways = [j / MOUSE_MOVES for j in range(MOUSE_MOVES + 1)]
+    with sync_playwright() as playwright:
+        browser = launch_chromium(playwright, path)
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        open_editor(page, server)
+        values = {"text": "a red apple", "seed": 7, "control_after_generate": "fixed", "mode": "lines"}
+        sheet.build(page, presets.BUNDLED_NAME, presets.BUNDLED_CONTROL_NAME, **values)
+        sheet.go_live(page)
+        sheet.wait_until_painted(page)
+        page.evaluate(WATCH)
+        box = page.locator(f"{sheet.CANVAS} .drawing").bounding_box()
+        assert box
+        for i in range(count + WARM_UP):
+            (x, y), *rest = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in arc(i, ways)]
+            page.mouse.move(x, y)
+            page.mouse.down()
+            for x, y in rest:
+                page.mouse.move(x, y)
+                page.wait_for_timeout(MOUSE_MS)
+            page.evaluate("() => { seen.shown = seen.next() }")
+            page.mouse.up()
+            page.evaluate("() => seen.shown")
+        seen = page.evaluate("seen.strokes")[WARM_UP:]
+        browser.close()
+    return {
+        "stroke_ms": round(statistics.median(one["end"] - one["up"] for one in seen), 1),
+        "images_per_second": round(
+            statistics.median(1000 * one["images"] / (one["up"] - one["down"]) for one in seen), 2
+        ),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Milliseconds from a stroke to its image on a live canvas.")
     parser.add_argument("--strokes", type=int, default=40)
@@ -148,7 +212,10 @@ def main() -> None:
         print(json.dumps(asyncio.run(measure(arguments.url.rstrip("/"), arguments.strokes))))
         return
     with setup.comfyui_server() as server:
-        print(json.dumps(asyncio.run(measure(server.url, arguments.strokes))))
+        page = measure_page(server, arguments.strokes)
+        client = asyncio.run(measure(server.url, arguments.strokes))
+        own = {name: client.pop(name) for name in page}
+        print(json.dumps({"strokes": client.pop("strokes"), **page, **client, "without_page": own}))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ Each arrow keeps what it made last, and what it made it from. A `Painter` makes 
 
 import itertools
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import sampler, trigflow
 from .images.frames import Frame
@@ -55,6 +55,7 @@ class Painter(Protocol):
 
     steers: bool  # whether it has a ControlNet
     on_cpu: bool  # where the number of threads counts
+    networks: Sequence[nn.Module]  # that paint
 
     def encode_text(self, text: str) -> Any: ...
 
@@ -84,6 +85,10 @@ class Painted:
     ms: dict[str, float]
 
 
+class Outdated(Exception):
+    """A frame that was given up, as it is no longer wanted."""
+
+
 class _Kept:
     """A result and what it was made from."""
 
@@ -110,16 +115,17 @@ class LiveSession:
         """Whether the ControlNet acts: not without lines, and an all-black control image is none."""
         return self.painter.steers and frame.lines is not None and frame.strength > 0.0 and not frame.empty
 
-    def paint(self, frame: Frame, hurried: bool = False) -> Painted:
+    def paint(self, frame: Frame, hurried: bool = False, wanted: Callable[[], bool] | None = None) -> Painted:
         """The image of a frame. Raises what the painter does.
 
-        hurried: on a CPU, with the number of threads that proves fastest, which may change the last bits.
+        hurried: on a CPU, with the number of threads that proves fastest, which may change the last bits. wanted: asked
+        there again and again; Outdated is raised once it is not.
         """
         if not (hurried and self.painter.on_cpu):
             return self._timed_paint(frame)
         kind = (frame.steps, frame.size, self.steered(frame), frame.paint is not None)
         count = self._threads.choice(kind)
-        with threads(count):
+        with threads(count), asked_often(wanted, self.painter.networks):
             painted = self._timed_paint(frame)
         if painted.ms["steps"]:  # it was not kept from before
             self._threads.note(kind, count, sum(painted.ms.values()) - painted.ms["text"])
@@ -147,6 +153,26 @@ class LiveSession:
 
 
 @contextmanager
+def asked_often(wanted: Callable[[], bool] | None, networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Before each block of the networks runs; Outdated is raised out of them when the answer is no."""
+    if wanted is None:
+        yield
+        return
+
+    def ask(*_: Any) -> None:
+        if not wanted():
+            raise Outdated
+
+    lists = (part for network in networks for part in network.modules() if isinstance(part, nn.ModuleList))
+    handles = [block.register_forward_pre_hook(ask) for part in lists for block in part]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def _timed(ms: dict[str, float], stage: str) -> Iterator[None]:
     begun = time.perf_counter()
     yield
@@ -165,6 +191,7 @@ class PipelinePainter:
         self.pipeline, self.control = pipeline, control
         self.steers = control is not None
         self.on_cpu = next(pipeline.transformer.parameters()).device.type == "cpu"
+        self.networks = [pipeline.transformer, pipeline.autoencoder, *filter(None, [control])]
 
     def encode_text(self, text: str) -> Caption:
         return self.pipeline.encode_text([text])

@@ -29,6 +29,8 @@ class ComfyPainter:
         self.model, self.clip, self.vae, self.control_net = model, clip, vae, control_net
         self.steers = control_net is not None
         self.on_cpu = mm.get_torch_device().type == "cpu"
+        self.networks = [model.model.diffusion_model, vae.first_stage_model]
+        self.networks += [] if control_net is None else [control_net.control_model]
 
     def encode_text(self, text: str) -> list:
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))

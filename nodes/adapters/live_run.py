@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import comfy.model_management as mm
 
-from ...sprint_core.images.frames import Frame
-from ...sprint_core.live import LiveSession, Painted
+from ...sprint_core.images.frames import Frame, Incoming
+from ...sprint_core.live import LiveSession, Outdated
 from . import live_socket, screen
 from .live_socket import Run, Session
 
@@ -80,7 +80,7 @@ def follow(
                 continue
             last, drawing = incoming.frame, incoming.drawing
             steps = last.steps if incoming.final else steps
-            _paint(session, live, last, incoming.number)
+            _paint(session, live, incoming)
             if (said := notice(last)) != run.message:
                 run.message = said
                 session.post(session.state())
@@ -101,11 +101,13 @@ def follow(
     return replace(last, steps=steps)
 
 
-def _paint(session: Session, live: LiveSession, frame: Frame, number: int) -> Painted | None:
+def _paint(session: Session, live: LiveSession, incoming: Incoming) -> None:
+    """Send its image, unless the pen is lifted meanwhile: the last image of a stroke does not wait for one before."""
     try:
-        painted = live.paint(frame, hurried=True)
+        painted = live.paint(incoming.frame, True, None if incoming.final else lambda: not session.waits_for_the_last)
+    except Outdated:
+        return
     except ValueError as error:
         session.post({"type": "error", "message": str(error)})
-        return None
-    session.answer(number, painted.image, painted.ms)
-    return painted
+        return
+    session.answer(incoming.number, painted.image, painted.ms)

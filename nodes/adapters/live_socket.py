@@ -98,6 +98,12 @@ class Session:
             incoming, self.newest = self.newest, None
             return incoming
 
+    @property
+    def waits_for_the_last(self) -> bool:
+        """Whether the newest frame is that of a lifted pen."""
+        newest = self.newest
+        return newest is not None and newest.final
+
     def answer(self, number: int, image: Tensor, ms: dict[str, float]) -> None:
         """Send an image [1, h, w, 3] in [0, 1]. ms: of each stage; what it takes to encode joins them."""
         begun = time.perf_counter()
@@ -208,7 +214,8 @@ async def listen(request: web.Request) -> web.StreamResponse:
     client, node = request.query.get("client", ""), request.query.get("node", "")
     if not (0 < len(client) <= LONGEST_ID and 0 < len(node) <= LONGEST_ID):
         return _refuse(400, "a page named no client and node")
-    socket = web.WebSocketResponse(max_msg_size=frames.MAX_MESSAGE_BYTES, heartbeat=HEARTBEAT_SEC)
+    # not compressed: that would take longer than to send what JPEG has packed, or a sheet on this machine
+    socket = web.WebSocketResponse(max_msg_size=frames.MAX_MESSAGE_BYTES, heartbeat=HEARTBEAT_SEC, compress=False)
     await socket.prepare(request)
     if client not in getattr(screen.server(), "sockets", {}):
         _tell("a page named a client that ComfyUI does not know")

@@ -27,6 +27,7 @@ from .tiling import TiledCodec
 NORM_EPS = 1e-5
 ATTENTION_EPS = 1e-15  # EfficientViT's value, under which DC-AE was trained; SANA's transformer has 1e-8
 FFN_RATIO = 4.0
+SMALL_PX = 32 * 32  # of an image that is enlarged before its convolution; see _enlarging_conv_class
 
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
 
@@ -194,10 +195,13 @@ def _enlarging_conv_class(base: type) -> type:
         """A 3x3 convolution of x enlarged to its double, without enlarging it.
 
         A new pixel's 3x3 neighbours lie in 2x2 old ones, so that four sums of weights do the work of nine weights,
-        for each of the four new pixels in an old one. Overridden where hosts have cast and moved the weights.
+        for each of the four new pixels in an old one. A small image has fewer pixels than there are weights to add up:
+        it is enlarged. Overridden where hosts have cast and moved the weights.
         """
 
         def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            if x.shape[2] * x.shape[3] <= SMALL_PX:
+                return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
             first, middle, last = fp32(weight).unbind(2)
             rows = torch.stack([first, middle + last, first + middle, last])  # [(i tap), o, c, 3]
             first, middle, last = rows.unbind(-1)

@@ -12,7 +12,7 @@ import torch
 from sprint_core import sampler
 from sprint_core import thread_count as threads
 from sprint_core.images.frames import Frame
-from sprint_core.live import LiveSession, PipelinePainter
+from sprint_core.live import LiveSession, Outdated, PipelinePainter
 from sprint_core.models.controlnet import AUTHORS
 from sprint_core.pipeline import Control, Pipeline
 from sprint_core.weights import checkpoint
@@ -145,7 +145,7 @@ def test_stages_are_timed(session):
 class Timed:
     """A painter whose steps take so many milliseconds by torch's number of threads."""
 
-    steers, on_cpu = False, True
+    steers, on_cpu, networks = False, True, ()
 
     def __init__(self, ms: dict[int, float]):
         self.ms = ms
@@ -219,3 +219,33 @@ def test_threads_are_put_back_after_a_fault_and_others_keep_theirs(two_threads):
 def test_a_hurried_image_is_the_pipelines_but_for_rounding(session, two_threads):
     hurried = session.paint(DRAWN, hurried=True).image
     torch.testing.assert_close(hurried, session.paint(DRAWN).image, rtol=1e-3, atol=1e-4)
+
+
+def test_a_frame_is_given_up_between_any_two_blocks(session, model, net):
+    """After so many of them, whichever those are; what is painted next is as if nothing had been."""
+    networks = (model.transformer, model.autoencoder.encoder, model.autoencoder.decoder, net)
+    begun = dict.fromkeys(networks, 0)
+    hooks = [one.register_forward_pre_hook(lambda m, _: begun.update({m: begun[m] + 1})) for one in networks]
+    other, reached = replace(DRAWN, seed=9), set()
+    expected = session.paint(other).image
+    asked = []
+    LiveSession(session.painter).paint(DRAWN, hurried=True, wanted=lambda: asked.append(1) or True)
+    assert len(asked) > 20
+    for count in range(len(asked)):
+        left = iter(range(count))
+        fresh = LiveSession(session.painter)
+        begun.update(dict.fromkeys(networks, 0))
+        with pytest.raises(Outdated):
+            fresh.paint(DRAWN, hurried=True, wanted=lambda left=left: next(left, None) is not None)
+        reached.add(max((i for i, one in enumerate((*networks[1:2], net, networks[0], networks[2])) if begun[one])))
+    assert reached == {0, 1, 2, 3}  # in the encoder, the ControlNet, the transformer and the decoder
+    assert torch.equal(fresh.paint(other).image, expected)
+    for hook in hooks:
+        hook.remove()
+    assert not any(module._forward_pre_hooks for network in networks for module in network.modules())
+
+
+def test_a_frame_on_a_gpu_is_not_asked_for(session, monkeypatch):
+    """There the processor is far ahead of what is computed."""
+    monkeypatch.setattr(session.painter, "on_cpu", False)
+    session.paint(DRAWN, hurried=True, wanted=lambda: False)

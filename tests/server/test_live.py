@@ -170,6 +170,41 @@ def test_the_picture_follows_the_pen_until_stop(server):
     assert np.abs(painted.astype(int) - image).mean() < 3
 
 
+def test_the_last_image_of_a_stroke_does_not_wait(server):
+    """A frame of a moving pen that is being painted is given up for that of the lifted one, and answered no more."""
+
+    async def run():
+        async with drawing_page(server, "lifted") as (page, _):
+            await page.draw(1, steps=4, seed=1)
+            header, _ = await page.answer(1)
+            for number in range(10, 16):
+                await page.draw(number, steps=4, seed=number)
+                await asyncio.sleep(header["ms"]["total"] / 4000)  # it has begun by then
+                await page.draw(100 + number, steps=1, seed=number, final=True)
+                await page.answer(100 + number)
+            return [header["seq"] for header, _ in page.answers]
+
+    answered = scenario(run())
+    assert [number for number in answered if number >= 100] == list(range(110, 116))
+    assert len([number for number in answered if 10 <= number < 16]) <= 2
+
+
+def test_frames_of_a_lifted_pen_are_all_painted(server):
+    """As when a slider moves: none of them gives up the one before."""
+
+    async def run():
+        async with drawing_page(server, "slider") as (page, _):
+            await page.draw(1, seed=1, final=True)
+            await page.answer(1)
+            await page.draw(2, seed=2, final=True)
+            await asyncio.sleep(0.03)
+            await page.draw(3, seed=3, final=True)
+            await page.answer(3)
+            return [header["seq"] for header, _ in page.answers]
+
+    assert scenario(run()) == [1, 2, 3]
+
+
 def test_another_prompt_ends_it_and_the_image_is_saved(server):
     async def run():
         async with drawing_page(server, "queue") as (page, run):

@@ -10,6 +10,7 @@ import { Toolbar, element, label } from "./toolbar.js"
 import { listenToFiles, load, upload } from "./underlay.js"
 
 const WATCH_MS = 100 // between two looks at the node's values
+const TELL_MS = 300 // after a change of the drawing
 
 export class LiveCanvas {
     /**
@@ -30,7 +31,7 @@ export class LiveCanvas {
             cancel: () => this.refresh(),
             cursor: () => this.stage.moveCursor(this.pen.cursor, this.history.now.size, this.toolbar.tool.width),
         })
-        this.connection = new Connection(host.address, () => this.frame(), {
+        this.connection = new Connection(host.address, () => this.frame(), () => !this.pen.down, {
             state: message => this.showState(message),
             answer: (header, bytes) => this.answer(header, bytes),
             error: message => this.stage.showError(message),
@@ -53,7 +54,7 @@ export class LiveCanvas {
             redo: () => this.run("redo"),
             clear: () => this.commit(() => this.history.change({ strokes: [] })),
             ground: ground => adjust({ ground }),
-            groundSet: () => this.host.changed(),
+            groundSet: () => this.tell(),
             underlayFile: file => this.takeUnderlay(file),
             underlayRemove: () => this.commit(() => this.history.change({ underlay: null })),
             underlayOpacity: opacity => {
@@ -98,7 +99,13 @@ export class LiveCanvas {
         change()
         this.refresh()
         this.connection.request()
-        this.host.changed()
+        this.tell()
+    }
+
+    /** ComfyUI, of what can be undone: it compares the whole graph then, for which quick strokes shall not wait. */
+    tell() {
+        clearTimeout(this.telling)
+        this.telling = setTimeout(() => this.host.changed(), TELL_MS)
     }
 
     extend(strokes, from) {

@@ -1,5 +1,6 @@
-// The WebSocket to the node on the server: the newest frame only, and one at a time on its way. A connection that was
-// lost comes back by itself; one that another tab has taken comes back when the user asks. A hidden tab sends nothing.
+// The WebSocket to the node on the server: the newest frame only, and one at a time on its way, but for that of a lifted
+// pen, which follows at once: the server gives up the one before. A connection that was lost comes back by itself; one
+// that another tab has taken comes back when the user asks. A hidden tab sends nothing.
 
 const RETRY_SEC = [0.5, 1, 2, 4, 8]
 
@@ -21,16 +22,19 @@ export function unpack(buffer) {
 
 export class Connection {
     /**
-     * address: () => URL, or null if there is none yet; frame: () => [header, pixels] of what is drawn now;
+     * address: () => URL, or null if there is none yet; frame: () => [header, pixels] of what is drawn now; final: ()
+     * => whether that is of a lifted pen;
      * on: state(message), async answer(header, bytes), error(text), busy(whether the picture is older than the drawing).
      */
-    constructor(address, frame, on) {
-        Object.assign(this, { address, frame, on })
+    constructor(address, frame, final, on) {
+        Object.assign(this, { address, frame, final, on })
         this.socket = null
         this.live = false
         this.closed = true
         this.wanted = false // a frame shall go as soon as the one on its way is answered
+        this.soon = false // whether that is about to be looked at
         this.flying = null // the number of the frame on its way
+        this.last = false // whether that is of a lifted pen
         this.number = 0
         this.tries = 0
         this.visible = () => {
@@ -108,8 +112,9 @@ export class Connection {
     request() {
         if (!this.live) return
         this.on.busy(true)
-        if (!this.wanted) setTimeout(() => this.flush()) // after the pen's event, not within it
         this.wanted = true
+        if (!this.soon) queueMicrotask(() => this.flush()) // before the page is painted anew, which a timer waits for
+        this.soon = true
     }
 
     tell() {
@@ -117,8 +122,12 @@ export class Connection {
     }
 
     flush() {
-        if (!this.wanted || this.flying !== null || !this.live || document.hidden) return
+        this.soon = false
+        if (!this.wanted || !this.live || document.hidden) return
+        const last = this.final()
+        if (this.flying !== null && (this.last || !last)) return
         const [header, pixels] = this.frame()
+        this.last = last
         this.wanted = false
         this.flying = ++this.number
         this.socket.send(pack({ seq: this.number, ...header }, pixels))

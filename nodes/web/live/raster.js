@@ -46,6 +46,14 @@ function fit(canvas, width, height) {
     return true
 }
 
+/** All pixels of a canvas, the empty ones too, on another of its size. */
+function copy(canvas, pen) {
+    fit(pen.canvas, canvas.width, canvas.height)
+    pen.globalCompositeOperation = "copy"
+    pen.drawImage(canvas, 0, 0)
+    pen.globalCompositeOperation = "source-over"
+}
+
 function cover(pen, image, width, height) {
     const [w, h] = [image.naturalWidth ?? image.width, image.naturalHeight ?? image.height]
     const scale = Math.max(width / w, height / h)
@@ -56,6 +64,7 @@ function cover(pen, image, width, height) {
 export class Raster {
     constructor() {
         this.layers = { lines: sheet(), paint: sheet() }
+        this.kept = { lines: sheet(), paint: sheet(), strokes: [] } // both layers with these strokes
         this.small = sheet()
         this.underlay = null // an image, once it is there
         this.drawing = null
@@ -66,13 +75,20 @@ export class Raster {
         return [width, height]
     }
 
-    /** All of a drawing anew, at the pixels that the model asks for. */
+    /** All of a drawing, at the pixels that the model asks for; anew, but for strokes that it had before. */
     render(drawing, longer = LONGER_SIDE) {
         this.drawing = drawing
+        const { kept, layers } = this
         const scale = Math.max(LONGER_SIDE, longer) / Math.max(...drawing.size)
         const size = drawing.size.map(x => Math.max(1, Math.round(x * scale)))
-        for (const layer of Object.values(this.layers)) fit(layer.canvas, ...size) || layer.clearRect(0, 0, ...size)
-        for (const stroke of drawing.strokes) this.extend(stroke, 0)
+        const same = size.every((x, i) => x === this.size[i]) && kept.strokes.every((s, i) => s === drawing.strokes[i])
+        for (const [name, layer] of Object.entries(layers)) {
+            if (same) copy(kept[name].canvas, layer)
+            else fit(layer.canvas, ...size) || layer.clearRect(0, 0, ...size)
+        }
+        for (const stroke of drawing.strokes.slice(same ? kept.strokes.length : 0)) this.extend(stroke, 0)
+        for (const [name, layer] of Object.entries(layers)) copy(layer.canvas, kept[name])
+        kept.strokes = drawing.strokes
     }
 
     extend(stroke, from) {
