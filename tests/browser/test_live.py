@@ -275,6 +275,116 @@ SENT = """() => {
         return send.call(this, data);
     };
 }"""
+POINT = """([x, y]) => {
+    const box = document.querySelector('.sana-sprint-canvas .drawing').getBoundingClientRect();
+    return [box.x + box.width * x, box.y + box.height * y];
+}"""
+# A file with a red picture, given to the canvas as a browser gives one that is dropped or pasted.
+GIVE = """async ([kind, name]) => {
+    const picture = Object.assign(document.createElement('canvas'), { width: 64, height: 64 });
+    const pen = picture.getContext('2d');
+    pen.fillStyle = '#e02010';
+    pen.fillRect(0, 0, 64, 64);
+    const blob = await new Promise(done => picture.toBlob(done, 'image/png'));
+    const data = new DataTransfer();
+    data.items.add(new File([blob], name, { type: 'image/png' }));
+    const sheet = document.querySelector('.sana-sprint-canvas .drawing');
+    const options = { bubbles: true, cancelable: true };
+    const event = kind === 'paste'
+        ? new ClipboardEvent('paste', { ...options, clipboardData: data })
+        : new DragEvent('drop', { ...options, dataTransfer: data });
+    return [sheet.dispatchEvent(event), app.graph.nodes.length];
+}"""
+DRAWN = """() => {
+    const canvas = document.querySelector('.sana-sprint-canvas .drawing');
+    return Array.from(canvas.getContext('2d').getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data);
+}"""
+
+
+def test_a_finger_draws(page):
+    """One finger is a pen, and neither moves the graph nor scrolls the page."""
+    client = page.context.new_cdp_session(page)
+    client.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    offset = page.evaluate("Array.from(app.canvas.ds.offset)")
+    places = [page.evaluate(POINT, [0.2 + 0.1 * i, 0.3]) for i in range(6)]
+    for kind, place in (("touchStart", places[0]), *(("touchMove", place) for place in places[1:]), ("touchEnd", None)):
+        points = [] if place is None else [{"x": place[0], "y": place[1]}]
+        client.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    page.wait_for_timeout(100)
+    (drawn,) = sheet.strokes(page)
+    (left, top, pressure), (right, bottom, _) = drawn["points"][:3], drawn["points"][-3:]
+    assert abs(left - 0.2 * 512) < 3 and abs(right - 0.7 * 512) < 3 and abs(top - bottom) < 3 and pressure == 1
+    assert page.evaluate("Array.from(app.canvas.ds.offset)") == offset
+    client.detach()
+
+
+@CLASSIC
+def test_a_pen_presses(page):
+    """Its pressure is the width of the stroke, point by point; its other end erases."""
+    client = page.context.new_cdp_session(page)
+
+    def pen(kind: str, x: float, force: float, buttons: int = 1) -> None:
+        left, top = page.evaluate(POINT, [x, 0.5])
+        button = "left" if kind != "mouseMoved" else "none"
+        client.send(
+            "Input.dispatchMouseEvent",
+            {"type": kind, "x": left, "y": top, "button": button, "buttons": buttons, "clickCount": 1,
+             "pointerType": "pen", "force": force},
+        )  # fmt: skip
+
+    pen("mousePressed", 0.2, 0.2)
+    for i in range(1, 7):
+        pen("mouseMoved", 0.2 + 0.1 * i, 0.2 + 0.1 * i)
+    pen("mouseReleased", 0.8, 0.8, 0)
+    page.wait_for_timeout(100)
+    (drawn,) = sheet.strokes(page)
+    pressures = drawn["points"][2::3]
+    assert pressures[0] == pytest.approx(0.2, abs=0.02) and max(pressures) == pytest.approx(0.8, abs=0.02)
+    assert pressures == sorted(pressures)
+    client.detach()
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_an_image_is_dropped_or_pasted_under_the_paint(page, server, kind):
+    """It goes to input/ once, the drawing has its name alone, and ComfyUI makes no node of it; it can be removed."""
+    sheet.set_value(page, "mode", "paint")
+    name = f"{kind}ped.png"
+    free, nodes = page.evaluate(GIVE, [kind, name])
+    assert not free  # ComfyUI does not see the event
+    page.locator(f"{sheet.CANVAS} [data-text=remove]").wait_for(state="visible", timeout=30_000)
+    page.wait_for_function(f"({DRAWN})()[1] < 60", timeout=30_000)
+    red, green, blue, _ = page.evaluate(DRAWN)
+    assert red > 200 and green < 60 and blue < 60
+    text = sheet.value(page)
+    assert name[:-4] in text and len(text) < 400
+    assert page.evaluate("app.graph.nodes.length") == nodes
+    sheet.press(page, "remove")
+    assert page.evaluate(DRAWN)[:3] == [255, 255, 255] and name[:-4] not in sheet.value(page)
+
+
+@NODES2
+def test_comfyui_hears_of_strokes_a_moment_later(page):
+    """ComfyUI is told of a change a moment after it: once for strokes that follow each other quickly."""
+    calls = """() => {
+        window.told = 0;
+        const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+        for (const name of ['captureCanvasState', 'checkState']) {
+            const before = tracker[name];
+            if (before) tracker[name] = function (...args) { window.told++; return before.apply(this, args) };
+        }
+    }"""
+    page.evaluate(calls)
+    page.evaluate("window.told = 0")
+    for y in (0.2, 0.4, 0.6):
+        sheet.stroke(page, (0.2, y), (0.8, y), moves=2)
+    assert len(sheet.strokes(page)) == 3
+    page.wait_for_timeout(800)
+    assert page.evaluate("window.told") >= 1
+    page.evaluate("document.activeElement.blur()")
+    saved = page.evaluate("JSON.stringify(app.extensionManager.workflow.activeWorkflow.changeTracker.activeState)")
+    assert saved.count("points") == 3
+
+
 HIDE = """hidden => {
     Object.defineProperty(document, 'hidden', { configurable: true, get: () => hidden });
     document.dispatchEvent(new Event('visibilitychange'));

@@ -3,8 +3,8 @@
     python -m sprint_core.distill --compare --data sprites.zip --out DIR [--methods scm,dmd2]
 
 Each student starts from the teacher of `--teacher`, or in DIR, which is trained first where it is missing, and trains
-until the budget of evaluations is used: one is a forward pass of one sample through a network of the teacher's size; its
-backward pass counts as two more, or as one where no weight learns. Each has a folder, DIR/compare/METHOD-SEED; its
+until the budget of evaluations is used: one is a forward pass of one sample through a network of the teacher's size;
+its backward pass counts as two more, or as one where no weight learns. Each has a folder, DIR/compare/METHOD-SEED; its
 result.json says that it has ended.
 
 Every second caption is empty. A caption says nearly all of its image, so that an untrained student paints it well in
