@@ -13,7 +13,6 @@ done. The last line is one JSON document.
 import argparse
 import asyncio
 import json
-import math
 import statistics
 import sys
 import time
@@ -25,6 +24,7 @@ import aiohttp
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests")]
 
+from benchmarks.arcs import MOVES, WARM_UP, arc, strokes  # noqa: E402
 from launcher import setup  # noqa: E402
 from launcher.browser import chromium  # noqa: E402
 from sprint_core.images import drawing  # noqa: E402
@@ -32,25 +32,8 @@ from sprint_core.images.frames import pack, unpack  # noqa: E402
 from sprint_core.weights import presets  # noqa: E402
 
 CLIENT, NODE = "benchmark", "canvas"
-MOVES = 8  # frames while the pen is down
 MOUSE_MOVES, MOUSE_MS = 60, 16  # of a stroke in the page, and between two of them
-WARM_UP = 3
 AUTO = {"dtype": "auto", "time_scale": "auto", "wiring": "auto"}
-
-
-def arc(i: int, ways: list[float]) -> list[tuple[float, float]]:
-    """Points of an arc, each number's elsewhere, in shares of the sheet; ways: how far along it, of 0 to 1."""
-    return [(0.5 + 0.35 * math.sin(0.3 * i + 0.8 * w), 0.5 + 0.35 * math.cos(0.37 * i + 0.8 * w)) for w in ways]
-
-
-def strokes(count: int) -> str:
-    """A drawing of so many arcs."""
-    arcs = []
-    for i in range(count):
-        points = [(256 * x, 256 * y, 1.0) for x, y in arc(i, [j / 8 for j in range(9)])]
-        flat = [round(number, 1) for point in points for number in point]
-        arcs.append({"layer": "lines", "tool": "brush", "color": "#ffffff", "width": 6, "points": flat})
-    return json.dumps({"version": 1, "size": [256, 256], "strokes": arcs})
 
 
 def prompt(live: bool, text: str) -> dict:

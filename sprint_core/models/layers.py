@@ -21,7 +21,7 @@ from ..devices import fp32, to_device
 
 LINEAR_ATTENTION_EPS = 1e-8  # the authors' value; diffusers has 1e-15
 MAX_PERIOD = 10000.0  # of the time embedding
-CACHE_ELEMENTS = 2**19  # elements of a tensor that fit into a CPU's cache
+CACHE_ELEMENTS = 2**21  # elements of a tensor that a CPU works on at once: in its cache, and worth waking threads for
 MASKED = -10000.0  # what is added to the logits of padded text tokens, as in training
 
 Attention = Callable[[Tensor, Tensor, Tensor, int, Tensor | None], Tensor]  # see `sdpa`
@@ -72,9 +72,12 @@ def rows_per_block(x: Tensor, row_elements: int) -> int:
 
     All rows (x.numel()) where x is not on the CPU, and where the work is differentiated or compiled.
     """
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return x.numel()
-    return max(1, CACHE_ELEMENTS // row_elements)
+    return max(1, CACHE_ELEMENTS // row_elements) if works_in_blocks(x) else x.numel()
+
+
+def works_in_blocks(x: Tensor) -> bool:
+    """Whether x is on the CPU, and what is done with it is neither differentiated nor compiled."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def run_in_blocks(run: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:

@@ -12,13 +12,15 @@ from oracles import relative_error, shapes_of
 
 from sprint_core.config import from_dict
 from sprint_core.latent import SCALE
-from sprint_core.models import autoencoder
+from sprint_core.models import autoencoder, layers
 from sprint_core.models.autoencoder import Autoencoder, channel_norm
 from sprint_core.models.autoencoder_config import SANA, AutoencoderConfig
 from sprint_core.models.tiling import tile_windows
 from sprint_core.weights.layouts.autoencoder import config_from_diffusers, infer_config
 
 RES, VIT = "ResBlock", "EfficientViTBlock"
+ROUNDED_ONCE = {torch.float64: {"rtol": 0, "atol": 1e-12}, torch.bfloat16: {"rtol": 2**-8, "atol": 1e-3}}
+ROUNDED_MORE = ROUNDED_ONCE | {torch.bfloat16: {"rtol": 2**-6, "atol": 2e-2}}
 
 # The published layout at a tiny width: 4 stages, 8 px to a cell, the last two with attention.
 TINY = {
@@ -140,6 +142,34 @@ def test_norm_has_weight_and_bias_with_any_ops():
         torch.nn.init.constant_(norm.weight, 2.0)
         torch.nn.init.constant_(norm.bias, 3.0)
         torch.testing.assert_close(norm(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_norm_in_few_passes_is_the_norm(dtype, layout, monkeypatch):
+    """As where gradients are wanted, which go through torch's own; what is left of the last block too."""
+    monkeypatch.setattr(layers, "CACHE_ELEMENTS", 4 * 6)
+    norm = channel_norm(6, torch.nn, dtype=dtype)
+    weight, bias = random(6, seed=1).to(dtype), random(6, seed=2).to(dtype)
+    norm.load_state_dict({"weight": weight, "bias": bias})
+    x, residual = (1e-3 * random(2, 6, 3, 5).to(dtype), random(2, 6, 3, 5, seed=4).to(dtype))
+    exact = x.double() / (x.double().square().mean(1, keepdim=True) + 1e-5).sqrt()
+    exact = exact * weight.double()[:, None, None] + bias.double()[:, None, None]
+    for more, expected in ((None, exact), (residual, exact + residual.double())):
+        with torch.inference_mode():
+            got = norm(x.clone().contiguous(memory_format=layout), more)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, expected.to(dtype), **ROUNDED_ONCE.get(dtype, {}))
+        with torch.enable_grad():
+            torch.testing.assert_close(norm(x.clone(), more).to(dtype), got, **ROUNDED_MORE.get(dtype, {}))
+
+
+def test_a_norms_weight_is_found_by_what_a_host_makes_of_it():
+    """Bit for bit, by a row of equal numbers."""
+    for dtype in (torch.float32, torch.bfloat16):
+        norm = torch.nn.RMSNorm(999, eps=1e-5, dtype=dtype)
+        norm.weight.data = random(999).to(dtype)
+        assert torch.equal(norm(torch.full((999,), autoencoder.LARGE, dtype=dtype)), norm.weight)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 60, 64), (1, 3, 64, 60), (1, 4, 64, 64), (3, 64, 64)])
@@ -287,14 +317,19 @@ def test_tiling_keeps_the_dtype():
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 2)])
-def test_a_convolution_of_the_enlarged_without_enlarging(size, bias):
-    """In float64: the same sums in another order."""
+@pytest.mark.parametrize("small_px", [0, 15, autoencoder.SMALL_PX])
+def test_a_convolution_of_the_enlarged_without_enlarging(size, bias, small_px, monkeypatch):
+    """In float64: the same sums in another order; a small image is enlarged, the same bits as by two operations."""
+    monkeypatch.setattr(autoencoder, "SMALL_PX", small_px)
     torch.manual_seed(0)
     conv = autoencoder._enlarging_conv_class(torch.nn.Conv2d)(6, 4, 3, padding=1, bias=bias).double()
     x = torch.randn(2, 6, *size, dtype=torch.float64)
     expected = F.conv2d(F.interpolate(x, scale_factor=2), conv.weight, conv.bias, padding=1)
     for layout in (torch.contiguous_format, torch.channels_last):
-        torch.testing.assert_close(conv(x.contiguous(memory_format=layout)), expected, rtol=0, atol=1e-12)
+        got = conv(x.contiguous(memory_format=layout))
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+        if layout == torch.contiguous_format and size[0] * size[1] <= small_px:
+            assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("channels", [2, 4, 8, 16, 32])
