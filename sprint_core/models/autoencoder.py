@@ -21,13 +21,12 @@ from torch import Tensor, nn
 
 from ..devices import fp32
 from .autoencoder_config import SANA, VIT, AutoencoderConfig
-from .layers import GLUMBConv, relu_linear_attention, rows_per_block, works_in_blocks
+from .layers import GLUMBConv, relu_linear_attention, rms_norm, rows_per_block
 from .tiling import TiledCodec
 
 NORM_EPS = 1e-5
 ATTENTION_EPS = 1e-15  # EfficientViT's value, under which DC-AE was trained; SANA's transformer has 1e-8
 FFN_RATIO = 4.0
-LARGE = 2.0**20  # of a row of equal numbers: beside it the norm's eps is nothing
 SMALL_PX = 32 * 32  # of an image that is enlarged before its convolution; see _enlarging_conv_class
 
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
@@ -47,31 +46,9 @@ def _channel_norm_class(base: type) -> type:
             self.bias = nn.Parameter(torch.zeros(dim, dtype=dtype, device=device))
 
         def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-            """The norm, plus the residual [b, c, h, w]. x may be overwritten: see layers.run_in_blocks."""
-            rows, more = x.movedim(1, -1), None if residual is None else residual.movedim(1, -1)
-            if works_in_blocks(x):
-                return self._in_few_passes(rows, more).movedim(-1, 1)
-            y = super().forward(rows).add_(self.bias.to(x))
-            return (y if more is None else y.add_(more)).movedim(-1, 1)
-
-        def _in_few_passes(self, x: Tensor, residual: Tensor | None) -> Tensor:
-            """The same of [..., c], rounded once: torch's own takes twice as many passes over memory on a CPU."""
-            rows = x.flatten(0, -2)
-            residual_rows = None if residual is None else residual.flatten(0, -2)
-            gains = fp32(super().forward(x.new_full((x.shape[-1],), LARGE)))  # the weight, as the host has cast it
-            bias, block_rows = fp32(self.bias.to(x)), min(rows_per_block(x, x.shape[-1]), len(rows))
-            wide = None if x.dtype == gains.dtype else gains.new_empty(block_rows, x.shape[-1])
-            for start in range(0, len(rows), block_rows):
-                block = slice(start, start + block_rows)
-                y = rows[block] if wide is None else wide[: len(rows[block])].copy_(rows[block])
-                length = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
-                y.mul_(length.square_().div_(x.shape[-1]).add_(NORM_EPS).rsqrt_())
-                torch.addcmul(bias, y, gains, out=y)
-                if residual_rows is not None:
-                    y.add_(residual_rows[block])
-                if wide is not None:
-                    rows[block] = y
-            return rows.view(x.shape)
+            """The norm, plus the residual [b, c, h, w]. x may be overwritten: see layers.rms_norm."""
+            more = None if residual is None else residual.movedim(1, -1)
+            return rms_norm(super().forward, NORM_EPS, x.movedim(1, -1), self.bias.to(x), more).movedim(-1, 1)
 
     return ChannelNorm
 

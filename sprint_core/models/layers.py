@@ -22,6 +22,8 @@ from ..devices import fp32, to_device
 LINEAR_ATTENTION_EPS = 1e-8  # the authors' value; diffusers has 1e-15
 MAX_PERIOD = 10000.0  # of the time embedding
 CACHE_ELEMENTS = 2**21  # elements of a tensor that a CPU works on at once: in its cache, and worth waking threads for
+FEW_ELEMENTS = 2**16  # of which torch's own norm is as soon done
+LARGE = 2.0**20  # of a row of equal numbers: beside it a norm's eps is nothing
 MASKED = -10000.0  # what is added to the logits of padded text tokens, as in training
 
 Attention = Callable[[Tensor, Tensor, Tensor, int, Tensor | None], Tensor]  # see `sdpa`
@@ -92,6 +94,37 @@ def run_in_blocks(run: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Ten
     for start in range(0, len(rows), block_rows):
         block = slice(start, start + block_rows)
         rows[block] = run(rows[block], *(other[block] for other in other_rows))
+    return rows.view(x.shape)
+
+
+def rms_norm(
+    norm: Callable[[Tensor], Tensor], eps: float, x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """norm(x) + bias + residual: x and residual [..., c], bias [c]. x may be overwritten.
+
+    norm: an RMS norm of c channels with this eps and a weight, as its host runs it. On a CPU torch's own takes twice as
+    many passes over memory as it needs: here they are few, of blocks that fit its cache, and round once.
+    """
+    if not works_in_blocks(x) or x.numel() < FEW_ELEMENTS:
+        y = norm(x)
+        for more in (bias, residual):
+            y = y if more is None else y.add_(more)
+        return y
+    gains = fp32(norm(x.new_full((x.shape[-1],), LARGE)))  # the weight, as the host has cast it
+    bias = torch.zeros_like(gains) if bias is None else fp32(bias)
+    rows, residual_rows = x.flatten(0, -2), None if residual is None else residual.flatten(0, -2)
+    block_rows = min(rows_per_block(x, x.shape[-1]), len(rows))
+    wide = None if x.dtype == gains.dtype else gains.new_empty(block_rows, x.shape[-1])
+    for start in range(0, len(rows), block_rows):
+        block = slice(start, start + block_rows)
+        y = rows[block] if wide is None else wide[: len(rows[block])].copy_(rows[block])
+        length = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+        y.mul_(length.square_().div_(x.shape[-1]).add_(eps).rsqrt_())
+        torch.addcmul(bias, y, gains, out=y)
+        if residual_rows is not None:
+            y.add_(residual_rows[block])
+        if wide is not None:
+            rows[block] = y
     return rows.view(x.shape)
 
 

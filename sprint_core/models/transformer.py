@@ -24,7 +24,7 @@ from .layers import (
     Attention,
     GLUMBConv,
     relu_linear_attention,
-    run_in_blocks,
+    rms_norm,
     sdpa,
     sincos_2d,
     sincos_axis,
@@ -80,6 +80,11 @@ class Conditioning:
     attention: Attention  # of the cross-attention
 
 
+def qk_norm(norm: Any, x: Tensor) -> Tensor:
+    """Of queries or keys [b, n, c], if there is one. x may be overwritten."""
+    return x if isinstance(norm, nn.Identity) else rms_norm(norm, norm.eps, x)
+
+
 class LinearSelfAttention(nn.Module):
     """ReLU linear attention over image tokens: [b, n, c] -> [b, n, c]."""
 
@@ -95,8 +100,8 @@ class LinearSelfAttention(nn.Module):
         self.to_out = nn.ModuleList([ops.Linear(dim, dim, **factory)])
 
     def forward(self, x: Tensor) -> Tensor:
-        q = run_in_blocks(self.norm_q, self.to_q(x))
-        k = run_in_blocks(self.norm_k, self.to_k(x))
+        q = qk_norm(self.norm_q, self.to_q(x))
+        k = qk_norm(self.norm_k, self.to_k(x))
         q, k, v = (rearrange(y, "b n (h d) -> b h n d", h=self.heads) for y in (q, k, self.to_v(x)))
         return self.to_out[0](relu_linear_attention(q, k, v))
 
@@ -116,8 +121,8 @@ class CrossAttention(nn.Module):
         self.to_out = nn.ModuleList([ops.Linear(dim, dim, **factory)])
 
     def forward(self, x: Tensor, caption: Tensor, mask: Tensor | None, attention: Attention) -> Tensor:
-        q = run_in_blocks(self.norm_q, self.to_q(x))
-        k = self.norm_k(self.to_k(caption))
+        q = qk_norm(self.norm_q, self.to_q(x))
+        k = qk_norm(self.norm_k, self.to_k(caption))
         return self.to_out[0](attention(q, k, self.to_v(caption), self.heads, mask))
 
 

@@ -149,6 +149,7 @@ def test_norm_has_weight_and_bias_with_any_ops():
 def test_a_norm_in_few_passes_is_the_norm(dtype, layout, monkeypatch):
     """As where gradients are wanted, which go through torch's own; what is left of the last block too."""
     monkeypatch.setattr(layers, "CACHE_ELEMENTS", 4 * 6)
+    monkeypatch.setattr(layers, "FEW_ELEMENTS", 0)
     norm = channel_norm(6, torch.nn, dtype=dtype)
     weight, bias = random(6, seed=1).to(dtype), random(6, seed=2).to(dtype)
     norm.load_state_dict({"weight": weight, "bias": bias})
@@ -169,7 +170,7 @@ def test_a_norms_weight_is_found_by_what_a_host_makes_of_it():
     for dtype in (torch.float32, torch.bfloat16):
         norm = torch.nn.RMSNorm(999, eps=1e-5, dtype=dtype)
         norm.weight.data = random(999).to(dtype)
-        assert torch.equal(norm(torch.full((999,), autoencoder.LARGE, dtype=dtype)), norm.weight)
+        assert torch.equal(norm(torch.full((999,), layers.LARGE, dtype=dtype)), norm.weight)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 60, 64), (1, 3, 64, 60), (1, 4, 64, 64), (3, 64, 64)])

@@ -10,7 +10,8 @@ from oracles import PUBLISHED, QK, SPRINT, TEACHER, TINY, pair, randn, relative_
 from torch import nn
 
 from sprint_core.config import from_dict
-from sprint_core.models.transformer import SanaTransformer, TransformerConfig
+from sprint_core.models import layers
+from sprint_core.models.transformer import SanaTransformer, TransformerConfig, qk_norm
 from sprint_core.weights import keymaps, layouts, presets
 from sprint_core.weights.layouts.transformer import config_from_diffusers, infer_config
 from sprint_core.weights.presets import PRESETS
@@ -93,6 +94,17 @@ def test_cross_attention_norms_have_the_authors_epsilon():
     for block in theirs.transformer_blocks:
         block.attn2.norm_q.eps = block.attn2.norm_k.eps = 1e-6
     assert relative_error(got, run_diffusers(theirs, x, caption)) < 1e-5
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-2])
+def test_norms_of_queries_and_keys_have_their_epsilon(eps, monkeypatch):
+    """In few passes as by torch's own; and none where a model has none."""
+    monkeypatch.setattr(layers, "FEW_ELEMENTS", 0)
+    norm, x = nn.RMSNorm(24, eps=eps), 0.01 * randn(2, 5, 24)
+    norm.weight.data = randn(24, seed=3)
+    want = norm(x)
+    torch.testing.assert_close(qk_norm(norm, x.clone()), want)
+    assert qk_norm(nn.Identity(), x) is x
 
 
 def test_control_residuals():
