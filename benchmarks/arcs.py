@@ -8,9 +8,9 @@ MOVES = 8  # frames while the pen is down
 WARM_UP = 3  # strokes that do not count
 
 
-def arc(i: int, ways: Sequence[float]) -> list[tuple[float, float]]:
-    """Points of an arc, each number's elsewhere, in shares of the sheet; ways: how far along it, of 0 to 1."""
-    return [(0.5 + 0.35 * math.sin(0.3 * i + 0.8 * w), 0.5 + 0.35 * math.cos(0.37 * i + 0.8 * w)) for w in ways]
+def arc(i: int, along: Sequence[float]) -> list[tuple[float, float]]:
+    """Points of arc i, in shares of the sheet. along: where on it they lie, from 0 to 1."""
+    return [(0.5 + 0.35 * math.sin(0.3 * i + 0.8 * x), 0.5 + 0.35 * math.cos(0.37 * i + 0.8 * x)) for x in along]
 
 
 def strokes(count: int) -> str:

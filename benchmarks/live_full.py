@@ -13,14 +13,16 @@ import time
 
 import torch
 
-from benchmarks.arcs import MOVES, WARM_UP, strokes
+from benchmarks.arcs import MOVES, strokes
 from benchmarks.networks import MODELS, Ours
 from sprint_core.devices import DTYPES, usable_device
 from sprint_core.images import drawing
 from sprint_core.images.frames import Frame
 from sprint_core.live import LiveSession, PipelinePainter
+from sprint_core.thread_count import TRIES
 
 FINAL_STEPS = 2
+UNCOUNTED = 2 * TRIES  # strokes, by which each number of threads has been tried
 
 
 def measure(session: LiveSession, size_px: int, count: int) -> dict:
@@ -35,12 +37,12 @@ def measure(session: LiveSession, size_px: int, count: int) -> dict:
         painted.image.cpu()
         return painted.ms | {"total": 1000 * (time.perf_counter() - begun)}
 
-    for i in range(count + 1):
+    for i in range(UNCOUNTED + count):
         sheet = drawing.lines(drawing.parse(strokes(1 + i)), size_px, size_px).tobytes()
-        bands = [size_px * (j + 1) for j in range(MOVES if i else WARM_UP)]
+        bands = [size_px * (j + 1) for j in range(MOVES)]
         moved = [paint(bytes([255]) * band + sheet[band:], 1) for band in bands]
         ended = paint(sheet, FINAL_STEPS)
-        if i:  # the first warms up
+        if i >= UNCOUNTED:
             moving += moved
             final.append(ended)
     return {

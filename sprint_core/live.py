@@ -85,8 +85,8 @@ class Painted:
     ms: dict[str, float]
 
 
-class Outdated(Exception):
-    """A frame that was given up, as it is no longer wanted."""
+class Outdated(BaseException):
+    """A frame is given up, as it is no longer wanted. No fault, which a host on the way might take for its own."""
 
 
 class _Kept:
@@ -119,14 +119,19 @@ class LiveSession:
         """The image of a frame. Raises what the painter does.
 
         hurried: on a CPU, with the number of threads that proves fastest, which may change the last bits. wanted: asked
-        there again and again; Outdated is raised once it is not.
+        there before each block of the networks; Outdated is raised once it is not.
         """
         if not (hurried and self.painter.on_cpu):
             return self._timed_paint(frame)
         kind = (frame.steps, frame.size, self.steered(frame), frame.paint is not None)
         count = self._threads.choice(kind)
-        with threads(count), asked_often(wanted, self.painter.networks):
-            painted = self._timed_paint(frame)
+        begun = time.perf_counter()
+        try:
+            with threads(count), asked_often(wanted, self.painter.networks):
+                painted = self._timed_paint(frame)
+        except Outdated:
+            self._threads.note_given_up(kind, count, 1000 * (time.perf_counter() - begun))
+            raise
         if painted.ms["steps"]:  # it was not kept from before
             self._threads.note(kind, count, sum(painted.ms.values()) - painted.ms["text"])
         return painted
@@ -154,7 +159,7 @@ class LiveSession:
 
 @contextmanager
 def asked_often(wanted: Callable[[], bool] | None, networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Before each block of the networks runs; Outdated is raised out of them when the answer is no."""
+    """Before each block of the networks runs; Outdated is raised out of them when the answer is no. None: never."""
     if wanted is None:
         yield
         return
@@ -163,7 +168,8 @@ def asked_often(wanted: Callable[[], bool] | None, networks: Sequence[nn.Module]
         if not wanted():
             raise Outdated
 
-    lists = (part for network in networks for part in network.modules() if isinstance(part, nn.ModuleList))
+    kinds = nn.ModuleList, nn.Sequential
+    lists = (part for network in networks for part in network.modules() if isinstance(part, kinds))
     handles = [block.register_forward_pre_hook(ask) for part in lists for block in part]
     try:
         yield

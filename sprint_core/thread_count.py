@@ -23,21 +23,32 @@ class FastestThreads:
         self._timings: dict[Hashable, dict[int, deque[float]]] = defaultdict(
             lambda: {count: deque(maxlen=REMEMBERED) for count in self.counts}
         )
+        self._begun: dict[Hashable, dict[int, int]] = defaultdict(lambda: dict.fromkeys(self.counts, 0))
         self._frames: dict[Hashable, int] = defaultdict(int)
 
     def choice(self, kind: Hashable) -> int:
         """With how many threads to paint the next frame of a kind."""
-        timings = self._timings[kind]
-        untried = [count for count in self.counts if len(timings[count]) < TRIES]
-        if untried:
-            return min(untried, key=lambda count: len(timings[count]))
-        fastest, *slower = sorted(self.counts, key=lambda count: min(timings[count]))
-        return slower[0] if slower and self._frames[kind] % AGAIN == 0 else fastest
+        timings, begun = self._timings[kind], self._begun[kind]
+        untried = [count for count in self.counts if begun[count] < TRIES or not timings[count]]
+        if untried:  # in turn: a count whose frames are all given up must not keep its turn
+            choice = min(untried, key=lambda count: begun[count])
+        else:
+            fastest, *slower = sorted(self.counts, key=lambda count: min(timings[count]))
+            choice = slower[0] if slower and self._frames[kind] % AGAIN == 0 else fastest
+        begun[choice] += 1
+        return choice
 
     def note(self, kind: Hashable, count: int, ms: float) -> None:
         """A frame of that kind took so many milliseconds with so many threads."""
         self._timings[kind][count].append(ms)
         self._frames[kind] += 1
+
+    def note_given_up(self, kind: Hashable, count: int, ms: float) -> None:
+        """One was given up after so many milliseconds: enough to know where another count would have ended by then."""
+        self._frames[kind] += 1
+        others = (min(timings) for other, timings in self._timings[kind].items() if other != count and timings)
+        if any(best < ms for best in others):
+            self._timings[kind][count].append(ms)
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""A run that goes on while somebody draws, in ComfyUI's worker: the newest frame is painted, one at a time.
+"""A run that goes on while somebody draws, in ComfyUI's worker: the newest frame is painted, one at a time. Those of a
+moving pen that the lifted pen's overtakes are not answered.
 
 It ends when the page says so, another prompt waits, nothing is drawn for a while, the page is gone, or ComfyUI
 interrupts it.
@@ -104,10 +105,11 @@ def follow(
 def _paint(session: Session, live: LiveSession, incoming: Incoming) -> None:
     """Send its image, unless the pen is lifted meanwhile: the last image of a stroke does not wait for one before."""
     try:
-        painted = live.paint(incoming.frame, True, None if incoming.final else lambda: not session.waits_for_the_last)
+        wanted = None if incoming.final else lambda: not session.waits_for_the_last
+        painted = live.paint(incoming.frame, hurried=True, wanted=wanted)
     except Outdated:
         return
     except ValueError as error:
-        session.post({"type": "error", "message": str(error)})
+        session.post({"type": "error", "seq": incoming.number, "message": str(error)})
         return
     session.answer(incoming.number, painted.image, painted.ms)

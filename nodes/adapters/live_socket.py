@@ -12,7 +12,7 @@ import io
 import json
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,6 +37,7 @@ LONGEST_ID = 200
 HEARTBEAT_SEC = 20.0
 SILENCE_SEC, LONGEST_SILENCE_SEC = 60.0, 3600.0
 JPEG_QUALITY = 90
+LOOPBACK = ("127.0.0.1", "::1")
 
 
 @dataclass
@@ -93,8 +94,9 @@ class Session:
         with self.changed:
             if self.newest is None and not self.stopped:
                 self.changed.wait(timeout_sec)
-            if self.sending is not None and not self.sending.done():
-                return None
+        if self.sending is not None and not wait([self.sending], timeout_sec).done:
+            return None
+        with self.changed:
             incoming, self.newest = self.newest, None
             return incoming
 
@@ -214,8 +216,9 @@ async def listen(request: web.Request) -> web.StreamResponse:
     client, node = request.query.get("client", ""), request.query.get("node", "")
     if not (0 < len(client) <= LONGEST_ID and 0 < len(node) <= LONGEST_ID):
         return _refuse(400, "a page named no client and node")
-    # not compressed: that would take longer than to send what JPEG has packed, or a sheet on this machine
-    socket = web.WebSocketResponse(max_msg_size=frames.MAX_MESSAGE_BYTES, heartbeat=HEARTBEAT_SEC, compress=False)
+    # Compressed for pages elsewhere, whose sheets become a twentieth; on this machine that takes longer than to send.
+    compress = request.remote not in LOOPBACK
+    socket = web.WebSocketResponse(max_msg_size=frames.MAX_MESSAGE_BYTES, heartbeat=HEARTBEAT_SEC, compress=compress)
     await socket.prepare(request)
     if client not in getattr(screen.server(), "sockets", {}):
         _tell("a page named a client that ComfyUI does not know")

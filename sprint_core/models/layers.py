@@ -23,7 +23,7 @@ LINEAR_ATTENTION_EPS = 1e-8  # the authors' value; diffusers has 1e-15
 MAX_PERIOD = 10000.0  # of the time embedding
 CACHE_ELEMENTS = 2**21  # elements of a tensor that a CPU works on at once: in its cache, and worth waking threads for
 FEW_ELEMENTS = 2**16  # of which torch's own norm is as soon done
-LARGE = 2.0**20  # of a row of equal numbers: beside it a norm's eps is nothing
+LARGE = 2.0**20  # of a row of equal numbers, beside which a norm's eps is nothing; no CPU runs fp16, which is too short
 MASKED = -10000.0  # what is added to the logits of padded text tokens, as in training
 
 Attention = Callable[[Tensor, Tensor, Tensor, int, Tensor | None], Tensor]  # see `sdpa`
@@ -113,7 +113,7 @@ def rms_norm(
     gains = fp32(norm(x.new_full((x.shape[-1],), LARGE)))  # the weight, as the host has cast it
     bias = torch.zeros_like(gains) if bias is None else fp32(bias)
     rows, residual_rows = x.flatten(0, -2), None if residual is None else residual.flatten(0, -2)
-    block_rows = min(rows_per_block(x, x.shape[-1]), len(rows))
+    block_rows = max(1, min(rows_per_block(x, x.shape[-1]), len(rows)))
     wide = None if x.dtype == gains.dtype else gains.new_empty(block_rows, x.shape[-1])
     for start in range(0, len(rows), block_rows):
         block = slice(start, start + block_rows)

@@ -279,13 +279,13 @@ POINT = """([x, y]) => {
     const box = document.querySelector('.sana-sprint-canvas .drawing').getBoundingClientRect();
     return [box.x + box.width * x, box.y + box.height * y];
 }"""
-# A file with a red picture, given to the canvas as a browser gives one that is dropped or pasted.
+# A file with a red image, given to the canvas as a browser gives one that is dropped or pasted.
 GIVE = """async ([kind, name]) => {
-    const picture = Object.assign(document.createElement('canvas'), { width: 64, height: 64 });
-    const pen = picture.getContext('2d');
+    const image = Object.assign(document.createElement('canvas'), { width: 64, height: 64 });
+    const pen = image.getContext('2d');
     pen.fillStyle = '#e02010';
     pen.fillRect(0, 0, 64, 64);
-    const blob = await new Promise(done => picture.toBlob(done, 'image/png'));
+    const blob = await new Promise(done => image.toBlob(done, 'image/png'));
     const data = new DataTransfer();
     data.items.add(new File([blob], name, { type: 'image/png' }));
     const sheet = document.querySelector('.sana-sprint-canvas .drawing');
@@ -302,7 +302,7 @@ DRAWN = """() => {
 
 
 def test_a_finger_draws(page):
-    """One finger is a pen, and neither moves the graph nor scrolls the page."""
+    """One finger is a pen, and does not move the graph."""
     client = page.context.new_cdp_session(page)
     client.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
     offset = page.evaluate("Array.from(app.canvas.ds.offset)")
@@ -320,7 +320,7 @@ def test_a_finger_draws(page):
 
 @CLASSIC
 def test_a_pen_presses(page):
-    """Its pressure is the width of the stroke, point by point; its other end erases."""
+    """Its pressure is the width of the stroke, point by point."""
     client = page.context.new_cdp_session(page)
 
     def pen(kind: str, x: float, force: float, buttons: int = 1) -> None:
@@ -338,6 +338,7 @@ def test_a_pen_presses(page):
     pen("mouseReleased", 0.8, 0.8, 0)
     page.wait_for_timeout(100)
     (drawn,) = sheet.strokes(page)
+    assert drawn["tool"] == "brush"
     pressures = drawn["points"][2::3]
     assert pressures[0] == pytest.approx(0.2, abs=0.02) and max(pressures) == pytest.approx(0.8, abs=0.02)
     assert pressures == sorted(pressures)
@@ -365,30 +366,107 @@ def test_an_image_is_dropped_or_pasted_under_the_paint(page, server, kind):
 @NODES2
 def test_comfyui_hears_of_strokes_a_moment_later(page):
     """ComfyUI is told of a change a moment after it: once for strokes that follow each other quickly."""
-    calls = """() => {
-        window.told = 0;
-        const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
-        for (const name of ['captureCanvasState', 'checkState']) {
-            const before = tracker[name];
-            if (before) tracker[name] = function (...args) { window.told++; return before.apply(this, args) };
-        }
-    }"""
-    page.evaluate(calls)
-    page.evaluate("window.told = 0")
+    page.evaluate(LISTEN)
     for y in (0.2, 0.4, 0.6):
         sheet.stroke(page, (0.2, y), (0.8, y), moves=2)
     assert len(sheet.strokes(page)) == 3
     page.wait_for_timeout(800)
-    assert page.evaluate("window.told") >= 1
-    page.evaluate("document.activeElement.blur()")
+    assert page.evaluate("window.heard") == 1
     saved = page.evaluate("JSON.stringify(app.extensionManager.workflow.activeWorkflow.changeTracker.activeState)")
     assert saved.count("points") == 3
 
 
+# How often a canvas tells ComfyUI of changes.
+LISTEN = """async () => {
+    const { LiveCanvas } = await import('/extensions/sana-sprint/live/canvas.js');
+    const { tell } = LiveCanvas.prototype;
+    window.heard = 0;
+    LiveCanvas.prototype.tell = function () {
+        const { changed } = this.host;
+        if (!this.spied) this.host.changed = () => { window.heard++; return changed.call(this.host) };
+        this.spied = true;
+        return tell.call(this);
+    };
+}"""
+# Frames of one sheet through everything that changes it, and of a fresh one at each point.
+KEPT = """async ([texts, side]) => {
+    const { Raster } = await import('/extensions/sana-sprint/live/raster.js');
+    const { History, parseDrawing } = await import('/extensions/sana-sprint/live/strokes.js');
+    const history = new History(), kept = new Raster();
+    const [a, b, rubber] = texts.map(text => parseDrawing(text).strokes);
+    const changes = [
+        () => history.add(a), () => history.add(rubber), () => history.undo(), () => history.add(b),
+        () => history.adjust({ ground: '#80c0ff' }), () => history.undo(), () => history.redo(),
+        () => history.resize([512, 256]), () => history.add(rubber), () => history.change({ strokes: [] }),
+        () => history.add(a), () => history.replace(parseDrawing(texts[1])), () => history.add(rubber),
+    ];
+    return changes.map((change, i) => {
+        change();
+        const size = i > 9 ? 2 * side : side;
+        kept.render(history.now, size);
+        const before = kept.frame(side, side, 'both').join();
+        for (const stroke of a) kept.extend(stroke, 0); // a stroke that is then given up
+        kept.render(history.now, size);
+        const fresh = new Raster();
+        fresh.render(history.now, size);
+        const expected = fresh.frame(side, side, 'both').join();
+        const after = kept.frame(side, side, 'both').join();
+        return [before === expected, after === expected, new Set(expected.split(',')).size > 1];
+    });
+}"""
+
+
+def test_a_sheet_that_keeps_its_strokes_is_as_one_drawn_anew(editor):
+    """After strokes, the eraser, undo, another ground, another shape and size."""
+    stroke = {"layer": "lines", "tool": "brush", "color": "#ffffff", "width": 30, "points": [60, 60, 1, 400, 400, 1]}
+    paint = stroke | {"layer": "paint", "color": "#d03020", "points": [100, 400, 1, 400, 100, 1]}
+    rubber = [one | {"tool": "eraser", "points": [20, 250, 1, 500, 250, 1]} for one in (stroke, paint)]
+    texts = [
+        json.dumps({"version": 1, "size": [512, 512], "ground": "#e0e0c0", "underlay": None, "strokes": strokes})
+        for strokes in ([stroke, paint], [paint | {"color": "#2050d0"}], rubber)
+    ]
+    results = editor.evaluate(KEPT, [texts, 512])
+    assert len(results) == 13 and all(before and after for before, after, _ in results)
+    assert sum(drawn for *_, drawn in results) >= 12
+
+
+ON_THE_WAY = """async () => {
+    const { Connection, unpack } = await import('/extensions/sana-sprint/live/connection.js');
+    const { send } = WebSocket.prototype, { receive } = Connection.prototype;
+    window.ways = [];
+    let newest = 0, answered = 0;
+    WebSocket.prototype.send = function (data) {
+        if (typeof data !== 'string') {
+            const { header } = unpack(data.buffer ?? data);
+            window.ways.push([header.final, newest > answered ? 1 : 0]);
+            newest = header.seq;
+        }
+        return send.call(this, data);
+    };
+    Connection.prototype.receive = function (data) {
+        if (typeof data !== 'string') answered = Math.max(answered, unpack(data).header.seq ?? 0);
+        return receive.call(this, data);
+    };
+}"""
 HIDE = """hidden => {
     Object.defineProperty(document, 'hidden', { configurable: true, get: () => hidden });
     document.dispatchEvent(new Event('visibilitychange'));
 }"""
+
+
+@CLASSIC
+def test_a_lifted_pens_frame_does_not_wait_for_a_moving_ones(page):
+    """It is sent while the one before is on its way; no second one is."""
+    sheet.go_live(page)
+    sheet.square(page, 0.3, 0.3, 0.35)
+    sheet.wait_until_painted(page)
+    page.evaluate(ON_THE_WAY)
+    for i in range(4):
+        sheet.stroke(page, (0.1, 0.2 + 0.15 * i), (0.9, 0.25 + 0.15 * i), moves=20)
+        sheet.wait_until_painted(page)
+    ways = page.evaluate("window.ways")  # of each frame: whether it is final, and how many were on their way
+    assert max(count for final, count in ways if not final) == 0
+    assert [count for final, count in ways if final].count(1) >= 2 and max(count for _, count in ways) == 1
 
 
 @NODES2

@@ -1,5 +1,6 @@
 """A live session: the pipeline's own images, and nothing computed again that did not change."""
 
+import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -8,12 +9,15 @@ import numpy as np
 import pytest
 import standin
 import torch
+from torch import nn
 
 from sprint_core import sampler
 from sprint_core import thread_count as threads
 from sprint_core.images.frames import Frame
 from sprint_core.live import LiveSession, Outdated, PipelinePainter
+from sprint_core.models.autoencoder import EfficientViTBlock, ResBlock
 from sprint_core.models.controlnet import AUTHORS
+from sprint_core.models.transformer import SanaBlock
 from sprint_core.pipeline import Control, Pipeline
 from sprint_core.weights import checkpoint
 
@@ -205,6 +209,28 @@ def test_the_last_image_is_painted_by_all_threads(two_threads):
     assert session.paint(replace(PLAIN, seed=6), hurried=True).image.item() == 2.0
 
 
+def test_a_count_whose_frames_are_given_up_is_not_chosen_for_ever(two_threads):
+    """One thread would take longer than any stroke; what is known by then is that it does."""
+    painter = Timed({1: 500.0, 2: 4.0})
+    painter.networks = [nn.ModuleList([nn.Identity()])]
+
+    def sample(frame, caption, noise, hint, start):
+        painter.counts.append(torch.get_num_threads())
+        ends = time.monotonic() + painter.ms[painter.counts[-1]] / 1000
+        while time.monotonic() < ends:
+            painter.networks[0][0](caption)  # where it is asked whether the frame is still wanted
+        return torch.zeros(1, 1)
+
+    painter.sample = sample
+    session = LiveSession(painter)
+    for seed in range(20):
+        ends = time.monotonic() + 0.03
+        with contextlib.suppress(Outdated):
+            frame = replace(PLAIN, seed=seed)
+            session.paint(frame, hurried=True, wanted=lambda ends=ends: time.monotonic() < ends)
+    assert painter.counts[:4] == [1, 2, 1, 2] and painter.counts.count(1) <= 4 and painter.counts[-8:] == [2] * 8
+
+
 def test_threads_are_put_back_after_a_fault_and_others_keep_theirs(two_threads):
     session = LiveSession(Timed({1: 0.0, 2: 0.0}))
     with pytest.raises(ValueError, match="broken"):
@@ -229,8 +255,13 @@ def test_a_frame_is_given_up_between_any_two_blocks(session, model, net):
     other, reached = replace(DRAWN, seed=9), set()
     expected = session.paint(other).image
     asked = []
-    LiveSession(session.painter).paint(DRAWN, hurried=True, wanted=lambda: asked.append(1) or True)
-    assert len(asked) > 20
+
+    def hooked():
+        return {m for one in networks for m in one.modules() if m._forward_pre_hooks}
+
+    LiveSession(session.painter).paint(DRAWN, hurried=True, wanted=lambda: asked.append(hooked()) or True)
+    blocks = [m for one in networks for m in one.modules() if isinstance(m, (ResBlock, EfficientViTBlock, SanaBlock))]
+    assert len(asked) > len(blocks) > 10 and asked[0] >= {*blocks}
     for count in range(len(asked)):
         left = iter(range(count))
         fresh = LiveSession(session.painter)

@@ -223,6 +223,7 @@ export class LiveCanvas {
 
     close() {
         clearInterval(this.watching)
+        clearTimeout(this.telling)
         this.connection.close()
     }
 }

@@ -22,8 +22,8 @@ export function unpack(buffer) {
 
 export class Connection {
     /**
-     * address: () => URL, or null if there is none yet; frame: () => [header, pixels] of what is drawn now; final: ()
-     * => whether that is of a lifted pen;
+     * address: () => URL, or null if there is none yet; frame: () => [header, pixels] of what is drawn now;
+     * final: () => whether that is of a lifted pen;
      * on: state(message), async answer(header, bytes), error(text), busy(whether the picture is older than the drawing).
      */
     constructor(address, frame, final, on) {
@@ -84,7 +84,7 @@ export class Connection {
         this.tries = 0 // a server that closes the line at once has said nothing
         const message = JSON.parse(data)
         if (message.type === "error") {
-            this.flying = null
+            if (message.seq === undefined || message.seq === this.flying) this.flying = null
             this.on.error(message.message)
             this.flush()
             return this.tell()

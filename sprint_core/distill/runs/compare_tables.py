@@ -89,8 +89,8 @@ def chart(results: Results, path: Path) -> None:
         title = "Share of images that show what their prompt names"
         measured = {steps: [pooled_share(_of(runs, steps, "judge")) for runs in results.values()] for steps in counts}
     for i, (steps, row) in enumerate(measured.items()):
-        values = [one["value"] for one in row if one]
-        errors = [[abs(one[end] - one["value"]) for one in row if one] for end in ("low", "high")]
+        values = [one["value"] for one in row]
+        errors = [[abs(one[end] - one["value"]) for one in row] for end in ("low", "high")]
         places = [place + (i - (len(counts) - 1) / 2) * height for place in range(len(results))]
         axes.barh(places, values, height * 0.9, xerr=errors, capsize=2, label=number_of_steps(steps))
     axes.set_yticks(range(len(results)), list(results))

@@ -85,7 +85,8 @@ class EmojiRun(Run):
         super().__init__(out, recipe, processes, SEED)
         self.art: Art = art.load(sprites).to(self.device)
         self.pool = pool
-        self.autoencoder, self.text_encoder, self.teacher = autoencoder, text_encoder, teacher
+        self.autoencoder, self.text_encoder = autoencoder, text_encoder
+        self.teacher = None if teacher is None else _teacher(teacher)
         self.start = continued(student) if student else student_of
         self.prompts, self.among, self.pairs = prompts(), among, pairs
 
@@ -172,12 +173,7 @@ class EmojiRun(Run):
     def train_teacher(self, gemma: Gemma, dataset: ResidentLatents) -> Captioned:
         """The one of the file, or trained from nothing."""
         if self.teacher is not None:
-            weights = checkpoint.load(self.teacher, layouts.TRANSFORMER)
-            if weights.config.guidance_embed:
-                raise ValueError(
-                    f"{self.teacher}: a SANA-Sprint; --teacher takes the multi-step model that it is made of"
-                )
-            return Captioned(self.build_copy(weights), gemma, self.prompts).eval().requires_grad_(False)
+            return Captioned(self.build_copy(self.teacher), gemma, self.prompts).eval().requires_grad_(False)
         transformer = SanaTransformer(dataclasses.replace(recipes.EMOJI_TRANSFORMER, guidance_embed=False))
         initialise(transformer, SEED)
         stage = TeacherStage(Captioned(transformer, gemma, self.prompts), dataset, FLOW_SHIFT)
@@ -223,6 +219,19 @@ class EmojiRun(Run):
 
     def _part(self, layout: layouts.Layout, model: Any, settings: Mapping[str, Any]) -> checkpoint.Weights:
         return checkpoint.Weights(layout, model.config, cpu_tensors(model, torch.float16), self.out, dict(settings))
+
+
+def _teacher(path: Path) -> checkpoint.Weights[Any, SanaTransformer]:
+    """A multi-step model of this world. Raises CheckpointError, ValueError."""
+    weights = checkpoint.load(path, layouts.TRANSFORMER)
+    if weights.config.guidance_embed:
+        raise ValueError(f"{path}: a SANA-Sprint; --teacher takes the multi-step model that it is made of")
+    if weights.config.caption_width != recipes.EMOJI_TEXT.width:
+        raise ValueError(
+            f"{path}: it reads captions of width {weights.config.caption_width}, and the text encoder of emoji has "
+            f"{recipes.EMOJI_TEXT.width}; --teacher takes a model of emoji here"
+        )
+    return weights
 
 
 def _provenance(command: str) -> dict[str, str]:

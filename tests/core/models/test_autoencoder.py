@@ -318,7 +318,7 @@ def test_tiling_keeps_the_dtype():
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 2)])
-@pytest.mark.parametrize("small_px", [0, 15, autoencoder.SMALL_PX])
+@pytest.mark.parametrize("small_px", [0, 15, 16 * 16])
 def test_a_convolution_of_the_enlarged_without_enlarging(size, bias, small_px, monkeypatch):
     """In float64: the same sums in another order; a small image is enlarged, the same bits as by two operations."""
     monkeypatch.setattr(autoencoder, "SMALL_PX", small_px)

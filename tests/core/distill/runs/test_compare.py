@@ -107,6 +107,7 @@ def test_every_second_caption_is_empty(arguments, tmp_path, monkeypatch):
     empty, kept = comparison.dataset.captions.null
     is_empty = (comparison.dataset.captions.ids == empty).all(1) & (comparison.dataset.captions.kept == kept).all(1)
     assert is_empty.tolist() == [i % 2 == 1 for i in range(len(is_empty))]
+    assert comparison.dataset.fingerprint.endswith(compare.HALF_OPEN)
     watched = comparison.watch().captions
     assert len(watched) == 32 and [not text for text in watched] == [i % 2 == 1 for i in range(32)]
     images = [comparison.true_images(seed) for seed in (0, 0, 1)]
@@ -117,11 +118,14 @@ def test_a_teacher_from_a_file(arguments, tmp_path, sprites, caplog):
     """As it is, without its stage; a student in its place is refused."""
     teacher = SanaTransformer(replace(recipes.EMOJI_TRANSFORMER, guidance_embed=False))
     initialise(teacher, 3)
-    files = {"teacher": teacher, "student": student_of(teacher)}
+    other = SanaTransformer(replace(teacher.config, caption_width=64))
+    files = {"teacher": teacher, "student": student_of(teacher), "other": other}
     for name, network in files.items():
         weights = checkpoint.Weights(layouts.TRANSFORMER, network.config, network.state_dict(), tmp_path, {})
         checkpoint.save(tmp_path / f"{name}.safetensors", [weights], {})
     out, path = tmp_path / "out", tmp_path / "teacher.safetensors"
+    with pytest.raises(ValueError, match="captions of width 64, and the text encoder of emoji has 128"):
+        emoji.EmojiRun(out, recipes.RECIPES["demo"], sprites, teacher=tmp_path / "other.safetensors")
     run = emoji.EmojiRun(out, recipes.RECIPES["demo"], sprites, text_encoder=ENCODERS, teacher=path)
     loaded = run.train_teacher(run.train_text_encoder(None), None)
     assert all(torch.equal(p, q) for p, q in zip(loaded.transformer.parameters(), teacher.parameters(), strict=True))
