@@ -261,7 +261,7 @@ def test_a_frame_is_given_up_between_any_two_blocks(session, model, net):
 
     LiveSession(session.painter).paint(DRAWN, hurried=True, wanted=lambda: asked.append(hooked()) or True)
     blocks = [m for one in networks for m in one.modules() if isinstance(m, (ResBlock, EfficientViTBlock, SanaBlock))]
-    assert len(asked) > len(blocks) > 10 and asked[0] >= {*blocks}
+    assert len(asked) > len(blocks) > 10 and asked[0] >= {*blocks} - {net.base_block}  # with which a branch begins
     for count in range(len(asked)):
         left = iter(range(count))
         fresh = LiveSession(session.painter)
