@@ -197,7 +197,7 @@ class PipelinePainter:
         self.pipeline, self.control = pipeline, control
         self.steers = control is not None
         self.on_cpu = next(pipeline.transformer.parameters()).device.type == "cpu"
-        self.networks = [pipeline.transformer, pipeline.autoencoder, *filter(None, [control])]
+        self.networks: Sequence[nn.Module] = [pipeline.transformer, pipeline.autoencoder, *filter(None, [control])]
 
     def encode_text(self, text: str) -> Caption:
         return self.pipeline.encode_text([text])

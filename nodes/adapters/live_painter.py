@@ -1,5 +1,7 @@
 """The painter of a live canvas by ComfyUI's own objects: what a graph of stock nodes would do, and no more."""
 
+from collections.abc import Sequence
+
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.sd
@@ -29,8 +31,8 @@ class ComfyPainter:
         self.model, self.clip, self.vae, self.control_net = model, clip, vae, control_net
         self.steers = control_net is not None
         self.on_cpu = mm.get_torch_device().type == "cpu"
-        self.networks = [model.model.diffusion_model, vae.first_stage_model]
-        self.networks += [] if control_net is None else [control_net.control_model]
+        branches = [] if control_net is None else [control_net.control_model]
+        self.networks: Sequence[torch.nn.Module] = [model.model.diffusion_model, vae.first_stage_model, *branches]
 
     def encode_text(self, text: str) -> list:
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))

@@ -223,10 +223,11 @@ class Comparison:
         """What every method starts from, scored unless it is: as a result."""
         path = self.folder / f"{UNTRAINED}-{seed}" / "result.json"
         key = self.key | {"prompts": self.prompts}
-        if result := read_result(path, key):
-            return result
+        if scored := read_result(path, key):
+            return scored
         student = student_of(self.teacher.transformer).eval()
-        result = dict.fromkeys(("steps", "evaluations", "seconds", "memory_mib"), 0) | {"stopped": False}
+        result: dict[str, Any] = dict.fromkeys(("steps", "evaluations", "seconds", "memory_mib"), 0)
+        result["stopped"] = False
         result["by_steps"] = self.scores(student, seed)
         write_result(path, {"key": key} | result)
         return result

@@ -83,11 +83,11 @@ def chart(results: Results, path: Path) -> None:
     counts = list(next(iter(next(iter(results.values())).values()))["by_steps"])
     figure = figure_class()(figsize=(9, 1.5 + 0.6 * len(results)), layout="constrained")
     axes, height = figure.subplots(), 0.8 / len(counts)
-    title = "Frechet distance of images of the empty caption from the data"
-    measured = {steps: [pooled_distance(_of(runs, steps, "frechet")) for runs in results.values()] for steps in counts}
-    if any(one is None for row in measured.values() for one in row):
-        title = "Share of images that show what their prompt names"
-        measured = {steps: [pooled_share(_of(runs, steps, "judge")) for runs in results.values()] for steps in counts}
+    by_frechet = all(
+        one["by_steps"][steps]["frechet"] for runs in results.values() for one in runs.values() for steps in counts
+    )
+    pool, name = (pooled_distance, "frechet") if by_frechet else (pooled_share, "judge")
+    measured = {steps: [pool(_of(runs, steps, name)) or {} for runs in results.values()] for steps in counts}
     for i, (steps, row) in enumerate(measured.items()):
         values = [one["value"] for one in row]
         errors = [[abs(one[end] - one["value"]) for one in row] for end in ("low", "high")]
@@ -95,7 +95,9 @@ def chart(results: Results, path: Path) -> None:
         axes.barh(places, values, height * 0.9, xerr=errors, capsize=2, label=number_of_steps(steps))
     axes.set_yticks(range(len(results)), list(results))
     axes.invert_yaxis()
-    if title.startswith("Frechet"):
+    title = "Share of images that show what their prompt names"
+    if by_frechet:
+        title = "Frechet distance of images of the empty caption from the data"
         axes.set_xscale("log")
     axes.grid(axis="x", alpha=0.5)
     axes.set_axisbelow(True)
