@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ..devices import fp32, to_device
 
@@ -105,7 +106,8 @@ def rms_norm(
     norm: an RMS norm of c channels with this eps and a weight, as its host runs it. On a CPU torch's own takes twice as
     many passes over memory as it needs: here they are few, of blocks that fit its cache, and round once.
     """
-    if not works_in_blocks(x) or x.numel() < FEW_ELEMENTS:
+    in_blocks = works_in_blocks(x) and x.numel() >= FEW_ELEMENTS
+    if not in_blocks or forward_ad.unpack_dual(x).tangent is not None:  # for which there are no operations with `out`
         y = norm(x)
         for more in (bias, residual):
             y = y if more is None else y.add_(more)

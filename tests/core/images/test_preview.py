@@ -82,9 +82,10 @@ def test_fitting_on_pictures(vae, pictures, capsys):
     assert (result["pictures"], result["cells"], result["file"]) == (12, 12 * 64, str(vae / "vae.preview.json"))
     model = checkpoint.build(checkpoint.load(vae, layouts.AUTOENCODER), dtype=torch.float32)
     expected = RGBFit()
-    for file in sorted(pictures.rglob("*.png")):
-        image = preview._read_image(file)
-        expected.observe(model.encode(image), (image.movedim(1, -1) + 1) / 2)
+    with torch.inference_mode():
+        for file in sorted(pictures.rglob("*.png")):
+            image = preview._read_image(file)
+            expected.observe(model.encode(image), (image.movedim(1, -1) + 1) / 2)
     assert preview.find(Source(vae)) == expected.factors()
     assert result["explained"] == pytest.approx(expected.explained(), abs=1e-4)
     assert fit(vae, pictures) == 1 and fit(vae, pictures, "--force") == 0
