@@ -110,6 +110,7 @@ class LiveSession:
         self._caption, self._noise, self._hint, self._start = _Kept(), _Kept(), _Kept(), _Kept()
         self._painted = _Kept()
         self._threads = FastestThreads()
+        self._blocks = blocks_of(painter.networks)
 
     def steered(self, frame: Frame) -> bool:
         """Whether the ControlNet acts: not without lines, and an all-black control image is none."""
@@ -127,7 +128,7 @@ class LiveSession:
         count = self._threads.choice(kind)
         begun = time.perf_counter()
         try:
-            with threads(count), asked_often(wanted, self.painter.networks):
+            with threads(count), asked_often(wanted, self._blocks):
                 painted = self._timed_paint(frame)
         except Outdated:
             self._threads.note_given_up(kind, count, 1000 * (time.perf_counter() - begun))
@@ -157,9 +158,16 @@ class LiveSession:
             return latent, painter.decode(latent)
 
 
+def blocks_of(networks: Sequence[nn.Module]) -> list[nn.Module]:
+    """What lies in lists and sequences of the networks: nothing between two of them takes long."""
+    kinds = nn.ModuleList, nn.Sequential
+    lists = (part for network in networks for part in network.modules() if isinstance(part, kinds))
+    return [block for part in lists for block in part]
+
+
 @contextmanager
-def asked_often(wanted: Callable[[], bool] | None, networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Before each block of the networks runs; Outdated is raised out of them when the answer is no. None: never."""
+def asked_often(wanted: Callable[[], bool] | None, blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Before each of the blocks runs; Outdated is raised out of it when the answer is no. None: never."""
     if wanted is None:
         yield
         return
@@ -168,9 +176,7 @@ def asked_often(wanted: Callable[[], bool] | None, networks: Sequence[nn.Module]
         if not wanted():
             raise Outdated
 
-    kinds = nn.ModuleList, nn.Sequential
-    lists = (part for network in networks for part in network.modules() if isinstance(part, kinds))
-    handles = [block.register_forward_pre_hook(ask) for part in lists for block in part]
+    handles = [block.register_forward_pre_hook(ask) for block in blocks]
     try:
         yield
     finally:
