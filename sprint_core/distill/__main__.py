@@ -10,9 +10,8 @@
     accelerate launch -m sprint_core.distill ...        on several GPUs or machines
     python -m sprint_core.distill --recipe shapes --out DIR             a smaller model, of plain shapes
     python -m sprint_core.distill --compare --data sprites.zip --out DIR
-                                                        every method of distillation from one teacher of emoji
-    python -m sprint_core.distill --ablations --out DIR the paper's tables in small, from the teacher of a run of
-                                                        shapes in DIR, which is trained first where it is missing
+                                                        methods of distillation from one teacher of emoji, and
+                                                        by --methods all the paper's tables
 
 The same command again continues where it stopped. The last line is one JSON document; the exit code is 75 for a
 training that SIGTERM, Ctrl+C or --max-hours stopped after it had saved.
@@ -41,7 +40,7 @@ from . import recipes
 from .engine import compiling, trackers
 from .engine.processes import ProcessGroup, launched_processes
 from .engine.stop import Stop, Stopped
-from .runs import ablations, compare, control, emoji, emoji_control, encoded_size, estimate, gpus, shapes
+from .runs import compare, control, emoji, emoji_control, encoded_size, estimate, gpus, shapes
 from .runs.encoders import DataOptions, dtype_on
 from .runs.published import PROMPTS, PublishedRun, Sources
 from .runs.run import Run
@@ -68,7 +67,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m sprint_core.distill", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--recipe", help=f"one of {', '.join(recipes.RECIPES)} (default: {DEFAULT}, of --ablations {SHAPES})")
+    add("--recipe", help=f"one of {', '.join(recipes.RECIPES)} (default: {DEFAULT})", default=DEFAULT)
     stages = [*recipes.EMOJI, "control", "all"]
     add("--stage", choices=stages, default="all", help="one, after those that it needs; all: the model")
     add("--out", type=Path, required=True, help="folder of this run; the same again resumes it")
@@ -117,13 +116,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--pairs", type=float, help=f"demo: how often a training caption names two things (default: {PAIRS})")
     add("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="settings")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
-    add(
-        "--ablations",
-        action="store_true",
-        help="the tables of the paper in the world of shapes; what --out lacks of such a run is trained first",
-    )
     add("--compare", action="store_true", help="methods of distillation side by side, in the world of emoji")
-    add("--methods", help=f"of --compare, with commas: {', '.join(compare.METHODS)} (default: all)")
+    add("--methods", help=f"of --compare, with commas: {', '.join(compare.CHOICES)} (default: those of no table)")
     add("--seeds", type=int, help=f"of --compare: runs of each method (default: {compare.SEEDS})")
     add("--evaluations", type=int, help=f"of --compare: the budget of a run (default: {compare.EVALUATIONS})")
     add(
@@ -132,18 +126,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"of --dry-run: also the hours on so many, as 8xh100: {', '.join(gpus.TFLOPS)}",
     )
     add("--dry-run", action="store_true", help="print what each stage would take, and train nothing")
-    args = parser.parse_args(argv)
-    args.recipe = args.recipe or (SHAPES if args.ablations else DEFAULT)
-    return args
+    return parser.parse_args(argv)
 
 
 def _recipe(args: argparse.Namespace) -> recipes.Recipe:
     if args.recipe not in recipes.RECIPES:
         raise ValueError(f"no recipe {args.recipe}; there are {', '.join(recipes.RECIPES)}")
-    if args.ablations and (args.recipe, args.stage, args.data, args.student) != (SHAPES, "all", SCENES, None):
-        raise ValueError("--ablations is of the world of shapes: without --recipe, --stage, --data and --student")
-    if args.compare and (args.recipe != DEFAULT or args.stage != "all" or args.student or args.ablations):
-        raise ValueError(f"--compare is of the recipe {DEFAULT}: without --stage, --student and --ablations")
+    if args.compare and (args.recipe != DEFAULT or args.stage != "all" or args.student):
+        raise ValueError(f"--compare is of the recipe {DEFAULT}: without --stage and --student")
     if args.export not in ("ema", "raw", "best") and not args.export.isdecimal():
         raise ValueError(f"--export {args.export}: it is ema, raw, best, or a step that was kept")
     if args.keep_every < 0:
@@ -190,24 +180,21 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
             )
     if args.pool is not None and args.pool < 1:
         raise ValueError(f"--pool {args.pool}: at least one scene is needed")
-    if (args.ablations or args.compare) and (args.export != "ema" or args.keep_every):
-        raise ValueError("--export and --keep-every are of one model; --compare and --ablations train many")
+    if args.compare and (args.export != "ema" or args.keep_every):
+        raise ValueError("--export and --keep-every are of one model; --compare trains many")
     if args.gpu:
         gpus.parse(args.gpu)
         if not args.dry_run:
             raise ValueError("--gpu is of --dry-run; --device says where a training runs")
     if args.tracker:
         trackers.check(args.tracker)
-    if (args.compile or args.shard or args.tracker) and (args.ablations or args.compare):
-        raise ValueError("--compile, --shard and --tracker are of one model; --compare and --ablations train many")
+    if (args.compile or args.shard or args.tracker) and args.compare:
+        raise ValueError("--compile, --shard and --tracker are of one model; --compare trains many")
     if args.compile and args.shard:
         raise ValueError("--shard: its parts and --compile's blocks were not tried together; leave one of them out")
-    if args.ablations and args.max_hours < math.inf:
-        raise ValueError("--max-hours: --ablations stop at SIGTERM or Ctrl+C, and go on with the same command")
-    if args.resume_best and (args.ablations or args.compare or recipes.RECIPES[args.recipe].is_control):
+    if args.resume_best and (args.compare or recipes.RECIPES[args.recipe].is_control):
         raise ValueError("--resume-best: only distillations of a teacher keep their best average")
-    recipe = ablations.SHORT if args.ablations else recipes.RECIPES[args.recipe]
-    return recipes.override(recipe, args.settings)
+    return recipes.override(recipes.RECIPES[args.recipe], args.settings)
 
 
 def _configure(run: Run, args: argparse.Namespace) -> None:
@@ -389,9 +376,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.stop = Stop(args.max_hours)
             chosen, seeds = compare.methods(args.methods), args.seeds or compare.SEEDS
             result = compare.run(run, chosen, seeds, evaluations, compare.PROMPTS)
-        elif args.ablations:
-            pool = args.pool or shapes.POOL
-            result = ablations.run(args.out, recipe, pool, args.autoencoder, processes, ablations.PROMPTS)
         else:
             run = _run_control if recipe.is_control else _run_published if recipe.preset else _run_shapes
             run = _run_emoji if args.recipe == DEFAULT else run

@@ -2,6 +2,8 @@
 
     python -m sprint_core.distill --compare --data sprites.zip --out DIR [--methods scm,dmd2]
 
+and, with `--methods all`, the paper's tables T3 to T6; T1 always, which trains nothing.
+
 Each student starts from the teacher of `--teacher`, or in DIR, which is trained first where it is missing, and trains
 until the budget of evaluations is used: one is a forward pass of one sample through a network of the teacher's size;
 its backward pass counts as two more, or as one where no weight learns. Each has a folder, DIR/compare/METHOD-SEED; its
@@ -15,14 +17,13 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ... import disk, sampler
@@ -43,11 +44,12 @@ from ..recipes import Objective, Schedule
 from ..stages.base import Captioned, Watch
 from ..stages.rivals import distill_stage
 from ..stages.student import WATCHED, DistillStage
-from ..stages.teacher import euler, student_of, unchecked_student
-from . import ablation_measures as measures
+from ..stages.teacher import student_of
 from . import compare_tables as tables
-from .ablations import Watched, read_result, write_result
+from . import measures
+from .budget import Timed, counted, trained_bytes, within
 from .emoji import FLOW_SHIFT, EmojiRun
+from .parametrisation import SAMPLERS
 from .shapes import scaled_decoder
 
 HALF_OPEN = ", every second caption empty"
@@ -72,6 +74,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {  # the paper's tables T3 to T6: w
     "max-time-0.7": {"max_time_share": 0.7},
 }
 CHOICES = {**METHODS, **ABLATIONS}
+ALL = "all"  # of them
 WITHOUT_GUIDANCE = "no-guidance"  # whose student embeds none
 SEEDS = 3
 STEPS = (1, 2, 4)
@@ -79,65 +82,6 @@ EVALUATIONS = 300_000
 PROMPTS = 120  # held-out, for each seed others
 OPEN_IMAGES = 360  # of the empty caption: the Frechet distance needs 320
 WARMUP_SHARE = 3  # a run's steps over those in which its tangent, or LADD, is still to begin; with 8 sCM broke
-ADAM_BYTES = 4 * 4  # of a trained parameter: itself, its gradient, two moments
-
-
-# --- how much a method takes ---------------------------------------------------------------------------
-
-
-@dataclass
-class Evaluations:
-    count: int = 0
-
-
-@contextmanager
-def counted(stage: DistillStage) -> Iterator[Evaluations]:
-    """Counts evaluations of every transformer that the stage asks, by their first blocks."""
-    total = Evaluations()
-
-    def record(block: nn.Module, _inputs: Any, output: Tensor) -> None:
-        learns = any(parameter.requires_grad for parameter in block.parameters())
-        total.count += len(output) * (1 + output.requires_grad * (1 + learns))
-
-    networks = [stage.teacher.transformer, stage.student.transformer, *filter(None, [stage.modules.get("fake")])]
-    handles = [network.transformer_blocks[0].register_forward_hook(record) for network in networks]
-    try:
-        yield total
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def cost_of(stage: DistillStage, step: int) -> int:
-    """Evaluations of one sample in one step, all phases together."""
-    with counted(stage) as evaluations:
-        for phase in stage.phases(step):
-            stage.loss(phase.module, step, SampleRandom(0, step, phase.module, range(1)))
-    return evaluations.count
-
-
-def within(stage: DistillStage, budget: int, batch: int) -> tuple[int, int]:
-    """How many steps a budget of evaluations allows, at least 1, and how many evaluations those take.
-
-    Each kind of step is tried once, with one sample.
-    """
-    costs: dict[tuple, int] = {}
-    taken = 0
-    for step in itertools.count():
-        kind = tuple((one.module, step >= one.start, one.count(step) % one.kinds) for one in stage.phases(step))
-        if kind not in costs:
-            costs[kind] = cost_of(stage, step)
-        if step and taken + batch * costs[kind] > budget:
-            return step, taken
-        taken += batch * costs[kind]
-    raise AssertionError
-
-
-def trained_bytes(stage: DistillStage) -> int:
-    """Memory of what trains, with its moments, of the average and of the teacher; in fp32."""
-    trained = sum(p.numel() for module in stage.modules.values() for p in module.parameters() if p.requires_grad)
-    kept = sum(p.numel() for module in (stage.student, stage.teacher) for p in module.parameters())
-    return trained * ADAM_BYTES + kept * 4
 
 
 # --- one run -------------------------------------------------------------------------------------------
@@ -173,7 +117,7 @@ class Comparison:
 
     def _made(self, method: str, objective: Objective) -> DistillStage:
         embeds = method != WITHOUT_GUIDANCE
-        start = student_of if embeds else functools.partial(unchecked_student, guidance_embed=False)
+        start = functools.partial(student_of, guidance_embed=embeds)
         stage = distill_stage(self.teacher, self.dataset, objective, start=start, watch=self.watch())
         stage.settings["teacher"] = weights_fingerprint(self.teacher)
         if not embeds:
@@ -190,7 +134,7 @@ class Comparison:
         """Train, unless it is trained, and score, unless it is scored: the result of a method and a seed."""
         stage, schedule, evaluations = self.stage(method)
         folder = self.folder / f"{method}-{seed}"
-        trainer = Watched(stage, schedule, folder, seed, self.run.processes, False, self.run.stop)
+        trainer = Timed(stage, schedule, folder, seed, self.run.processes, False, self.run.stop)
         key = trainer.run | {"evaluations": self.evaluations, "prompts": self.prompts}
         if result := read_result(folder / "result.json", key):
             return result
@@ -204,7 +148,7 @@ class Comparison:
         result = {
             "steps": schedule.steps,
             "evaluations": evaluations,
-            "seconds": trainer.summary()["seconds"],
+            "seconds": trainer.seconds,
             "memory_mib": round(trained_bytes(stage) / 2**20),
             "stopped": stopped,
             "by_steps": self.scores(student.transformer.eval(), seed),
@@ -232,20 +176,41 @@ class Comparison:
         write_result(path, {"key": key} | result)
         return result
 
-    def bounds(self) -> dict[str, Any]:
-        """Frechet distances of other images of the data, and of the teacher's own in 20 steps, without guidance."""
-        path, key = self.folder / "bounds.json", self.key
-        if result := read_result(path, key):
-            return result
-        true, decode = self.true_images(0), scaled_decoder(self.autoencoder)
-        noise = sampler.initial_noise(range(len(true)), tuple(self.dataset.latents.shape[1:])).to(self.run.device)
-        parts = [
-            evaluate.as_bytes(decode(euler(self.teacher, z, [""] * len(z), FLOW_SHIFT, scoring.TEACHER_STEPS, cfg=1.0)))
-            for z in tqdm(noise.split(scoring.BATCH), desc="the teacher", leave=False)
-        ]
-        result = {"data": _distance(self.true_images(1), true), "teacher": _distance(torch.cat(parts), true)}
+    def references(self) -> dict[str, Any]:
+        """Of other images of the data the Frechet distance; the teacher's images in 20 steps by either sampler.
+
+        The teacher is judged as students are: guided as theirs was, and of the empty caption without guidance.
+        """
+        path, key = self.folder / "references.json", self.key | {"prompts": self.prompts}
+        if known := read_result(path, key):
+            return known
+        prompts, true = captions.prompts(self.prompts, among=self.run.among), self.true_images(0)
+        guidance = self.run.recipe.objective.teacher_guidance * presets.GUIDANCE
+        result: dict[str, Any] = {"data": _distance(self.true_images(1), true)}
+        images = {}
+        for name in SAMPLERS:
+            score = evaluate.score(self.teacher_painter(name, guidance), prompts, 0, f"teacher, {name}")
+            painted = evaluate.painted(self.teacher_painter(name, 1.0), [""] * len(true), 0, f"teacher, {name}, open")
+            named, images[name] = score.verdicts.names, score.images
+            result[name] = {
+                "judge": measures.judged(int(named.sum()), len(named)),
+                "frechet": _distance(painted, true),
+            }
+        flow, rotated = (of_one.short() for of_one in images.values())
+        result["largest_difference"] = int((flow - rotated).abs().max()) / 255
         write_result(path, {"key": key} | result)
         return result
+
+    def teacher_painter(self, name: str, guidance: float) -> scoring.Painter:
+        """By a row of SAMPLERS."""
+        shape, decode = tuple(self.dataset.latents.shape[1:]), scaled_decoder(self.autoencoder)
+
+        @torch.inference_mode()
+        def paint(texts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+            z = sampler.initial_noise(seeds, shape).to(self.run.device)
+            return decode(SAMPLERS[name](self.teacher, z, texts, FLOW_SHIFT, scoring.TEACHER_STEPS, guidance))
+
+        return paint
 
     def scores(self, transformer: SanaTransformer, seed: int) -> dict[str, dict[str, Any]]:
         """By the number of steps: the judge; and of the empty caption the Frechet distance and diversity."""
@@ -299,10 +264,10 @@ def _distance(painted: Tensor, true: Tensor) -> dict[str, Any] | None:
 
 
 def methods(names: str | None) -> list[str]:
-    """Those of METHODS named with commas, or all. Raises ValueError."""
-    chosen = names.split(",") if names else list(METHODS)
+    """Those named with commas, METHODS if none, or with ABLATIONS by ALL. Raises ValueError."""
+    chosen = list(CHOICES) if names == ALL else names.split(",") if names else list(METHODS)
     if unknown := [name for name in chosen if name not in CHOICES]:
-        raise ValueError(f"--methods {','.join(unknown)}: there are {', '.join(CHOICES)}")
+        raise ValueError(f"--methods {','.join(unknown)}: there are {', '.join(CHOICES)}, or {ALL}")
     return chosen
 
 
@@ -350,10 +315,24 @@ def _written(comparison: Comparison, results: Mapping[str, Mapping[int, Mapping[
     lines = list(itertools.chain.from_iterable(tables.lines(method, by_seed) for method, by_seed in results.items()))
     judged = f"{comparison.prompts} held-out prompts and {OPEN_IMAGES} images of the empty caption"
     counts = f"{comparison.evaluations:,} evaluations; {judged}"
-    document = tables.report(results, comparison.bounds(), counts)
+    document = tables.report(results, comparison.references(), counts)
     for kind, text in (("jsonl", "\n".join(map(json.dumps, lines)) + "\n"), ("md", document)):
         with disk.replacing(files[kind]) as temporary:
             temporary.write_text(text, encoding="utf-8")
     tables.chart(results, files["png"])
     tqdm.write(document)
     return {"compare": lines, "files": [str(path) for path in files.values()]}
+
+
+def read_result(path: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result in a file, if it is of the same run."""
+    if not path.is_file():
+        return None
+    result = tensorfile.read_json(path)
+    return result if result.pop("key", None) == key else None
+
+
+def write_result(path: Path, document: object) -> None:
+    """JSON, whole or not at all."""
+    with disk.replacing(path) as temporary:
+        temporary.write_text(json.dumps(document), encoding="utf-8")

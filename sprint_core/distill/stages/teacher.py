@@ -90,8 +90,8 @@ def is_stable(config: TransformerConfig) -> bool:
     return config.time_scale == 1.0 and config.qk_norm
 
 
-def student_of(teacher: SanaTransformer) -> SanaTransformer:
-    """A copy with a guidance embedding, at first without effect: the same function as the teacher.
+def student_of(teacher: SanaTransformer, guidance_embed: bool = True) -> SanaTransformer:
+    """A copy with a guidance embedding, at first without effect, or with none: the same function as the teacher.
 
     Raises ValueError for a teacher without dense time embedding or q/k norm.
     """
@@ -100,11 +100,6 @@ def student_of(teacher: SanaTransformer) -> SanaTransformer:
             "this teacher lacks the dense time embedding (time scale 0..1) or the q/k norm that the distillation "
             "needs: fine-tune it with them first (--stage teacher)"
         )
-    return unchecked_student(teacher)
-
-
-def unchecked_student(teacher: SanaTransformer, guidance_embed: bool = True) -> SanaTransformer:
-    """As `student_of`, but of any teacher, and with or without a guidance embedding: for the ablations."""
     config = dataclasses.replace(teacher.config, guidance_embed=guidance_embed)
     like = next(teacher.parameters())
     student = SanaTransformer(config, dtype=like.dtype, device=like.device)

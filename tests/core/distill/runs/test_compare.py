@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import zipfile
 from dataclasses import replace
 
@@ -9,13 +10,15 @@ import pytest
 import torch
 from by_hand import Model, Noise
 from PIL import Image
+from small_stages import flat
 
 from sprint_core.distill import __main__ as command
 from sprint_core.distill import recipes
 from sprint_core.distill.dataset import emoji_art
+from sprint_core.distill.engine import trainer
 from sprint_core.distill.engine.randomness import initialise
 from sprint_core.distill.recipes import Objective, with_method
-from sprint_core.distill.runs import compare, emoji
+from sprint_core.distill.runs import budget, compare, compare_tables, emoji, measures
 from sprint_core.distill.stages.rivals import distill_stage
 from sprint_core.distill.stages.teacher import student_of
 from sprint_core.emoji import captions, scenes
@@ -53,7 +56,7 @@ def stage_of(method: str):
 def test_evaluations_of_one_sample(method, costs):
     """A forward pass of any of the networks is one, a backward pass two more, or one where no weight learns."""
     stage = stage_of(method)
-    assert [compare.cost_of(stage, step) for step in range(len(costs))] == costs
+    assert [budget.cost_of(stage, step) for step in range(len(costs))] == costs
 
 
 @pytest.mark.parametrize("name", compare.ABLATIONS)
@@ -66,21 +69,21 @@ def test_every_ablation_learns_from_its_first_step(name):
 
 
 def test_a_budget_is_used_up():
-    assert compare.within(stage_of("scm"), 6 * 4 * 25, 4) == (25, 600)
-    assert compare.within(stage_of("scm"), 6 * 4 * 26 - 1, 4) == (25, 600)
-    assert compare.within(stage_of("scm+ladd"), (11 + 4) * 3 * 10, 3) == (20, 450)  # the student's and the critic's
-    assert compare.within(stage_of("scm"), 1, 4) == (1, 24)
+    assert budget.within(stage_of("scm"), 6 * 4 * 25, 4) == (25, 600)
+    assert budget.within(stage_of("scm"), 6 * 4 * 26 - 1, 4) == (25, 600)
+    assert budget.within(stage_of("scm+ladd"), (11 + 4) * 3 * 10, 3) == (20, 450)  # the student's and the critic's
+    assert budget.within(stage_of("scm"), 1, 4) == (1, 24)
 
 
 @pytest.mark.parametrize("method", ["scm+ladd", "dmd2", "rcm+ladd", "emd"])
 def test_the_count_foretold_is_the_count_taken(method):
     """Over a stretch in which everything takes its turns, and samples have one to four steps."""
     stage, steps, batch = stage_of(method), 12, 1
-    with compare.counted(stage) as taken:
+    with budget.counted(stage) as taken:
         for step in range(steps):
             for phase in stage.phases(step):
                 stage.loss(phase.module, step, compare.SampleRandom(0, step, phase.module, range(batch)))
-    assert compare.within(stage_of(method), taken.count, batch) == (steps, taken.count)
+    assert budget.within(stage_of(method), taken.count, batch) == (steps, taken.count)
 
 
 def test_diversity_is_that_of_grounds():
@@ -93,23 +96,29 @@ def test_diversity_is_that_of_grounds():
     assert compare.diversity(torch.stack([white, sky, grey]), data) == pytest.approx((2 / 3) / 0.5)
 
 
-def test_every_second_caption_is_empty(arguments, tmp_path, monkeypatch):
-    """Of the data, and of those that are watched."""
+def comparison_of(arguments, out):
+    """What a command compares, before it does."""
     seen = []
 
     def end(comparison, *_):
         seen.append(comparison)
         raise ValueError("seen")
 
-    monkeypatch.setattr(compare.Comparison, "train", end)
-    assert command.main([*arguments, "--out", str(tmp_path)]) == 1
-    (comparison,) = seen
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare.Comparison, "untrained", end)
+        assert command.main([*arguments, "--out", str(out)]) == 1
+    return seen[0]
+
+
+def test_every_second_caption_is_empty(arguments, tmp_path):
+    """Of the data, and of those that are watched."""
+    comparison = comparison_of(arguments, tmp_path)
     empty, kept = comparison.dataset.captions.null
     is_empty = (comparison.dataset.captions.ids == empty).all(1) & (comparison.dataset.captions.kept == kept).all(1)
     assert is_empty.tolist() == [i % 2 == 1 for i in range(len(is_empty))]
     assert comparison.dataset.fingerprint.endswith(compare.HALF_OPEN)
     watched = comparison.watch().captions
-    assert len(watched) == 32 and [not text for text in watched] == [i % 2 == 1 for i in range(32)]
+    assert len(watched) == 4 and [not text for text in watched] == [False, True] * 2
     images = [comparison.true_images(seed) for seed in (0, 0, 1)]
     assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
 
@@ -151,7 +160,7 @@ def sprites(tmp_path_factory):
 
 @pytest.fixture
 def arguments(sprites, monkeypatch):
-    for name, value in {"PROMPTS": 2, "SEEDS": 1, "STEPS": (1, 2), "OPEN_IMAGES": 3}.items():
+    for name, value in {"PROMPTS": 2, "SEEDS": 1, "STEPS": (1, 2), "OPEN_IMAGES": 3, "WATCHED": 4}.items():
         monkeypatch.setattr(compare, name, value)
     monkeypatch.setattr(emoji, "JUDGED", 2)
     settings = [f"--set={stage}.{key}=2" for stage in ("teacher", "distill") for key in ("steps", "batch")]
@@ -178,12 +187,91 @@ def test_from_a_command_to_a_chart(arguments, tmp_path, capsys, caplog):
     }  # four steps of 2 * 6; 2 * (6 + 4 + 5 + 6), and the next would be 14 more
     text = (tmp_path / "compare" / "compare.md").read_text()
     assert "## 1 step" in text and "## 2 steps" in text and "\n| dmd " in text
+    assert "## T1 Parametrisation" in text and "## T3" not in text  # LADD alone is not among them
+    references = json.loads((tmp_path / "compare" / "references.json").read_text())
+    assert 0 <= references["largest_difference"] <= 1 / 255  # the teacher's, in flow and in TrigFlow
+    assert references["flow"]["judge"]["prompts"] == references["trigflow"]["judge"]["prompts"] == 2
     with Image.open(tmp_path / "compare" / "compare.png") as chart:
         assert chart.size[0] > 600
     before = (tmp_path / "compare" / "dmd-0" / "result.json").read_bytes()
     assert command.main([*arguments, *more]) == 0  # trains and paints nothing again
     assert (tmp_path / "compare" / "dmd-0" / "result.json").read_bytes() == before
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["compare"] == document["compare"]
+    (tmp_path / "compare" / "scm-0" / "result.json").write_text('{"judge": ')
+    assert command.main([*arguments, *more]) == 1
+    assert "result.json: not readable as JSON" in caplog.text
+
+
+def test_a_killed_run_goes_on(arguments, tmp_path, monkeypatch):
+    """Killed in its second step, it takes just that one again, to the same result."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    def weights(_comparison, transformer, seed):
+        return {"weights": float(flat(transformer.parameters()).double().square().sum()), "seed": seed}
+
+    monkeypatch.setattr(trainer, "SAVE_EVERY_SEC", 0)
+    monkeypatch.setattr(compare.Comparison, "scores", weights)
+    taken, one_step = [], budget.Timed._one_step
+    monkeypatch.setattr(budget.Timed, "_one_step", lambda self: (taken.append(self.step), one_step(self))[1])
+    comparison = comparison_of([*arguments, "--evaluations", "50", "--set", "distill.stop_factor=0"], tmp_path)
+    whole = comparison.train("scm", 1)
+    assert taken == [0, 1, 2, 3] and comparison.train("scm", 1) == whole and len(taken) == 4
+    folder = comparison.folder / "scm-1"
+    folder.rename(comparison.folder / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(recipes.Schedule, "rate", lambda self, step: kill() if step == 1 else self.lr)
+        comparison.train("scm", 1)
+    taken.clear()
+    again = comparison.train("scm", 1)
+    assert taken == [1, 2, 3] and {**again, "seconds": 0} == {**whole, "seconds": 0}
+    seconds = json.loads((folder / "distill" / "seconds.json").read_text())["steps"]
+    assert len(seconds) == 4 and again["seconds"] == round(sum(seconds), 1) and min(seconds) > 0
+
+
+def test_a_missing_matplotlib_is_named_before_any_step(arguments, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert command.main([*arguments, "--out", str(tmp_path)]) == 1
+    assert "drawn by matplotlib: pip install matplotlib" in caplog.text and not list(tmp_path.iterdir())
+
+
+def test_the_papers_tables():
+    """All of its rows, each a run of its own; what is said of them is what their intervals say."""
+    rows = {row.method for table in compare_tables.PAPER.values() for row in table}
+    assert rows == {"scm", compare.SCM_AND_LADD, *compare.ABLATIONS, "flow", "trigflow"}
+    assert compare.methods("all") == [*compare.METHODS, *compare.ABLATIONS] and "ladd" not in compare.methods(None)
+    both, better, worse = (
+        {"judge": measures.judged(right, 400), "frechet": {"value": value, "low": value - 5, "high": value + 5}}
+        for right, value in ((200, 100.0), (300, 50.0), (100, 150.0))
+    )
+    references = {"data": both["frechet"], "flow": both, "trigflow": both, "largest_difference": 0.004}
+
+    def run(scores):
+        by_steps = {steps: scores | {"diversity": 1.0} for steps in ("1", "2", "4")}
+        return {"by_steps": by_steps, "steps": 7, "seconds": 9.0, "memory_mib": 100, "stopped": True}
+
+    one = {"scm": better, "ladd": worse, compare.SCM_AND_LADD: both}
+    text = compare_tables.report({name: {0: run(row), 1: run(row)} for name, row in one.items()}, references, "short")
+    table = text[text.index("## T3") :].splitlines()
+    assert (
+        table[2]
+        == "|            | judge, %            | Frechet distance       | each seed     | paper's FID | CLIP  |"
+    )
+    assert (
+        table[4]
+        == "| sCM alone  | 75.0 (71.9 to 77.9) | 50.0 (46.5 to 53.5)    | 50.0 / 50.0   | 8.93        | 27.51 |"
+    )
+    assert table[8:] == [
+        "- sCM alone against both: judge disagrees, Frechet disagrees",
+        "- LADD alone against both: judge agrees, Frechet agrees; against sCM alone: judge agrees, Frechet agrees",
+        "- both: the lowest FID in the paper",
+    ]
+    assert "Largest difference between their pixels, of 0 to 1: 4.0e-03" in text[: text.index("## T3")]
+    assert "## T4" not in text and "2 of 2" in text
 
 
 @pytest.mark.parametrize(
@@ -195,7 +283,6 @@ def test_from_a_command_to_a_chart(arguments, tmp_path, capsys, caplog):
         (["--compare", "--stage", "teacher"], "without --stage"),
         (["--compare", "--keep-every", "5"], "--export and --keep-every are of one model"),
         (["--compare", "--resume-best"], "--resume-best: only distillations"),
-        (["--ablations", "--max-hours", "1"], "--max-hours: --ablations stop at SIGTERM"),
         (["--methods", "scm"], "are of --compare"),
         (["--compare", "--evaluations", "0"], "--evaluations 0"),
         (["--compare", "--seeds", "0"], "--seeds 0"),

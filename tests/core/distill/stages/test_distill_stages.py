@@ -68,6 +68,9 @@ def test_student_starts_as_the_teacher_whatever_the_guidance(model):
     expected = model.transformer(x, s, caption)
     for guidance in (1.0, 4.5, 20.0):
         torch.testing.assert_close(student(x, s, caption, torch.full((2,), guidance)), expected)
+    plain = student_of(model.transformer, guidance_embed=False)
+    assert plain.config == CONFIG and student.config == dataclasses.replace(CONFIG, guidance_embed=True)
+    torch.testing.assert_close(plain(x, s, caption, s), expected)
 
 
 @pytest.mark.parametrize("change", [{"time_scale": 1000.0}, {"qk_norm": False}])

@@ -1,7 +1,4 @@
-"""Measures of the ablations: a value with the ends of its interval, low and high; and whether two of them differ.
-
-A result is what ablations.py writes for a run and a seed; `pooled` makes one of all seeds.
-"""
+"""Measures of images: a value with the ends of its 95 % interval, low and high; and whether two of them differ."""
 
 import math
 import statistics
@@ -15,7 +12,6 @@ from ...evaluate import frechet
 
 NORMAL_95 = 1.959964  # standard deviations on either side that hold 95 %
 BOOTSTRAPS = 50
-NORMS = {"grad_norm": "gradient", "tangent_norm": "tangent"}
 Measure = Mapping[str, Any]
 
 
@@ -47,32 +43,7 @@ def distance(painted: Tensor, true: Tensor) -> dict[str, Any] | None:
     return {"value": value, "low": value - half, "high": value + half}
 
 
-def spread(norms: Sequence[float]) -> dict[str, Any] | None:
-    """The median of those that are finite, its interval by ranks, and their maximum; None without any."""
-    finite = sorted(norm for norm in norms if math.isfinite(norm))
-    if not finite:
-        return None
-    last = len(finite) - 1
-    reach = NORMAL_95 * math.sqrt(len(finite)) / 2  # of the binomial number of values below the true median
-    low, high = finite[max(0, math.floor(last / 2 - reach))], finite[min(last, math.ceil(last / 2 + reach))]
-    others = {"max": finite[-1], "not_finite": len(norms) - len(finite)}
-    return {"median": statistics.median(finite), "low": low, "high": high, **others}
-
-
-# --- of all seeds -------------------------------------------------------------------------------------
-
-
-def pooled(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One result of all seeds'. Intervals know of images only: where seeds differ by more, they are widened."""
-    row: dict[str, Any] = {
-        "judge": {n: pooled_share([one["judge"][n] for one in results]) for n in results[0]["judge"]}
-    }
-    row["frechet"] = pooled_distance([one["frechet"] for one in results])
-    row |= {name: _pooled_norm([one[name] for one in results if one.get(name)]) for name in NORMS}
-    row["seconds"] = round(statistics.mean(one["seconds"] for one in results), 1)
-    if "largest_difference" in results[0]:
-        row["largest_difference"] = max(one["largest_difference"] for one in results)
-    return row
+# --- of all seeds: intervals know of images only, and are widened where seeds differ by more ------------
 
 
 def pooled_share(shares: Sequence[Measure]) -> dict[str, Any]:
@@ -91,15 +62,6 @@ def pooled_distance(distances: Sequence[Measure | None]) -> dict[str, Any] | Non
     value = statistics.mean(seeds)
     half = math.hypot(*(one["high"] - one["value"] for one in measures)) / len(measures)
     return {"value": value, "low": min(value - half, *seeds), "high": max(value + half, *seeds), "seeds": seeds}
-
-
-def _pooled_norm(norms: Sequence[Measure]) -> dict[str, Any] | None:
-    """The mean of the medians, an interval that holds those of all seeds, the highest maximum; None without any."""
-    if not norms:
-        return None
-    ends = {"low": min(one["low"] for one in norms), "high": max(one["high"] for one in norms)}
-    others = {"max": max(one["max"] for one in norms), "not_finite": sum(one["not_finite"] for one in norms)}
-    return {"value": statistics.mean(one["median"] for one in norms), **ends, **others}
 
 
 def order(a: Measure, b: Measure, paper_a: float, paper_b: float) -> str:
