@@ -114,6 +114,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--pool", type=int, help=f"demo, shapes: training scenes (default: {pools})")
     add("--concepts", choices=CONCEPTS, help="demo: what the model learns to paint (default: all)")
     add("--pairs", type=float, help=f"demo: how often a training caption names two things (default: {PAIRS})")
+    add(
+        "--seed",
+        type=int,
+        help="of first weights and draws; another makes another run (default: the recipe's)",
+    )
     add("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="settings")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
     add("--compare", action="store_true", help="methods of distillation side by side, in the world of emoji")
@@ -142,6 +147,8 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
     compare.methods(args.methods)
     if not args.compare and (args.methods or args.evaluations is not None or args.seeds is not None):
         raise ValueError("--methods, --seeds and --evaluations are of --compare")
+    if args.seed is not None and (args.compare or args.seed < 0):
+        raise ValueError(f"--seed {args.seed}: 0 or more, of one model; --compare takes --seeds")
     if args.seeds is not None and args.seeds < 1:
         raise ValueError(f"--seeds {args.seeds}: at least one is needed")
     if args.evaluations is not None and args.evaluations < 1:
@@ -198,7 +205,8 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
 
 
 def _configure(run: Run, args: argparse.Namespace) -> None:
-    """What ends a run, and what it keeps: another choice makes no other run of it."""
+    """Its seed; and what ends a run, and what it keeps: another choice of these makes no other run of it."""
+    run.seed = run.seed if args.seed is None else args.seed
     run.resume_best, run.exported = args.resume_best, args.export
     run.stop, run.keep_every = Stop(args.max_hours), args.keep_every
     run.compiles, run.tracker = args.compile, args.tracker

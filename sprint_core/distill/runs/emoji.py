@@ -96,7 +96,7 @@ class EmojiRun(Run):
             return self.load_autoencoder(self.autoencoder)
         model = Autoencoder(recipes.EMOJI_AUTOENCODER).to(self.device)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        initialise(model, SEED)
+        initialise(model, self.seed)
         images = EmojiImages(self.art, WHOLE, SHAPES)
         steps = self.recipe.stages["autoencoder"].steps
         folded = self.train(autoencoder_stages.WholeStage(model, images, steps))
@@ -104,7 +104,7 @@ class EmojiRun(Run):
             statistics = autoencoder_stages.latent_statistics(folded, images.batches(BATCH, PROBED))
         autoencoder_stages.fold(folded, *statistics)
         critic = autoencoder_stages.PatchCritic()
-        initialise(critic, SEED)
+        initialise(critic, self.seed)
         stage = autoencoder_stages.DecoderStage(folded, images, critic)
         stage.settings |= {"encoder": weights_fingerprint(folded.encoder)}
         folded.decoder = self.train(stage)
@@ -119,7 +119,7 @@ class EmojiRun(Run):
     def train_features(self, drawn: CaptionedScenes) -> ContrastiveNetwork:
         """The network that judges besides the templates, and whose features the Frechet distance compares."""
         model = ContrastiveNetwork(recipes.EMOJI_TEXT.vocab)
-        initialise(model, SEED)
+        initialise(model, self.seed)
         parts = tqdm(drawn.packed.split(CPU_BATCH), desc="scenes for the features", leave=False)
         images = torch.cat([thumbnails(scenes.paint(part, self.art)) for part in parts])
         tokens = drawn.tokens[: len(images)].long()
@@ -139,8 +139,8 @@ class EmojiRun(Run):
         """The one of the file, or pre-trained by questions about captions."""
         if self.text_encoder is not None:
             return self.build_copy(checkpoint.load(self.text_encoder, layouts.TEXT_ENCODER)).requires_grad_(False)
-        model = CaptioningModel(fresh_gemma(SEED, recipes.EMOJI_TEXT), emoji_scenes.QUESTIONS)
-        initialise(model.heads, SEED)
+        model = CaptioningModel(fresh_gemma(self.seed, recipes.EMOJI_TEXT), emoji_scenes.QUESTIONS)
+        initialise(model.heads, self.seed)
         tokens, labels = drawn.tokens.to(self.device), drawn.labels.to(self.device)
         return self.train(TokenCaptioningStage(model, tokens, labels, drawn.fingerprint)).gemma
 
@@ -175,7 +175,7 @@ class EmojiRun(Run):
         if self.teacher is not None:
             return Captioned(self.build_copy(self.teacher), gemma, self.prompts).eval().requires_grad_(False)
         transformer = SanaTransformer(dataclasses.replace(recipes.EMOJI_TRANSFORMER, guidance_embed=False))
-        initialise(transformer, SEED)
+        initialise(transformer, self.seed)
         stage = TeacherStage(Captioned(transformer, gemma, self.prompts), dataset, FLOW_SHIFT)
         stage.settings |= {"text_encoder": weights_fingerprint(gemma)}
         return self.train(stage)

@@ -115,7 +115,7 @@ class ShapesRun(Run):
                 "the auto-encoder trains as one process, without micro-batches; then pass it: --autoencoder FILE"
             )
         model = Autoencoder(recipes.SHAPES_AUTOENCODER)
-        initialise(model, SEED)
+        initialise(model, self.seed)
         steps, images = (
             self.recipe.stages["autoencoder"].steps,
             autoencoder_stages.SeededImages(scenes.images, self.pool),
@@ -135,14 +135,14 @@ class ShapesRun(Run):
 
     def train_text_encoder(self) -> Gemma:
         """Pre-trained by captioning questions."""
-        model = CaptioningModel(fresh_gemma(SEED))
-        initialise(model.heads, SEED)
+        model = CaptioningModel(fresh_gemma(self.seed))
+        initialise(model.heads, self.seed)
         return self.train(CaptioningStage(model, self.prompts, self.pool)).gemma
 
     def train_teacher(self, gemma: Gemma, autoencoder: Autoencoder, latents: SceneLatents) -> Captioned:
         config = dataclasses.replace(recipes.SHAPES_TRANSFORMER, guidance_embed=False)
         transformer = SanaTransformer(config)
-        initialise(transformer, SEED)
+        initialise(transformer, self.seed)
         model = Captioned(transformer, gemma, self.prompts)
         stage = TeacherStage(model, latents, recipes.SHAPES_FLOW_SHIFT, _preview(autoencoder, latents))
         stage.settings |= {"text_encoder": weights_fingerprint(gemma)}
@@ -159,7 +159,7 @@ class ShapesRun(Run):
     def train_features(self) -> FeatureNetwork:
         """The network of the Frechet distance."""
         model = FeatureNetwork(features.QUESTIONS)
-        initialise(model, SEED)
+        initialise(model, self.seed)
         return self.train(features.FeatureStage(model, self.pool))
 
     def export_features(self, model: FeatureNetwork, folder: Path, command: str) -> list[Path]:

@@ -287,6 +287,8 @@ def test_the_papers_tables():
         (["--compare", "--evaluations", "0"], "--evaluations 0"),
         (["--compare", "--seeds", "0"], "--seeds 0"),
         (["--seeds", "2"], "are of --compare"),
+        (["--compare", "--seed", "2"], "--seed 2: 0 or more, of one model; --compare takes --seeds"),
+        (["--seed", "-1"], "--seed -1: 0 or more"),
         (["--set", "distill.scm_weight=0"], "LADD alone has nothing to learn before ladd_from=150"),
         (["--recipe", "shapes", "--concepts", "common"], "--concepts: of --recipe demo"),
         (["--recipe", "shapes", "--pairs", "0.5"], "--pairs 0.5: of --recipe demo"),

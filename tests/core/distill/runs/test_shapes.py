@@ -123,3 +123,25 @@ def test_command_line(tmp_path, small_shards, capsys, caplog):
     assert "STAGE.KEY=VALUE" in caplog.text
     assert command.main(["--recipe", "shapes", "--out", str(tmp_path), "--stage", "autoencoder", "--pool", "6"]) == 1
     assert "another run" in caplog.text
+
+
+def test_another_seed_is_another_run(tmp_path, capsys, caplog):
+    """Of other first weights, and other images in each batch."""
+    short = [
+        *(f"--set={setting}" for setting in SETTINGS),
+        "--recipe",
+        "shapes",
+        "--stage",
+        "captioning",
+        "--pool",
+        "6",
+    ]
+    weights = []
+    for folder, seed in (("default", []), ("0", ["--seed", "0"]), ("1", ["--seed", "1"])):
+        assert command.main([*short, "--out", str(tmp_path / folder), *seed]) == 0
+        state = torch.load(tmp_path / folder / "captioning" / "state.pt", weights_only=True)
+        weights.append(next(value for value in state["average"].values() if value.ndim == 2))
+    assert torch.equal(weights[0], weights[1])
+    assert float((weights[0] - weights[2]).norm() / weights[0].norm()) > 0.5
+    assert command.main([*short, "--out", str(tmp_path / "1")]) == 1
+    assert "another run" in caplog.text
