@@ -4,12 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
+import sheet
 from editor import launch_chromium, open_editor, wait_until_ready
 from playwright.sync_api import sync_playwright
 
 from launcher.setup import PACK_NAME
+from sprint_core.weights.presets import BUNDLED_NAME
 
 HERE = Path(__file__).parent
+APPLE = {"text": "a red apple", "seed": 4, "control_after_generate": "fixed", "mode": "lines"}
 
 
 def pytest_collection_modifyitems(config, items):
@@ -61,3 +64,13 @@ def setting(editor, server):
     yield change
     for name, before in changed.items():
         server.request("/settings", {name: before})
+
+
+@pytest.fixture(params=["classic", "nodes2"])
+def page(request, editor, setting):
+    """The editor with one live canvas, in each renderer."""
+    if request.param == "nodes2":
+        setting("Comfy.VueNodes.Enabled", True, before=False)
+    sheet.build(editor, BUNDLED_NAME, f"{BUNDLED_NAME} ControlNet", **APPLE)
+    yield editor
+    editor.evaluate("() => app.graph.clear()")  # closes the connection, and with it what is live

@@ -11,25 +11,12 @@ import pytest
 import sheet
 from editor import open_editor
 from PIL import Image
+from renderers import CLASSIC, NODES2
 from sight import middle, shows
 
 from sprint_core.images import drawing as drawings
-from sprint_core.weights.presets import BUNDLED_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
-CONTROL = f"{BUNDLED_NAME} ControlNet"
-CLASSIC, NODES2 = (pytest.mark.parametrize("page", [name], indirect=True) for name in ("classic", "nodes2"))
-APPLE = {"text": "a red apple", "seed": 4, "control_after_generate": "fixed", "mode": "lines"}
-
-
-@pytest.fixture(params=["classic", "nodes2"])
-def page(request, editor, setting):
-    """The editor with one live canvas, in each renderer."""
-    if request.param == "nodes2":
-        setting("Comfy.VueNodes.Enabled", True, before=False)
-    sheet.build(editor, BUNDLED_NAME, CONTROL, **APPLE)
-    yield editor
-    editor.evaluate("() => app.graph.clear()")  # closes the connection, and with it what is live
 
 
 def outline(page) -> None:
@@ -275,10 +262,6 @@ SENT = """() => {
         return send.call(this, data);
     };
 }"""
-POINT = """([x, y]) => {
-    const box = document.querySelector('.sana-sprint-canvas .drawing').getBoundingClientRect();
-    return [box.x + box.width * x, box.y + box.height * y];
-}"""
 # A file with a red image, given to the canvas as a browser gives one that is dropped or pasted.
 GIVE = """async ([kind, name]) => {
     const image = Object.assign(document.createElement('canvas'), { width: 64, height: 64 });
@@ -299,50 +282,6 @@ DRAWN = """() => {
     const canvas = document.querySelector('.sana-sprint-canvas .drawing');
     return Array.from(canvas.getContext('2d').getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data);
 }"""
-
-
-def test_a_finger_draws(page):
-    """One finger is a pen, and does not move the graph."""
-    client = page.context.new_cdp_session(page)
-    client.send("Emulation.setTouchEmulationEnabled", {"enabled": True})
-    offset = page.evaluate("Array.from(app.canvas.ds.offset)")
-    places = [page.evaluate(POINT, [0.2 + 0.1 * i, 0.3]) for i in range(6)]
-    for kind, place in (("touchStart", places[0]), *(("touchMove", place) for place in places[1:]), ("touchEnd", None)):
-        points = [] if place is None else [{"x": place[0], "y": place[1]}]
-        client.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-    page.wait_for_timeout(100)
-    (drawn,) = sheet.strokes(page)
-    (left, top, pressure), (right, bottom, _) = drawn["points"][:3], drawn["points"][-3:]
-    assert abs(left - 0.2 * 512) < 3 and abs(right - 0.7 * 512) < 3 and abs(top - bottom) < 3 and pressure == 1
-    assert page.evaluate("Array.from(app.canvas.ds.offset)") == offset
-    client.detach()
-
-
-@CLASSIC
-def test_a_pen_presses(page):
-    """Its pressure is the width of the stroke, point by point."""
-    client = page.context.new_cdp_session(page)
-
-    def pen(kind: str, x: float, force: float, buttons: int = 1) -> None:
-        left, top = page.evaluate(POINT, [x, 0.5])
-        button = "left" if kind != "mouseMoved" else "none"
-        client.send(
-            "Input.dispatchMouseEvent",
-            {"type": kind, "x": left, "y": top, "button": button, "buttons": buttons, "clickCount": 1,
-             "pointerType": "pen", "force": force},
-        )  # fmt: skip
-
-    pen("mousePressed", 0.2, 0.2)
-    for i in range(1, 7):
-        pen("mouseMoved", 0.2 + 0.1 * i, 0.2 + 0.1 * i)
-    pen("mouseReleased", 0.8, 0.8, 0)
-    page.wait_for_timeout(100)
-    (drawn,) = sheet.strokes(page)
-    assert drawn["tool"] == "brush"
-    pressures = drawn["points"][2::3]
-    assert pressures[0] == pytest.approx(0.2, abs=0.02) and max(pressures) == pytest.approx(0.8, abs=0.02)
-    assert pressures == sorted(pressures)
-    client.detach()
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])

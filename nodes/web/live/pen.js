@@ -4,6 +4,7 @@ import { mirrored, simplify } from "./strokes.js"
 
 const STEP = 8 // pixels of the drawing that an arrow key goes; with Shift one
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }
+const ERASER = 5 // the button that a pen's other end is: Pointer Events, section 4.1.1
 const tenth = x => Math.round(x * 10) / 10
 
 export class Pen {
@@ -38,13 +39,14 @@ export class Pen {
     }
 
     press(event) {
-        if (event.button !== 0 || this.down) return
+        const rubber = event.pointerType === "pen" && event.button === ERASER
+        if ((event.button !== 0 && !rubber) || this.down) return
         event.stopPropagation()
         this.sheet.focus({ preventScroll: true })
         this.sheet.setPointerCapture(event.pointerId)
         this.pointer = event.pointerId
         this.hideCursor()
-        this.begin(this.at(event), event.pointerType === "pen" && event.buttons & 32)
+        this.begin(this.at(event), rubber)
     }
 
     move(event) {
