@@ -68,6 +68,7 @@ def saved(server) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(server.view(image)))) for image in images if image["type"] == "output"]
 
 
+@pytest.mark.oldest
 def test_what_is_drawn_is_painted_at_once(page, server):
     """An outline by mouse becomes a red apple; prompt and strength act while live; Stop saves the picture."""
     sheet.go_live(page)
