@@ -1,6 +1,6 @@
 """ComfyUI with a GPU that is none: the second device, in its memory modes. Prints what runs took, as JSON.
 
-    python tests/device/in_comfyui.py COMFYUI MODES      # of cpu, normal, low and novram
+    python tests/device/in_comfyui.py COMFYUI MODES      # of cpu, normal, low, novram, streamed and tight
 
 Each mode has a fork of the process that has imported ComfyUI, which takes longer than the mode's images. Only what
 ComfyUI asks of the machine is replaced, in that fork: which device there is, and how much memory it has.
@@ -21,19 +21,24 @@ import torch
 TESTS = Path(__file__).resolve().parents[1]
 sys.path += [str(TESTS.parent), str(TESTS)]
 
+import dynamic_vram  # noqa: E402
 import second_device  # noqa: E402
 
 GIB = 2**30
 TOTAL, FREE = 8 * GIB, 7 * GIB
 PROMPT = "two small blue squares"
+STREAMED = ("streamed", "tight")  # modes of ComfyUI's dynamic VRAM
 
 
 def install(mode: str, device: torch.device) -> None:
     """What ComfyUI believes of its machine."""
     import comfy.model_management as mm
 
-    states = {"normal": mm.VRAMState.NORMAL_VRAM, "low": mm.VRAMState.LOW_VRAM, "novram": mm.VRAMState.NO_VRAM}
-    mm.cpu_state, mm.vram_state, mm.lowvram_available = mm.CPUState.GPU, states[mode], True
+    states = {"low": mm.VRAMState.LOW_VRAM, "novram": mm.VRAMState.NO_VRAM}
+    mm.cpu_state, mm.lowvram_available = mm.CPUState.GPU, True
+    mm.vram_state = states.get(mode, mm.VRAMState.NORMAL_VRAM)
+    if mode in STREAMED:
+        dynamic_vram.install(tight=mode == "tight")
 
     def always(value):
         return lambda *_, **__: value
@@ -50,7 +55,8 @@ def install(mode: str, device: torch.device) -> None:
         "get_total_memory": memory(TOTAL),
         "get_free_memory": memory(FREE),
         "should_use_bf16": always(False),
-        "should_use_fp16": always(False),
+        # Or ComfyUI leaves text encoders on the CPU.
+        "should_use_fp16": lambda device=None, *_, **__: device is None or not mm.is_device_cpu(device),
         **{f"supports_{kind}_compute": always(False) for kind in ("fp8", "nvfp4", "mxfp8")},
         "is_nvidia": always(False),
         "is_amd": always(False),
