@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...sprint_core import messages
 from ...sprint_core.images import edges
+from . import residence
 
 log = messages.logger(__name__)
 
@@ -35,9 +36,9 @@ def hed_file() -> Path | None:
 def _patcher(path: Path, changed_ns: int) -> comfy.model_patcher.ModelPatcher:
     """changed_ns: when the file was, so that a repaired one is read."""
     model = edges.load_hed(path, comfy.ops.manual_cast)  # which moves weights that stay in main memory
-    return comfy.model_patcher.CoreModelPatcher(
-        model, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device()
-    )
+    device = mm.get_torch_device()
+    make = residence.patcher_class(model.state_dict(), device)
+    return make(model, load_device=device, offload_device=mm.unet_offload_device())
 
 
 def detect(image: Tensor, path: Path | None, scribble: bool, resolution: int) -> Tensor:

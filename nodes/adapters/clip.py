@@ -32,7 +32,7 @@ from ...sprint_core.text.prompts import PromptTokenizer, Tokens
 from ...sprint_core.text.tokenizers import BOS, PAD, Tokenizer, decode, tokenizer_state
 from ...sprint_core.weights import checkpoint, layouts, part
 from ...sprint_core.weights.finite import first_and_count, is_finite, not_finite
-from . import quantised, screen, writing
+from . import quantised, residence, screen, writing
 from .options import DEFAULT, LoaderOptions
 
 log = messages.logger(__name__)
@@ -280,7 +280,8 @@ def load_clip(
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())
     log.info("%s", checkpoint.summary(weights))
 
-    dtype = compute_dtype(options.device or mm.text_encoder_device(), options.dtype)
+    device = options.device or mm.text_encoder_device()
+    dtype, stored = compute_dtype(device, options.dtype), options.dtype or part.majority_dtype(weights.tensors)
     placed = {"load_device": options.device, "offload_device": options.device} if options.device else {}
 
     def make_model(**kwargs):
@@ -294,8 +295,8 @@ def load_clip(
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=comfy.utils.calculate_parameters(weights.tensors),
         state_dict=[weights.tensors],
-        model_options={"dtype": options.dtype or part.majority_dtype(weights.tensors), **placed},
-        disable_dynamic=disable_dynamic,
+        model_options={"dtype": stored, **placed},
+        disable_dynamic=disable_dynamic or residence.is_small(weights.tensors, device, None if quant else stored),
     )
     clip.cond_stage_model.hooked_weights = clip.patcher.hook_backup
     _keep_cache_current(clip.patcher)

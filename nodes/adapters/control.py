@@ -12,6 +12,7 @@ from typing import Any
 
 import comfy.controlnet
 import comfy.model_management as mm
+import comfy.model_patcher
 import comfy.ops
 import comfy.utils
 import torch
@@ -23,7 +24,7 @@ from ...sprint_core.models.controlnet import ControlNetConfig, SanaControlNet, c
 from ...sprint_core.weights import checkpoint, layouts
 from ...sprint_core.weights.finite import is_finite
 from ...sprint_core.weights.presets import GUIDANCE
-from . import screen
+from . import residence, screen
 from .model import SanaLatent, SanaModel, attend
 from .options import LoaderOptions
 
@@ -129,12 +130,12 @@ class SanaControl(comfy.controlnet.ControlNet):
 
     def __init__(
         self,
-        net: HostedControlNet | None,
+        patcher: comfy.model_patcher.ModelPatcher,
         load_device: torch.device | None,
         manual_cast_dtype: torch.dtype | None,
     ):
         super().__init__(
-            net,
+            None,  # for which it would choose a patcher
             compression_ratio=1,  # of the hint to the latent: it is one
             latent_format=SanaLatent(),
             load_device=load_device,
@@ -142,11 +143,11 @@ class SanaControl(comfy.controlnet.ControlNet):
             extra_conds=CONDITIONS,
             preprocess_image=lambda image: image.clamp(0.0, 1.0),  # which resizing may leave
         )
+        self.control_model, self.control_model_wrapped = patcher.model, patcher
         self.hints = Hints()
 
     def copy(self) -> "SanaControl":
-        other = type(self)(None, self.load_device, self.manual_cast_dtype)
-        other.control_model, other.control_model_wrapped = self.control_model, self.control_model_wrapped
+        other = type(self)(self.control_model_wrapped, self.load_device, self.manual_cast_dtype)
         other.hints = self.hints
         self.copy_to(other)
         return other
@@ -250,14 +251,14 @@ def load_control(path: Path, options: LoaderOptions) -> SanaControl:
     )
     cast = mm.unet_manual_cast(dtype, device, supported)
     ops = comfy.ops.pick_operations(dtype, cast, disable_fast_fp8=True)
-    net = HostedControlNet(weights.config, dtype, mm.unet_offload_device(), ops).eval().requires_grad_(False)
+    offload = mm.unet_offload_device()
+    net = HostedControlNet(weights.config, dtype, offload, ops).eval().requires_grad_(False)
     net.path = path
-    control = SanaControl(net, device, cast)
-    dynamic = control.control_model_wrapped.is_dynamic()
-    net.load_state_dict(weights.tensors, strict=True, assign=dynamic)
-    if not dynamic:
+    patcher = residence.patcher_class(weights.tensors, device, dtype)(net, load_device=device, offload_device=offload)
+    net.load_state_dict(weights.tensors, strict=True, assign=patcher.is_dynamic())
+    if not patcher.is_dynamic():
         net.to(dtype)  # layers that ComfyUI fills late keep the file's dtype
-    return control
+    return SanaControl(patcher, device, cast)
 
 
 def require_own(control_net: Any, vae: Any) -> None:

@@ -28,7 +28,7 @@ from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from ...sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from ...sprint_core.weights import checkpoint, layouts, part
 from ...sprint_core.weights.presets import GUIDANCE
-from . import bypass, negative, patches, quantised, screen
+from . import bypass, negative, patches, quantised, residence, screen
 from .guard import guard_run
 from .options import DEFAULT, LoaderOptions
 from .preview import Painter, factors_of
@@ -280,7 +280,7 @@ def load_model(
     log.info("%s", checkpoint.summary(weights))
 
     model = config.get_model(weights.tensors)
-    make = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    make = residence.patcher_class(weights.tensors, load, None if quant else dtype, plain=disable_dynamic)
     patcher = make(model, load_device=load, offload_device=offload)
     if not mm.is_device_cpu(offload):
         model.to(offload)

@@ -18,7 +18,7 @@ from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from ...sprint_core.models import compiled
 from ...sprint_core.weights import checkpoint, layouts
 from ...sprint_core.weights.finite import is_finite
-from . import finite, screen
+from . import finite, residence, screen
 from .options import DEFAULT, LoaderOptions
 from .preview import Colours, factors_of
 
@@ -55,9 +55,9 @@ def _never_fp16(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 class SanaVAE(comfy.sd.VAE):
     """VAE of a DC-AE, or of a TAESANA, which encodes and decodes the same latents.
 
-    dtype: None leaves it to ComfyUI. plain: with ComfyUI's patcher that streams no weights. Images on the wires are
-    [b, h, w, 3] in [0, 1], latents [b, 32, h/32, w/32], raw. Raises ValueError for other latents, images without a
-    whole cell, and results that are not finite.
+    dtype: None leaves it to ComfyUI. plain: with ComfyUI's patcher that streams no weights, however large they are.
+    Images on the wires are [b, h, w, 3] in [0, 1], latents [b, 32, h/32, w/32], raw. Raises ValueError for other
+    latents, images without a whole cell, and results that are not finite.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class SanaVAE(comfy.sd.VAE):
         model = weights.layout.network(weights.config, ops=ops, dtype=self.vae_dtype)
         self.first_stage_model = model.eval().requires_grad_(False)
         mm.archive_model_dtypes(self.first_stage_model)
-        make = comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
+        make = residence.patcher_class(weights.tensors, self.device, self.vae_dtype, plain)
         self.patcher = make(self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device())
         self.first_stage_model.load_state_dict(weights.tensors, strict=True, assign=self.patcher.is_dynamic())
         if not self.patcher.is_dynamic():

@@ -1,12 +1,13 @@
 """ComfyUI with a GPU that is none: the second device, in its memory modes. Prints what runs took, as JSON.
 
-    python tests/device/in_comfyui.py COMFYUI MODES      # of cpu, normal, low, novram, streamed and tight
+    python tests/device/in_comfyui.py COMFYUI MODES      # cpu normal low novram dynamic mixed streamed tight
 
 Each mode has a fork of the process that has imported ComfyUI, which takes longer than the mode's images. Only what
 ComfyUI asks of the machine is replaced, in that fork: which device there is, and how much memory it has.
 """
 
 import functools
+import importlib
 import importlib.util
 import json
 import os
@@ -27,7 +28,9 @@ import second_device  # noqa: E402
 GIB = 2**30
 TOTAL, FREE = 8 * GIB, 7 * GIB
 PROMPT = "two small blue squares"
-STREAMED = ("streamed", "tight")  # modes of ComfyUI's dynamic VRAM
+# Modes of ComfyUI's dynamic VRAM, and from how many bytes on a network is not loaded as a whole, where that is not
+# left to the pack: between the stand-in's text encoder with its transformer and the others, and every network.
+DYNAMIC = {"dynamic": None, "mixed": 870_000, "streamed": 0, "tight": 0}
 
 
 def install(mode: str, device: torch.device) -> None:
@@ -37,7 +40,7 @@ def install(mode: str, device: torch.device) -> None:
     states = {"low": mm.VRAMState.LOW_VRAM, "novram": mm.VRAMState.NO_VRAM}
     mm.cpu_state, mm.lowvram_available = mm.CPUState.GPU, True
     mm.vram_state = states.get(mode, mm.VRAMState.NORMAL_VRAM)
-    if mode in STREAMED:
+    if mode in DYNAMIC:
         dynamic_vram.install(tight=mode == "tight")
 
     def always(value):
@@ -110,16 +113,29 @@ def images(node, folder: str, control: str) -> dict:
     }
 
 
-def measure(runner, folder: str, control: str, mode: str) -> dict:
-    """What each image's second run with its prompt gave and took, in one mode."""
-    library = second_device.register() if mode != "cpu" else None
+def make_room(mode: str, device: torch.device) -> None:
+    """As for a huge model, which dynamic VRAM, where it is on, brings layer by layer."""
+    import comfy.model_management as mm
+
+    mm.free_memory(1e32, device, for_dynamic=mode in DYNAMIC)
+    left = [one.model for one in mm.current_loaded_models if one.device == device and not one.model.is_dynamic()]
+    assert not left, f"still loaded: {left}"
+
+
+def measure(runner, pack: str, folder: str, control: str, mode: str) -> dict:
+    """What a later run of each image with its prompt gave and took, in one mode."""
+    library, device = (second_device.register(), torch.device(second_device.NAME, 0)) if mode != "cpu" else (None, None)
     if library:
-        install(mode, torch.device(second_device.NAME, 0))
+        install(mode, device)
+    if DYNAMIC.get(mode) is not None:
+        importlib.import_module(f"{pack}.nodes.adapters.residence").SHARE = DYNAMIC[mode] / TOTAL
     results = {}
     with torch.inference_mode():
         for name, make in images(runner, folder, control).items():
             make()
             if library:
+                make_room(mode, device)
+                make()
                 library.reset()
             image = make()
             counts = library.counts() if library else {}
@@ -147,7 +163,7 @@ def main(comfyui: str, *modes: str) -> int:
     torch.set_num_threads(1)  # a fork has no threads but the one that made it
     host = conftest()
     base = Path(tempfile.mkdtemp(prefix="second-device-"))
-    host.start_comfyui(Path(comfyui), base)
+    pack = host.start_comfyui(Path(comfyui), base).name
     import standin
 
     from sprint_core.models import hed
@@ -166,7 +182,7 @@ def main(comfyui: str, *modes: str) -> int:
     runner, results = host.node_runner(), {}
     for mode in modes:
         file = base / f"{mode}.json"
-        if not forked(functools.partial(measure, runner, folder.name, control.name, mode), file):
+        if not forked(functools.partial(measure, runner, pack, folder.name, control.name, mode), file):
             return 1
         results[mode] = json.loads(file.read_text(encoding="utf-8"))
     shutil.rmtree(base)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-# At most, where networks fit: copies there and back, and scalars that are read, of the second run with a prompt.
+# At most, where networks fit: copies there and back, and scalars that are read, of a later run with a prompt.
 MOST = {"hed": (2, 1, 2), "text": (5, 4, 5), "image": (8, 5, 5), "control": (11, 5, 9), "stock": (5, 5, 13)}
 SCRIPT = Path(__file__).parent / "in_comfyui.py"
-STREAMING = ("novram", "streamed", "tight")  # modes in which weights travel for every image
-MODES = ("normal", "low", *STREAMING)
+STREAMING = ("novram", "mixed", "streamed", "tight")  # modes in which weights travel for every image
+MODES = ("normal", "low", "dynamic", *STREAMING)
 
 
 @pytest.fixture(scope="module")

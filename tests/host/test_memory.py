@@ -217,6 +217,7 @@ def test_a_compiled_vae_gives_the_same(host, node, stored, round_trip, close, mo
     monkeypatch.setattr(compiled, "compile_in_place", compile_in_place)
     monkeypatch.setattr(compiled, "require_compiler", lambda device_type: None)
     monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Streaming)
+    monkeypatch.setattr(host.pack("nodes.adapters.residence"), "SHARE", 0.0)
     torch._dynamo.reset()
     file = stored("autoencoder", "compiled.safetensors", lambda tensors: tensors)
     fast, plain = (node("SanaSprintVAELoader", vae=file, compile=on) for on in (True, False))
@@ -230,6 +231,31 @@ def test_a_compiled_vae_gives_the_same(host, node, stored, round_trip, close, mo
     factory, arguments = plain.patcher.cached_patcher_init
     assert type(factory(*arguments, disable_dynamic=True)) is comfy.model_patcher.ModelPatcher
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_what_is_small_beside_the_device_is_loaded_as_a_whole(host, node, stored, monkeypatch, small):
+    """In the precision that it is held in there, and not as the file has it."""
+    import comfy.model_management as mm
+    import comfy.model_patcher
+
+    class Streaming(comfy.model_patcher.ModelPatcher):
+        """Stands in for what ComfyUI chooses on a GPU with comfy-aimdo."""
+
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Streaming)
+    for kind, loader in (("transformer", "Model"), ("text_encoder", "TextEncoder"), ("autoencoder", "VAE")):
+        sizes = []
+
+        def remember(tensors, sizes=sizes):
+            sizes.append(sum(tensor.numel() for tensor in tensors.values()))
+            return tensors
+
+        file = stored(kind, f"small-{kind}.safetensors", remember)
+        memory = sizes[0] * 2 / host.pack("nodes.adapters.residence").SHARE - (not small)
+        monkeypatch.setattr(mm, "get_total_memory", lambda *_, memory=memory, **__: memory)
+        input_name = {"Model": "model", "TextEncoder": "text_encoder", "VAE": "vae"}[loader]
+        loaded = node(f"SanaSprint{loader}Loader", **{input_name: file}, dtype="bf16")
+        assert type(getattr(loaded, "patcher", loaded)) is (comfy.model_patcher.ModelPatcher if small else Streaming)
 
 
 def test_where_nothing_can_be_compiled_the_loader_says_so(host, node, stored, monkeypatch):
