@@ -167,7 +167,7 @@ class SanaTextModel(nn.Module):
         self.path = weights.path
         setattr(self, NAME, _Encoder(Gemma(weights.config, ops=ops, dtype=dtype, device=device)))
         self.cache = PromptEmbeddingCache()
-        self.hooked_weights = {}  # the patcher's, not empty while LoRA hooks change weights in place
+        self.hooked_weights = {}  # of the patcher that loaded it, not empty while LoRA hooks change weights in place
         self.reset_clip_options()
 
     @property
@@ -261,6 +261,20 @@ class SanaTextModel(nn.Module):
         )
 
 
+class SanaCLIP(comfy.sd.CLIP):
+    """A stock CLIP whose clones encode with the network of their own patcher.
+
+    LoRA hooks ask for a clone without dynamic VRAM, which has a network of its own; ComfyUI's would patch that one and
+    encode with the other.
+    """
+
+    def clone(self, *args, **kwargs) -> "SanaCLIP":
+        cloned = super().clone(*args, **kwargs)
+        cloned.__class__ = type(self)
+        cloned.cond_stage_model = cloned.patcher.model
+        return cloned
+
+
 def compute_dtype(device: torch.device, requested: torch.dtype | None) -> torch.dtype:
     """bf16 where the device computes it, else fp32; never fp16, which Gemma's activations overflow."""
     if requested is not None:
@@ -290,7 +304,7 @@ def load_clip(
     def make_tokenizer(embedding_directory=None, tokenizer_data=None):
         return SanaTokenizer(tokenizer, preset, weights)
 
-    clip = comfy.sd.CLIP(
+    clip = SanaCLIP(
         comfy.supported_models_base.ClipTarget(make_tokenizer, make_model),
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         parameters=comfy.utils.calculate_parameters(weights.tensors),
@@ -298,18 +312,25 @@ def load_clip(
         model_options={"dtype": stored, **placed},
         disable_dynamic=disable_dynamic or residence.is_small(weights.tensors, device, None if quant else stored),
     )
-    clip.cond_stage_model.hooked_weights = clip.patcher.hook_backup
     _keep_cache_current(clip.patcher)
     clip.patcher.cached_patcher_init = (load_clip_patcher, (source.path, options))
     return clip
 
 
 def _keep_cache_current(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    """Cached prefixes go when the weights are unloaded, or the network is changed without a patch."""
+    """Cached states go when the weights are unloaded, or the network is changed without a patch; hooks go past them."""
     events = comfy.patcher_extension.CallbacksMP
+    patcher.add_callback_with_key(events.ON_LOAD, NAME, _note_hooks)
     patcher.add_callback_with_key(events.ON_DETACH, NAME, _clear_cache_if_unpatched)
     for event in (events.ON_INJECT_MODEL, events.ON_EJECT_MODEL):
         patcher.add_callback_with_key(event, NAME, _clear_cache)
+
+
+def _note_hooks(patcher, *_) -> None:
+    """For the network that is loaded. A clone without dynamic VRAM shares its dictionary of changed weights with the
+    patcher that it was made from, whose own network no hook changes.
+    """
+    patcher.model.hooked_weights = {} if patcher.is_dynamic() else patcher.hook_backup
 
 
 def _clear_cache(patcher) -> None:

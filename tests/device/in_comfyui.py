@@ -17,6 +17,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -28,6 +29,7 @@ import second_device  # noqa: E402
 GIB = 2**30
 TOTAL, FREE = 8 * GIB, 7 * GIB
 PROMPT = "two small blue squares"
+LORA = "text.safetensors"
 # Modes of ComfyUI's dynamic VRAM, and from how many bytes on a network is not loaded as a whole, where that is not
 # left to the pack: between the stand-in's text encoder with its transformer and the others, and every network.
 DYNAMIC = {"dynamic": None, "mixed": 870_000, "streamed": 0, "tight": 0}
@@ -86,7 +88,7 @@ def images(node, folder: str, control: str) -> dict:
     size = node("SanaSprintEmptyLatent", size={"size": "custom", "width": 96, "height": 64})
     pixels = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(0))
 
-    def positive():
+    def positive(clip=clip):
         return node("SanaSprintTextEncode", clip=clip, text=PROMPT)
 
     def decoded(latent):
@@ -99,6 +101,12 @@ def images(node, folder: str, control: str) -> dict:
         drawn = node("SanaSprintSoftEdges", image=pixels)
         return sampled(node("SanaSprintControlNetApply", positive=positive(), control_net=net, image=drawn, vae=vae)[0])
 
+    def hooked():  # by half of a LoRA in the first step, by all of it in the second
+        frames = node("CreateHookKeyframe", strength_mult=0.5, start_percent=0.0)
+        frames = node("CreateHookKeyframe", strength_mult=1.0, start_percent=0.1, prev_hook_kf=frames)
+        hooks = node("SetHookKeyframes", hooks=node("CreateHookLora", lora_name=LORA), hook_kf=frames)
+        return sampled(positive(node("SetClipHooks", clip=clip, hooks=hooks, schedule_clip=True)), steps=2)
+
     def stock():  # of one step: lcm draws later noise where the latent is, so that a GPU draws other numbers
         both = {"positive": positive(), "negative": positive(), "cfg": 1.0, "denoise": 1.0}
         how = {"seed": 3, "steps": 1, "sampler_name": "lcm", "scheduler": "simple"}
@@ -110,6 +118,8 @@ def images(node, folder: str, control: str) -> dict:
         "image": lambda: sampled(positive(), node("VAEEncode", pixels=pixels, vae=vae), steps=2, denoise=0.6),
         "control": steered,
         "stock": stock,
+        "hooked": hooked,
+        "unhooked": lambda: sampled(positive(), steps=1),
     }
 
 
@@ -179,6 +189,11 @@ def main(comfyui: str, *modes: str) -> int:
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in hed.HED().state_dict().items()}
     torch.save(standin.random_tensors(shapes), annotators / "ControlNetHED.pth")
+    loras = base / "models" / "loras"
+    loras.mkdir()
+    layer = "lora_te_layers_0_self_attn_q_proj"
+    sizes = {f"{layer}.lora_up.weight": (64, 2), f"{layer}.lora_down.weight": (2, 64)}
+    safetensors.torch.save_file(standin.random_tensors(sizes), loras / LORA)
     runner, results = host.node_runner(), {}
     for mode in modes:
         file = base / f"{mode}.json"

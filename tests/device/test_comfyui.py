@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
 # At most, where networks fit: copies there and back, and scalars that are read, of a later run with a prompt.
 MOST = {"hed": (2, 1, 2), "text": (5, 4, 5), "image": (8, 5, 5), "control": (11, 5, 9), "stock": (5, 5, 13)}
 SCRIPT = Path(__file__).parent / "in_comfyui.py"
@@ -25,12 +27,21 @@ def made(comfyui_path, library) -> dict[str, dict[str, dict]]:
     return json.loads(ended.stdout.splitlines()[-1])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("mode", MODES)
 def test_images_are_the_cpus(made, mode):
     for name, one in made[mode].items():
         image, expected = torch.tensor(one.pop("image")), torch.tensor(made["cpu"][name]["image"])
         torch.testing.assert_close(image, expected, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
-        if mode not in STREAMING:
+        if mode not in STREAMING and name in MOST:
             taken = tuple(one[kind] for kind in ("to_device", "to_host", "scalars"))
             assert all(count <= most for count, most in zip(taken, MOST[name], strict=True)), (name, taken)
+
+
+def test_the_hooked_lora_changes_the_image(made):
+    hooked, text = (torch.tensor(made["cpu"][name]["image"]) for name in ("hooked", "text"))
+    assert (hooked - text).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "tight"])  # which takes as many copies as it likes
+def test_a_prompt_stays_encoded_after_a_hook(made, mode):
+    assert made[mode]["unhooked"]["kernels"] == made[mode]["text"]["kernels"]
