@@ -30,7 +30,6 @@ from .folders import APPROXIMATE, TINY_DECODER
 
 log = messages.logger(__name__)
 
-LARGEST = 32  # cells a side that are decoded for a preview: 1024 px, which ComfyUI shrinks
 IDENTITY = torch.eye(3).tolist()
 
 
@@ -75,7 +74,7 @@ class Painter:
 
     @property
     def reshape(self) -> Callable[[Tensor], Tensor] | None:
-        """x0 of the sampler, scaled latents [b, 32, h, w] -> [b, 3, 32h, 32w], or None for the linear map."""
+        """x0 of the sampler, scaled latents [b, 32, h, w] -> [1, 3, height, width], or None for the linear map."""
         decoder = taesana()
         return decoder and functools.partial(_paint, decoder)
 
@@ -100,14 +99,17 @@ def factors_of(source: Weights | checkpoint.Source) -> Factors | None:
 
 
 def _paint(decoder: tiny_autoencoder.TinyAutoencoder, x0: Tensor) -> Tensor:
-    """The first of scaled latents [b, 32, h, w] as an image [1, 3, 32h, 32w] in [-1, 1], at most 1024 px a side."""
+    """The first of scaled latents [b, 32, h, w] as an image [1, 3, height, width] in [-1, 1], as large as it is shown.
+
+    It is shrunk where it was made, as every pixel would travel else. A latent cannot be shrunk instead: a cell tells
+    what is in its 32 x 32 pixels, and the average of four is four images in one.
+    """
     dtype = torch.bfloat16 if mm.should_use_bf16(x0.device) else torch.float32
     decoder.to(x0.device, dtype)
-    x0 = x0[:1]
-    shrink = LARGEST / max(x0.shape[-2:])
-    if shrink < 1:
-        x0 = F.interpolate(x0, scale_factor=shrink, mode="area")
-    return decoder.decode(x0.to(dtype) / SCALE).float()
+    image = decoder.decode_tiled(x0[:1].to(dtype) / SCALE).float()
+    height, width = image.shape[-2:]
+    shown = latent_preview.MAX_PREVIEW_RESOLUTION / max(height, width)
+    return image if shown >= 1 else F.interpolate(image, (round(height * shown), round(width * shown)), mode="area")
 
 
 def taesana() -> tiny_autoencoder.TinyAutoencoder | None:

@@ -91,6 +91,27 @@ def test_it_paints_previews(sample, ksample, files, tiny, method, monkeypatch, c
     assert "SANA-Sprint paints the previews" in caplog.text
 
 
+def test_previews_are_as_large_as_they_are_shown(host, tiny, monkeypatch):
+    """Of an image that is decoded as it is, by tiles where it is large, and then shrunk."""
+    import latent_preview
+
+    monkeypatch.setattr(latent_preview, "MAX_PREVIEW_RESOLUTION", 48)
+    x0 = torch.randn(2, 32, 2, 3)
+    shown = host.pack("nodes.adapters.preview")._paint(tiny, x0)
+    expected = torch.nn.functional.interpolate(tiny.decode(x0[:1] / SCALE), (32, 48), mode="area")
+    torch.testing.assert_close(shown, expected, rtol=0, atol=1e-5)
+
+    sides = []
+
+    def decode(latent):
+        sides.append(tuple(latent.shape[-2:]))
+        return latent.new_zeros(1, 3, *(32 * side for side in latent.shape[-2:]))
+
+    monkeypatch.setattr(tiny, "decode", decode)
+    assert host.pack("nodes.adapters.preview")._paint(tiny, torch.randn(1, 32, 20, 40)).shape == (1, 3, 24, 48)
+    assert sides == [(20, 32)] * 2
+
+
 def test_other_methods_paint_colours(model, files, method, bundled_colours):
     import latent_preview
 

@@ -53,6 +53,8 @@ def test_against_the_layers_written_out(model):
     torch.testing.assert_close(model.encode(image), encoded, rtol=0, atol=1e-5)
     torch.testing.assert_close(model.decode(latent), decoded, rtol=0, atol=1e-5)
     assert model.encode(image).shape == (2, 32, 2, 3) and model.decode(latent).shape == (2, 3, 64, 96)
+    results = model.encode(image), model.decode(latent)
+    assert all(result.is_contiguous(memory_format=torch.channels_last) for result in results)
 
 
 def test_size_of_the_published_networks(model):
