@@ -9,6 +9,7 @@ or in `tight` as soon and as often as a full GPU would: what still reads it then
 import collections
 import itertools
 import random
+import weakref
 
 import torch
 
@@ -20,8 +21,10 @@ class Range:
     """Stands in for comfy_aimdo.model_vbar.ModelVBAR. A part is (range, offset, bytes); sizes are in bytes."""
 
     signatures = itertools.count()
+    all: "weakref.WeakSet[Range]" = weakref.WeakSet()
 
     def __init__(self, size: int, device: int):
+        self.all.add(self)
         self.size, self.end = size, 0
         self.device = torch.device(torch._C._get_privateuse1_backend_name(), device)
         self.parts: dict[int, torch.Tensor] = {}
@@ -59,6 +62,11 @@ class Range:
                 break
             freed += self.evict(offset)
         return freed
+
+
+def in_use() -> int:
+    """Parts that were asked for and not let go of, which no other network can have the memory of."""
+    return sum(range_.pinned.total() for range_ in Range.all)
 
 
 class HostBuffer:

@@ -82,7 +82,7 @@ def conftest():
 
 
 def images(node, folder: str, control: str) -> dict:
-    """Calls that make images, by name."""
+    """Calls that make images, and one that writes tokens, by name."""
     model, clip, vae = node("SanaSprintLoader", model=folder)
     net = node("SanaSprintControlNetLoader", control_net=control)
     size = node("SanaSprintEmptyLatent", size={"size": "custom", "width": 96, "height": 64})
@@ -107,6 +107,9 @@ def images(node, folder: str, control: str) -> dict:
         hooks = node("SetHookKeyframes", hooks=node("CreateHookLora", lora_name=LORA), hook_kf=frames)
         return sampled(positive(node("SetClipHooks", clip=clip, hooks=hooks, schedule_clip=True)), steps=2)
 
+    def written():
+        return torch.tensor(clip.generate(clip.tokenize(PROMPT, skip_template=True), do_sample=False, max_length=4))
+
     def stock():  # of one step: lcm draws later noise where the latent is, so that a GPU draws other numbers
         both = {"positive": positive(), "negative": positive(), "cfg": 1.0, "denoise": 1.0}
         how = {"seed": 3, "steps": 1, "sampler_name": "lcm", "scheduler": "simple"}
@@ -119,6 +122,7 @@ def images(node, folder: str, control: str) -> dict:
         "control": steered,
         "stock": stock,
         "hooked": hooked,
+        "written": written,
         "unhooked": lambda: sampled(positive(), steps=1),
     }
 
@@ -148,6 +152,7 @@ def measure(runner, pack: str, folder: str, control: str, mode: str) -> dict:
                 make()
                 library.reset()
             image = make()
+            assert not dynamic_vram.in_use(), f"{name}: weights that are not let go of"
             counts = library.counts() if library else {}
             counts.pop("operations", None)
             results[name] = {"image": image.cpu().flatten().tolist(), **counts}

@@ -12,7 +12,14 @@ import torch
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 # At most, where networks fit: copies there and back, and scalars that are read, of a later run with a prompt.
-MOST = {"hed": (2, 1, 2), "text": (5, 4, 5), "image": (8, 5, 5), "control": (11, 5, 9), "stock": (5, 5, 13)}
+MOST = {
+    "hed": (2, 1, 2),
+    "text": (5, 4, 5),
+    "image": (8, 5, 5),
+    "control": (11, 5, 9),
+    "stock": (5, 5, 13),
+    "written": (4, 4, 8),
+}
 SCRIPT = Path(__file__).parent / "in_comfyui.py"
 STREAMING = ("novram", "mixed", "streamed", "tight")  # modes in which weights travel for every image
 MODES = ("normal", "low", "dynamic", *STREAMING)
