@@ -2,8 +2,11 @@
 
 Dynamic VRAM (comfy-aimdo) is for models that a GPU has no room for: each node prepares every layer anew, which takes a
 hundred small copies that the GPU waits for, and longer than a step of a small model. One that is small beside the GPU's
-memory is spared that by ComfyUI's plain patcher. ComfyUI unloads such a network, or a part of it, as soon as another
-one, of either kind, needs the room; within a run, layers that are brought as they are needed push each other out only.
+memory is spared that by ComfyUI's plain patcher.
+
+Both kinds may be loaded at once. ComfyUI unloads plain networks, or a part of them, before it loads one of either kind
+that needs the room. Streamed ones it unloads only before it loads a plain one: among themselves they exchange layers
+as they compute. In a run, a streamed network that outgrows ComfyUI's estimate cannot have a plain one's room.
 """
 
 from collections.abc import Mapping
