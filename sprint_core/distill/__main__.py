@@ -117,12 +117,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--seed",
         type=int,
-        help="of first weights and draws; another makes another run (default: the recipe's)",
+        help="of draws, and of first weights from nothing; another makes another run (default: the recipe's)",
     )
     add("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="settings")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
     add("--compare", action="store_true", help="methods of distillation side by side, in the world of emoji")
-    add("--methods", help=f"of --compare, with commas: {', '.join(compare.CHOICES)} (default: those of no table)")
+    add(
+        "--methods",
+        help=f"of --compare, with commas: {', '.join(compare.CHOICES)} or {compare.ALL} (default: {', '.join(compare.METHODS)})",
+    )
     add("--seeds", type=int, help=f"of --compare: runs of each method (default: {compare.SEEDS})")
     add("--evaluations", type=int, help=f"of --compare: the budget of a run (default: {compare.EVALUATIONS})")
     add(

@@ -4,7 +4,7 @@
 
 Its files hold one half each (taesana_encoder.pth, taesana_decoder.pth), as unnamed layers of a Sequential. It was
 trained on scaled latents and images in [0, 1]; `TinyAutoencoder` takes and returns what DC-AE does, raw latents and
-images in [-1, 1]. Both halves run in the memory format channels_last, in which convolutions are fastest.
+images in [-1, 1]. Both halves run in the memory format channels_last, in which convolutions are faster, on a CPU.
 """
 
 import itertools

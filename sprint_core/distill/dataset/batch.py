@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from ...weights import tensorfile
@@ -19,22 +18,6 @@ def without(captions: Captions, dropped: Tensor) -> Captions:
     if isinstance(captions, TokenizedCaptions):
         return captions.without(dropped)
     return ["" if drop else caption for caption, drop in zip(captions, dropped.tolist(), strict=True)]  # type: ignore
-
-
-def fitting(captions: Captions, others: Captions) -> Tensor:
-    """Whether each of `others` says nothing wrong of the image that a caption belongs to: [b], true or false.
-
-    The empty caption fits every image, and so does the image's own.
-    """
-    if isinstance(captions, TokenizedCaptions) and isinstance(others, TokenizedCaptions):
-        return (others.ids == captions.ids).all(1) | (others.ids == others.null[0]).all(1)
-    return torch.tensor([_fits(own, other) for own, other in zip(captions, others, strict=True)])  # type: ignore
-
-
-def _fits(own: str | Tensor, other: str | Tensor) -> bool:
-    if isinstance(own, Tensor) and isinstance(other, Tensor):
-        return torch.equal(own, other)
-    return isinstance(other, str) and other in ("", own)
 
 
 @dataclass(frozen=True)

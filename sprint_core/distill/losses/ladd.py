@@ -4,7 +4,7 @@ The student's prediction and a true latent are noised again, the teacher reads b
 heads on some of its blocks judge. Only the heads and, in its own phase, the student learn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -91,13 +91,9 @@ def renoise(x0: Tensor, t: Tensor, random: SampleRandom) -> Tensor:
     return add_noise(x0, z, per_sample(t.to(x0), x0))
 
 
-def critic_loss(real: Tensor, fake: Tensor, mismatched: Tensor, fits: Tensor) -> Tensor:
-    """Hinge of logits [b, n]: real ones above 1, those of either kind of fake below -1.
-
-    fits: [b], where a true latent's other caption says nothing wrong of it, so that it is no fake.
-    """
-    wrong = F.relu(1 + mismatched).masked_fill(fits[:, None], 0.0)
-    return F.relu(1 - real).mean() + (F.relu(1 + fake).mean() + wrong.mean()) / 2
+def critic_loss(real: Tensor, fakes: Sequence[Tensor]) -> Tensor:
+    """Hinge: real logits above 1, those of every kind of fake below -1."""
+    return F.relu(1 - real).mean() + sum(F.relu(1 + fake).mean() for fake in fakes) / len(fakes)
 
 
 def generator_loss(fake: Tensor) -> Tensor:

@@ -89,6 +89,7 @@ class Timed(Trainer):
     def _one_step(self) -> dict[str, Tensor]:
         started = time.perf_counter()
         metrics = super()._one_step()
+        float(next(iter(metrics.values()), 0.0))  # waits for the device, which the step itself does not
         self._taken.append(time.perf_counter() - started)
         return metrics
 

@@ -135,7 +135,7 @@ class Comparison:
         stage, schedule, evaluations = self.stage(method)
         folder = self.folder / f"{method}-{seed}"
         trainer = Timed(stage, schedule, folder, seed, self.run.processes, False, self.run.stop)
-        key = trainer.run | {"evaluations": self.evaluations, "prompts": self.prompts}
+        key = self.key | trainer.run | {"evaluations": self.evaluations, "prompts": self.prompts}
         if result := read_result(folder / "result.json", key):
             return result
         stopped = False
@@ -181,11 +181,11 @@ class Comparison:
 
         The teacher is judged as students are: guided as theirs was, and of the empty caption without guidance.
         """
-        path, key = self.folder / "references.json", self.key | {"prompts": self.prompts}
+        guidance = self.run.recipe.objective.teacher_guidance * presets.GUIDANCE
+        path, key = self.folder / "references.json", self.key | {"prompts": self.prompts, "guidance": guidance}
         if known := read_result(path, key):
             return known
         prompts, true = captions.prompts(self.prompts, among=self.run.among), self.true_images(0)
-        guidance = self.run.recipe.objective.teacher_guidance * presets.GUIDANCE
         result: dict[str, Any] = {"data": _distance(self.true_images(1), true)}
         images = {}
         for name in SAMPLERS:
@@ -275,7 +275,12 @@ def methods(names: str | None) -> list[str]:
 
 
 def run(run: EmojiRun, chosen: Sequence[str], seeds: int, evaluations: int, prompts: int) -> dict[str, Any]:
-    """Every result that is missing, then compare.jsonl, .md and .png in DIR/compare, and the JSON document."""
+    """Every result that is missing, then compare.jsonl, .md and .png in DIR/compare, and the JSON document.
+
+    Raises ValueError for several processes, and without matplotlib.
+    """
+    if run.processes.world_size > 1:
+        raise ValueError("--compare trains small models one after another: start it as one process")
     tables.figure_class()
     drawn = run.draw_scenes()
     gemma, autoencoder = run.train_text_encoder(drawn), run.train_autoencoder()

@@ -15,7 +15,7 @@ from ...devices import fp32
 from ...models.layers import MLP, sdpa, timestep_embedding
 from ...models.transformer import AroundBlock, Attention
 from ...trigflow import SIGMA_DATA, add_noise, flow_predict_x0, predict_x0
-from ..dataset.batch import Captions, Dataset, fitting
+from ..dataset.batch import Captions, Dataset
 from ..dataset.read_ahead import reading_ahead
 from ..dataset.resident import ResidentLatents
 from ..engine.activation_checkpointing import around_block
@@ -60,10 +60,9 @@ Trained = TypeVar("Trained", bound=Weighted)
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the student is conditioned on: guidance scales [b], captions, encoded, and a ControlNet's hints."""
+    """What the student is conditioned on: guidance scales [b], captions and their mask, and a ControlNet's hints."""
 
     guidance: Tensor
-    captions: Captions
     text: Mapping[str, Tensor]  # caption [b, n, c], mask [b, n]
     hint: Tensor | None = None
 
@@ -207,16 +206,15 @@ class SprintStage(Stage[Trained], Generic[Trained]):
     def _critic_loss(
         self, x0: Tensor, conditioning: Conditioning, step: int, random: SampleRandom
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Fakes are the student's samples, and true latents with the captions of others, unless those fit as well."""
+        """Fakes are the student's samples, and true latents with the captions of others."""
         _, other = self._batch(random)
         mismatched = replace(conditioning, text=other.text)
-        fits = fitting(conditioning.captions, other.captions).to(x0.device)
         with torch.no_grad():
             sample = self._sample(x0, conditioning, step, random)
         real = self._noised_logits(x0, conditioning, random)
         fake = self._noised_logits(sample, conditioning, random)
         metrics = {"real": real.detach().mean(), "fake": fake.detach().mean()}
-        return ladd.critic_loss(real, fake, self._noised_logits(x0, mismatched, random), fits), metrics
+        return ladd.critic_loss(real, [fake, self._noised_logits(x0, mismatched, random)]), metrics
 
     def _loudness(self, loss: Tensor) -> Tensor:
         """The norm of its gradient in the last layer, which costs no backward pass through the student."""
@@ -239,7 +237,7 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         self, steps: int, student: Trained, z: Tensor, captions: Captions, guidance: float, hints: Tensor | None = None
     ) -> Tensor:
         """Scaled latents of the sampler's steps from noise z [b, c, h, w], later noise being the same every time."""
-        conditioning = Conditioning(z.new_full((len(z),), guidance), captions, self._text(captions), hints)
+        conditioning = Conditioning(z.new_full((len(z),), guidance), self._text(captions), hints)
 
         def denoise(x_s: Tensor, s: Tensor) -> Tensor:
             times = s.to(x_s).expand(len(x_s))
@@ -256,7 +254,7 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         x0 = SIGMA_DATA * batch.latents.to(self.device)
         guidance = random.choice(self.objective.guidance).to(x0)
         hint = None if batch.hints is None else batch.hints.to(self.device)
-        return x0, Conditioning(guidance, batch.captions, self._text(batch.captions), hint)
+        return x0, Conditioning(guidance, self._text(batch.captions), hint)
 
     def _sample(self, x0: Tensor, conditioning: Conditioning, step: int, random: SampleRandom) -> Tensor:
         """The student's prediction from angles of the generator, half of them at pi/2."""

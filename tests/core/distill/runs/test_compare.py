@@ -16,6 +16,7 @@ from sprint_core.distill import __main__ as command
 from sprint_core.distill import recipes
 from sprint_core.distill.dataset import emoji_art
 from sprint_core.distill.engine import trainer
+from sprint_core.distill.engine.processes import ProcessGroup
 from sprint_core.distill.engine.randomness import initialise
 from sprint_core.distill.recipes import Objective, with_method
 from sprint_core.distill.runs import budget, compare, compare_tables, emoji, measures
@@ -231,6 +232,12 @@ def test_a_killed_run_goes_on(arguments, tmp_path, monkeypatch):
     assert taken == [1, 2, 3] and {**again, "seconds": 0} == {**whole, "seconds": 0}
     seconds = json.loads((folder / "distill" / "seconds.json").read_text())["steps"]
     assert len(seconds) == 4 and again["seconds"] == round(sum(seconds), 1) and min(seconds) > 0
+
+
+def test_several_processes_are_refused(sprites, tmp_path):
+    run = emoji.EmojiRun(tmp_path, recipes.RECIPES["demo"], sprites, processes=ProcessGroup(world_size=2))
+    with pytest.raises(ValueError, match="start it as one process"):
+        compare.run(run, ["scm"], 1, 50, 2)
 
 
 def test_a_missing_matplotlib_is_named_before_any_step(arguments, tmp_path, monkeypatch, caplog):

@@ -28,9 +28,6 @@ from by_hand import (
 )
 from torch import Tensor
 
-from sprint_core.distill.dataset.batch import fitting
-from sprint_core.distill.dataset.tokenized import TokenizedCaptions
-from sprint_core.distill.losses import ladd
 from sprint_core.distill.stages import autoencoder as autoencoder_stages
 from sprint_core.distill.stages.base import Preview, Watch
 from sprint_core.distill.stages.control import ControlStage, block_count
@@ -85,34 +82,6 @@ def test_the_critics_loss(hand):
     learnt = [p for p in hand.stage.student.parameters() if p.requires_grad]
     assert all(g is None for g in torch.autograd.grad(got, learnt, allow_unused=True, retain_graph=True))
     assert_same(got, want, hand.stage.critic)
-
-
-def test_a_caption_that_fits_is_no_mismatch(hand, monkeypatch):
-    """The empty one, and an image's own: what the critic says of those counts for nothing."""
-    captions = [torch.ones(3, WIDTH), torch.zeros(2, WIDTH), -torch.ones(4, WIDTH)]
-    others = [torch.ones(3, WIDTH), "", -torch.ones(3, WIDTH)]
-    turns = itertools.cycle([captions, others])
-
-    class InTurn(Noise):
-        def batch(self, random):
-            return dataclasses.replace(super().batch(random), captions=next(turns))
-
-    hand.stage.dataset, seen = InTurn(), []
-    monkeypatch.setattr(ladd, "critic_loss", lambda *args: seen.append(args) or args[0].sum())
-    hand.stage.loss("critic", 1, draws())
-    assert seen[0][3].tolist() == [True, True, False]
-
-
-def test_which_captions_fit():
-    """As texts and as tokens."""
-    own, others = ["a cat", "a dog", "a cow", ""], ["a dog", "a dog", "", ""]
-    fits = [False, True, True, True]
-    assert fitting(own, others).tolist() == fits
-    words, null = {"": 0, "a cat": 1, "a dog": 2, "a cow": 3}, torch.tensor([9, 0])
-    ids = [torch.tensor([[9, words[text]] for text in texts]) for texts in (own, others)]
-    tokens = [TokenizedCaptions(one, torch.ones(4, 2), (null, torch.ones(2))) for one in ids]
-    assert fitting(*tokens).tolist() == fits
-    assert fitting([torch.ones(2, 3)], [torch.ones(3, 3)]).tolist() == [False]
 
 
 def test_what_learns_and_what_is_frozen(hand):
