@@ -109,11 +109,8 @@ def _paint(decoder: tiny_autoencoder.TinyAutoencoder, x0: Tensor) -> Tensor:
     image = decoder.decode_tiled(x0[:1].to(dtype) / SCALE).float()
     height, width = image.shape[-2:]
     shown = latent_preview.MAX_PREVIEW_RESOLUTION / max(height, width)
-    return (
-        image
-        if shown >= 1
-        else F.interpolate(image, [max(1, round(side * shown)) for side in (height, width)], mode="area")
-    )
+    size = [max(1, round(side * shown)) for side in (height, width)]
+    return image if shown >= 1 else F.interpolate(image, size, mode="area")
 
 
 def taesana() -> tiny_autoencoder.TinyAutoencoder | None:

@@ -122,10 +122,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="STAGE.KEY=VALUE", dest="settings")
     add("--device", help="cpu or cuda (default: cuda where there is one)")
     add("--compare", action="store_true", help="methods of distillation side by side, in the world of emoji")
-    add(
-        "--methods",
-        help=f"of --compare, with commas: {', '.join(compare.CHOICES)} or {compare.ALL} (default: {', '.join(compare.METHODS)})",
-    )
+    methods, usual = (", ".join(names) for names in (compare.CHOICES, compare.METHODS))
+    add("--methods", help=f"of --compare, with commas: {methods}, or {compare.ALL} (default: {usual})")
     add("--seeds", type=int, help=f"of --compare: runs of each method (default: {compare.SEEDS})")
     add("--evaluations", type=int, help=f"of --compare: the budget of a run (default: {compare.EVALUATIONS})")
     add(
