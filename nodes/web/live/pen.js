@@ -4,7 +4,7 @@ import { mirrored, simplify } from "./strokes.js"
 
 const STEP = 8 // pixels of the drawing that an arrow key goes; with Shift one
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }
-const ERASER = 5 // the button that a pen's other end is: Pointer Events, section 4.1.1
+const ERASER = 5 // the button that a pen's other end is (W3C, Pointer Events)
 const tenth = x => Math.round(x * 10) / 10
 
 export class Pen {

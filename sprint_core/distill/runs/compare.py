@@ -119,7 +119,7 @@ class Comparison:
         embeds = method != WITHOUT_GUIDANCE
         start = functools.partial(student_of, guidance_embed=embeds)
         stage = distill_stage(self.teacher, self.dataset, objective, start=start, watch=self.watch())
-        stage.settings["teacher"] = weights_fingerprint(self.teacher)
+        stage.settings["teacher"] = self.key["teacher"]
         if not embeds:
             stage.settings["guidance_embed"] = "False"
         return stage
@@ -156,7 +156,7 @@ class Comparison:
         write_result(folder / "result.json", {"key": key} | result)
         return result
 
-    @property
+    @functools.cached_property
     def key(self) -> dict[str, Any]:
         """What a score depends on, beside the network that paints."""
         networks = {"teacher": self.teacher, "autoencoder": self.autoencoder}
@@ -191,11 +191,8 @@ class Comparison:
         for name in SAMPLERS:
             score = evaluate.score(self.teacher_painter(name, guidance), prompts, 0, f"teacher, {name}")
             painted = evaluate.painted(self.teacher_painter(name, 1.0), [""] * len(true), 0, f"teacher, {name}, open")
-            named, images[name] = score.verdicts.names, score.images
-            result[name] = {
-                "judge": measures.judged(int(named.sum()), len(named)),
-                "frechet": _distance(painted, true),
-            }
+            result[name] = {"judge": _named(score), "frechet": _distance(painted, true)}
+            images[name] = score.images
         flow, rotated = (of_one.short() for of_one in images.values())
         result["largest_difference"] = int((flow - rotated).abs().max()) / 255
         write_result(path, {"key": key} | result)
@@ -219,10 +216,10 @@ class Comparison:
         result = {}
         for steps in STEPS:
             paint = scoring.student(pipeline, steps, presets.GUIDANCE)
-            names = evaluate.score(paint, prompts, seed * self.prompts, f"{steps} steps").verdicts.names
+            score = evaluate.score(paint, prompts, seed * self.prompts, f"{steps} steps")
             painted = evaluate.painted(paint, [""] * len(true), seed * len(true), f"{steps} steps, open")
             result[str(steps)] = {
-                "judge": measures.judged(int(names.sum()), len(names)),
+                "judge": _named(score),
                 "frechet": _distance(painted, true),
                 "diversity": diversity(painted, true),
             }
@@ -244,6 +241,12 @@ class Comparison:
 def diversity(painted: Tensor, true: Tensor) -> float:
     """How often two images [n, h, w, 3] uint8 have different grounds, over how often two of the data do."""
     return _different(painted) / _different(true)
+
+
+def _named(score: evaluate.Score) -> dict[str, Any]:
+    """How many images show what their prompt names."""
+    names = score.verdicts.names
+    return measures.judged(int(names.sum()), len(names))
 
 
 def _different(images: Tensor) -> float:

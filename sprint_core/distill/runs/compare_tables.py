@@ -99,11 +99,11 @@ def report(results: Results, references: Mapping[str, Any], description: str) ->
         parts += [f"## {number_of_steps(steps)}", _table(results, steps)]
     of_paper = {method: pooled(by_seed, PAPER_STEPS) for method, by_seed in results.items()}
     of_paper |= {name: references[name] for name in ("flow", "trigflow")}
+    difference = f"- Largest difference between their pixels, of 0 to 1: {references['largest_difference']:.1e}"
+    notes = {"T1 Parametrisation": [difference]}
     for title, rows in PAPER.items():
         if all(row.method in of_paper for row in rows):
-            parts += [f"## {title}", paper_table(rows, of_paper)]
-    difference = f"- Largest difference between their pixels, of 0 to 1: {references['largest_difference']:.1e}"
-    parts.insert(parts.index("## T1 Parametrisation") + 2, difference)
+            parts += [f"## {title}", paper_table(rows, of_paper), *notes.get(title, [])]
     return "\n\n".join(parts) + "\n"
 
 

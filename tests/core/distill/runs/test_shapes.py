@@ -125,7 +125,7 @@ def test_command_line(tmp_path, small_shards, capsys, caplog):
     assert "another run" in caplog.text
 
 
-def test_another_seed_is_another_run(tmp_path, capsys, caplog):
+def test_another_seed_is_another_run(tmp_path, caplog):
     """Of other first weights, and other images in each batch."""
     short = [
         *(f"--set={setting}" for setting in SETTINGS),
