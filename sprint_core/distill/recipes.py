@@ -60,6 +60,7 @@ class Schedule:
     optimizer: str = "adamw"  # or "came", or "muon": hidden matrices by Muon, the rest by AdamW
     activation_checkpointing: bool = False  # of the blocks: less memory, a third more time
     micro_batch: int = 0  # samples that a process takes at a time, accumulating gradients; 0: its share of the batch
+    embedder_rate: float = 1.0  # the learning rate of embedders of time and guidance over the others'
     critic_betas: tuple[float, ...] = ()  # of LADD's heads; none: as betas
     check_every: int = 100  # steps, where a stage has something to check; 0: never
     stop_factor: float = 2.0  # how often the lowest error of all checks ends a training; 0: none does
@@ -76,6 +77,8 @@ class Schedule:
             raise ValueError(f"stop_factor must be above 1, or 0; this is {self}")
         if not (0 < self.lr <= 1 and 0 < self.clip < math.inf and 0 <= self.decay <= 1):
             raise ValueError(f"lr must lie in 0 to 1, clip above 0, decay in 0 to 1; this is {self}")
+        if not 0 <= self.embedder_rate < math.inf:
+            raise ValueError(f"embedder_rate must be 0 or more; this is {self}")
         if not all(0 <= share < 1 for share in (self.ema, *self.betas, *self.critic_betas)):
             raise ValueError(f"ema and betas must lie in 0 to 1, without 1; this is {self}")
         for betas in (self.betas, self.betas_of("critic")):
@@ -227,7 +230,8 @@ SHAPES = {
     "features":    Schedule( 1500, 32, 2e-3),
     "captioning":  Schedule(  800, 64, 1e-3),
     "teacher":     Schedule( 8000, 32, 1e-3, decay=0.5, precision="bf16"),
-    "distill":     Schedule( 2400, 32, 3e-4, decay=0.4, betas=(0.0, 0.99), clip=0.5, ema=0.998, precision="bf16"),
+    "distill":     Schedule( 2400, 32, 3e-4, decay=0.4, betas=(0.0, 0.99), clip=0.5, ema=0.998, precision="bf16",
+                            embedder_rate=0.1),
 }
 EMOJI = {  # for one GPU: see docs/training.md
     "autoencoder": Schedule( 1200, 128, 2e-3, 200, decay=0.6, precision="bf16", optimizer="muon"),
@@ -235,7 +239,8 @@ EMOJI = {  # for one GPU: see docs/training.md
     "features":    Schedule( 3000, 256, 2e-3),
     "captioning":  Schedule( 2200,1536, 2e-3, 200, ema=0.995, precision="bf16"),
     "teacher":     Schedule(20000,  64, 2e-3, 300, decay=0.6, precision="bf16", optimizer="muon"),
-    "distill":     Schedule( 2400, 128, 3e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.995, precision="bf16"),
+    "distill":     Schedule( 2400, 128, 3e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.995, precision="bf16",
+                            embedder_rate=0.1),
 }
 EMOJI_CONTROL = Schedule(2000, 128, 5e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.99, precision="bf16")
 SHAPES_CONTROL = Schedule(2000, 32, 5e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.995, precision="bf16")
@@ -243,6 +248,7 @@ SHAPES_CONTROL = Schedule(2000, 32, 5e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5
 # Few steps need the form of sCM that counts from the first one on. Its gradients are as long for every number of
 # elements, so that LADD's weight is a multiple of sCM's: 2.5 holds, 25 broke the world of shapes. The student's
 # momentum is 0, since near pi/2 sCM is transport, which momentum amplifies. A rate of 5e-4 or more did not converge.
+# The embedders of time and guidance learn at a tenth of it (optimizers.py): at all of it sCM's errors burst.
 ROBUST = Objective(
     form="cosine", tangent="difference", scm_weight=0.2, ladd_weight=0.5, tangent_warmup_steps=150, ladd_from=150
 )

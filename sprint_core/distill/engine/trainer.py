@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Generic, cast
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,9 @@ from torch import Tensor, nn
 from ... import disk
 from ...weights import tensorfile
 from ..recipes import Objective, Schedule
-from . import sharding
-from .came import CAME
+from . import optimizers, sharding
 from .graphs import LossGraphs
 from .guard import ERROR, Guard
-from .muon import Muon, split
 from .phase import Phase
 from .processes import SINGLE_PROCESS, ProcessGroup
 from .randomness import DeviceRandom, SampleRandom
@@ -240,8 +238,7 @@ class Trainer(Generic[Averaged]):
         for name, optimizer in self.optimizers.items():
             if name.partition("/")[0] == phase.module:
                 optimizer.found_inf = left_out.float()
-                for group in optimizer.param_groups:
-                    group["lr"] = phase.rate * self.schedule.rate(self.step)
+                optimizers.set_rate(optimizer, phase.rate * self.schedule.rate(self.step))
                 optimizer.step()
         return norm
 
@@ -270,8 +267,8 @@ class Trainer(Generic[Averaged]):
 
     def _fresh_optimizers(self) -> dict[str, Any]:
         phases = self.stage.modules.items()
-        each = (_optimizers(phase, module, self.schedule) for phase, module in phases)
-        return {name: optimizer for optimizers in each for name, optimizer in optimizers.items()}
+        each = (optimizers.fresh(phase, module, self.schedule) for phase, module in phases)
+        return {name: optimizer for made in each for name, optimizer in made.items()}
 
     def _go_back(self) -> None:
         """To the best average, as the network and its average."""
@@ -378,18 +375,6 @@ class _LeftOut:
     def load(self, count: int, in_a_row: int) -> None:
         self.count.fill_(count)
         self.in_a_row.fill_(in_a_row)
-
-
-def _optimizers(phase: str, module: nn.Module, schedule: Schedule) -> dict[str, Any]:
-    """Those of a phase's module: one of its name, and with Muon another, of the rest, as `phase/rest`."""
-    lr, betas = schedule.lr, cast(Any, schedule.betas_of(phase))
-    adamw = functools.partial(torch.optim.AdamW, lr=lr, betas=betas, weight_decay=0.0, fused=True)
-    if schedule.optimizer != "muon":
-        kind = {"adamw": adamw, "came": functools.partial(CAME, lr=lr, betas=betas)}[schedule.optimizer]
-        return {phase: kind(module.parameters())}
-    hidden, rest = split(module)
-    optimizers = {phase: (hidden, functools.partial(Muon, lr=lr)), f"{phase}/rest": (rest, adamw)}
-    return {name: kind(parameters) for name, (parameters, kind) in optimizers.items() if parameters}
 
 
 def _learnt_pairs(average: nn.Module, source: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
