@@ -90,11 +90,11 @@ class Line:
 async def measure(url: str, count: int) -> dict:
     """Without a page."""
     async with aiohttp.ClientSession() as web:
-        page = Line(url, web)
-        page.main = await web.ws_connect(f"{url}/ws?clientId={CLIENT}", max_msg_size=0)
-        page.socket = await web.ws_connect(f"{url}/sana_sprint/live?client={CLIENT}&node={NODE}", max_msg_size=0)
-        run = await page.queue(prompt(True, ""))
-        state = await page.live("live")
+        line = Line(url, web)
+        line.main = await web.ws_connect(f"{url}/ws?clientId={CLIENT}", max_msg_size=0)
+        line.socket = await web.ws_connect(f"{url}/sana_sprint/live?client={CLIENT}&node={NODE}", max_msg_size=0)
+        run = await line.queue(prompt(True, ""))
+        state = await line.live("live")
         size, ended, moving, stages = (state["width"], state["height"]), [], [], []
         sheets = [
             drawing.lines(drawing.parse(strokes(1 + i)), *size).tobytes() for i in range(count + WARM_UP)
@@ -104,18 +104,18 @@ async def measure(url: str, count: int) -> dict:
             for j in range(MOVES):
                 pixels = bytearray(sheet)
                 pixels[: size[0] * (j + 1)] = bytes([255]) * (size[0] * (j + 1))
-                stages.append(await page.frame(i * 100 + j + 1, bytes(pixels), size))
+                stages.append(await line.frame(i * 100 + j + 1, bytes(pixels), size))
             released = time.perf_counter()
-            await page.frame(i * 100 + 99, sheet, size, final=True)
+            await line.frame(i * 100 + 99, sheet, size, final=True)
             ended.append(time.perf_counter() - released)
             moving.append((released - begun) / MOVES)
-        await page.socket.send_str(json.dumps({"type": "stop"}))
-        await page.done(run)
-        await page.socket.close()
+        await line.socket.send_str(json.dumps({"type": "stop"}))
+        await line.done(run)
+        await line.socket.close()
         old = []
         for i in range(count + WARM_UP):
             text, begun = strokes(1 + i), time.perf_counter()
-            await page.done(await page.queue(prompt(False, text)))
+            await line.done(await line.queue(prompt(False, text)))
             old.append(time.perf_counter() - begun)
     names = stages[0]["ms"]
     return {

@@ -221,7 +221,7 @@ def _quantised_layers(path: Path, metadata: Mapping[str, str]) -> dict[str, Tens
     try:
         layers = json.loads(metadata.get(QUANT_KEY, "{}")).get("layers", {})
         return {f"{name}.comfy_quant": json_bytes(description) for name, description in layers.items()}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: its {QUANT_KEY} metadata is damaged ({error}); take another copy") from None
 
 

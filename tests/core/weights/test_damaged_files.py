@@ -148,3 +148,12 @@ def test_pytorchs_oldest_format_quotes_no_advice_to_run_code(tmp_path):
     with pytest.raises(CheckpointError, match=r"x\.pth: PyTorch can read it only by running its code") as error:
         tensorfile.read(tmp_path / "x.pth")
     assert "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"layers": 1}', "[" * 100_000])
+def test_a_description_of_quantised_layers_that_is_none(tmp_path, text):
+    path = tmp_path / "quantised.safetensors"
+    safetensors.torch.save_file(small("transformer"), path, {checkpoint.QUANT_KEY: text})
+    with pytest.raises(CheckpointError, match="metadata is damaged") as refused:
+        load(path, layouts.TRANSFORMER)
+    assert path.name in str(refused.value)
