@@ -5,13 +5,14 @@ fp32 but for a teacher that is held in bf16: autocast keeps less. Time is operat
 product on this machine, which real steps do not reach.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
 import operator
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,7 @@ from ..stages.captioning import CaptioningModel, CaptioningStage, TokenCaptionin
 from ..stages.contrastive import ContrastiveStage
 from ..stages.control import ControlStage
 from ..stages.rivals import distill_stage
+from ..stages.student import DistillStage
 from ..stages.teacher import TeacherStage
 from . import shapes
 
@@ -71,21 +73,38 @@ class Estimate:
 
     stage: str
     trained: int  # parameters
-    state_bytes: int  # weights, gradients, moments, moving average, frozen networks
+    parts: Mapping[str, int]  # bytes of weights, gradients, moments, moving average, frozen networks
     phases: tuple[Phase, ...]
     per_step: float  # floating-point operations of one process, mean over the steps of the run
     steps: int
+    saved_bytes: int  # of the state in its file: one for all processes
+    average_bytes: int  # of a file of the moving average
+    keeps_best: bool  # the average with the lowest error, too
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(self.parts.values())
 
     @property
     def memory_bytes(self) -> int:
         return self.state_bytes + max(phase.saved_bytes for phase in self.phases)
 
+    @property
+    def disk_bytes(self) -> int:
+        """At most, without the data and what is exported in the end."""
+        return 2 * self.saved_bytes + self.keeps_best * self.average_bytes
+
     def text(self, flops_per_sec: float) -> str:
         """For people."""
         seconds = self.per_step / flops_per_sec
+        sizes = {**self.parts, "activations": self.memory_bytes - self.state_bytes}
+        best = ", and the best average" * self.keeps_best
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in sizes.items() if size)
         return (
             f"{self.stage}: {self.trained / 1e6:.1f} M parameters trained; "
-            f"memory {self.memory_bytes / GIB:.1f} GiB ({self.state_bytes / GIB:.1f} GiB without activations); "
+            f"memory {self.memory_bytes / GIB:.1f} GiB ({parts}); "
+            f"disk {self.disk_bytes / GIB:.1f} GiB (its state twice, while it is written{best}), "
+            f"{self.average_bytes / GIB:.1f} more for each average that --keep-every keeps; "
             f"{self.per_step / 1e12:.3g} TFLOP and at least {seconds:.2g} s a step, {self.steps} steps; "
             f"{_duration(self.steps * seconds)} at that rate"
         )
@@ -112,26 +131,37 @@ def estimate(
     samples = min(schedule.micro_batch or share, share)
     own, others = _parameters(stage.modules.values()), _parameters(frozen)
     trained = sum(p.numel() for p in own if p.requires_grad)
-    plan = sorted(stage.plan, key=operator.attrgetter("module"))
+    moments = 2 if schedule.optimizer == "adamw" else 1  # CAME's second one is factored
+    learning = [_learning(module, moments, averaged=name == stage.averaged) for name, module in stage.modules.items()]
+    parts = collections.Counter[str]()
+    for module, of in zip(stage.modules.values(), learning, strict=True):
+        parts.update(of if not (processes.shards and sharding.is_shared(module)) else _shared(of, processes.world_size))
+    saved = sum(of["weights"] + of["moments"] + of["moving average"] for of in learning)
+    average = sum(of["moving average"] for of in learning)
+    best = isinstance(stage, DistillStage) and schedule.check_every > 0
+    parts["frozen networks"] = sum(p.nbytes for p in others)
+    plan = sorted(stage.plan, key=operator.attrgetter("module"))  # counted last: a phase freezes what it does not train
     phases = [_phase(stage, phase, schedule.steps, samples, own + others) for phase in plan]
-    extra = 3 if schedule.optimizer == "adamw" else 2  # gradients, moments (CAME's second one is factored)
-    held = sum(p.nbytes for p in others) + sum(
-        _learning_bytes(module, extra, averaged=name == stage.averaged, processes=processes)
-        for name, module in stage.modules.items()
-    )
     flops = sum(phase.count(schedule.steps) * one.flops for phase, one in zip(plan, phases, strict=True))
     per_step = flops * (share / samples) / schedule.steps
-    return Estimate(stage.name, trained, held, tuple(phases), per_step, schedule.steps)
+    return Estimate(stage.name, trained, parts, tuple(phases), per_step, schedule.steps, saved, average, best)
 
 
-def _learning_bytes(module: nn.Module, extra: int, averaged: bool, processes: ProcessGroup) -> int:
-    """Of a module's weights, its average, and so many numbers more for each that is trained."""
+def _learning(module: nn.Module, moments: int, averaged: bool) -> dict[str, int]:
+    """Bytes of a module's weights, its average, and the numbers more for each parameter that is trained."""
     weights = sum(p.nbytes for p in module.parameters())
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    learning = weights * (1 + averaged) + FP32_BYTES * extra * trained
-    if not (processes.shards and sharding.is_shared(module)):
-        return learning
-    return learning // processes.world_size + weights  # all for a moment, as forward-mode differentiation takes it
+    trained = FP32_BYTES * sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return {
+        "weights": weights,
+        "gradients": trained,
+        "moments": moments * trained,
+        "moving average": weights * averaged,
+    }
+
+
+def _shared(parts: Mapping[str, int], processes: int) -> dict[str, int]:
+    """A process's part of them, and all weights for a moment, as forward-mode differentiation takes them."""
+    return {name: size // processes for name, size in parts.items()} | {"gathered weights": parts["weights"]}
 
 
 def _parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
@@ -265,7 +295,7 @@ def _shapes_stage(name: str) -> tuple[Stage, Sequence[nn.Module]]:
 def with_text_encoder(estimates: Iterable[Estimate], config: GemmaConfig, dtype: torch.dtype) -> list[Estimate]:
     """The same where captions are encoded batch by batch, so that the text encoder stays in memory."""
     more = sum(p.numel() for p in Gemma(config, device="meta").parameters()) * dtype.itemsize
-    return [dataclasses.replace(one, state_bytes=one.state_bytes + more) for one in estimates]
+    return [dataclasses.replace(one, parts={**one.parts, "text encoder": more}) for one in estimates]
 
 
 # --- this machine ---------------------------------------------------------------------------------------
