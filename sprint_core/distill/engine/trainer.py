@@ -159,10 +159,8 @@ class Trainer(Generic[Averaged]):
         return self._ask_all(due) if self.processes.shards else due
 
     def _ask_all(self, flag: bool) -> bool:
-        """Whether it is true in any process. Several ask one another, though not in every step."""
-        if self.processes.world_size == 1:
-            return flag
-        return self.step % LOG_EVERY == 0 and self.processes.any(flag)
+        """Whether it is true in any process."""
+        return self.processes.any(flag) if self.processes.world_size > 1 else flag
 
     def _kept(self, step: int) -> Path:
         return self.folder / "kept" / f"{step:06d}.safetensors"
@@ -271,7 +269,7 @@ class Trainer(Generic[Averaged]):
         return {name: optimizer for made in each for name, optimizer in made.items()}
 
     def _go_back(self) -> None:
-        """To the best average, as the network and its average."""
+        """To the best average, as the network and its average; all other networks are as at the start."""
         tensors = self.guard.load_best(self.processes.device)
         for network in (self.average, self.stage.average_source):
             sharding.load(network, tensors)
@@ -339,12 +337,13 @@ class Trainer(Generic[Averaged]):
             # before there was a count for each phase, one counted all
             left_out.load(*state.get("left_out", {self.stage.averaged: (state["skipped"], 0)}).get(name, (0, 0)))
         self.guard.load(state.get("guard", self.guard.state))
+        sharding.load(self.average, state["average"])
+        if others:  # whoever goes back begins with the critic, or the fake network, as it was at first
+            return
         for name, module in self.stage.modules.items():
             sharding.load(module, state["modules"][name])
         for name, optimizer in self.optimizers.items():
-            if not others:
-                sharding.load_optimizer(optimizer, state["optimizers"][name])
-        sharding.load(self.average, state["average"])
+            sharding.load_optimizer(optimizer, state["optimizers"][name])
 
     def _check_disk(self) -> None:
         """A state twice, as the old one stays until the new one is whole: weights, average and up to two moments."""

@@ -98,6 +98,8 @@ def test_a_training_ends_and_goes_on_from_the_best(tmp_path):
     kept = {k: v for k, v in weights(best).items() if k.startswith("average")}
     assert all(torch.equal(v, weights(back)[k]) for k, v in kept.items())
     assert all(torch.equal(v, weights(back)[k.replace("average", "student")]) for k, v in kept.items())
+    begun = {k: v for k, v in weights(Trainer(Checked(ERRORS), CHECKED, tmp_path / "b")).items() if "critic" in k}
+    assert all(torch.equal(v, weights(back)[k]) and not torch.equal(v, weights(best)[k]) for k, v in begun.items())
     again = Trainer(Checked([0.3] * 9, chosen="b"), gentler, tmp_path / "a")  # the new settings are the run's now
     assert again.step == 10
     again.train()
