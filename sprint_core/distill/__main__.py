@@ -40,6 +40,7 @@ from . import recipes
 from .engine import compiling, trackers
 from .engine.processes import ProcessGroup, launched_processes
 from .engine.stop import Stop, Stopped
+from .methods import WEIGHTS
 from .runs import compare, control, emoji, emoji_control, encoded_size, estimate, gpus, shapes
 from .runs.encoders import DataOptions, dtype_on
 from .runs.published import PROMPTS, PublishedRun, Sources
@@ -202,7 +203,18 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         raise ValueError("--shard: its parts and --compile's blocks were not tried together; leave one of them out")
     if args.resume_best and (args.compare or recipes.RECIPES[args.recipe].is_control):
         raise ValueError("--resume-best: only distillations of a teacher keep their best average")
-    return recipes.override(recipes.RECIPES[args.recipe], args.settings)
+    recipe = recipes.RECIPES[args.recipe]
+    return _checked(recipe, recipes.override(recipe, args.settings), args.compare)
+
+
+def _checked(recipe: recipes.Recipe, chosen: recipes.Recipe, compares: bool) -> recipes.Recipe:
+    """The chosen one, if all that differs from the recipe counts. Raises ValueError."""
+    own, aim, stage = recipe.objective, chosen.objective, chosen.last
+    if compares and (set_by_rows := [n for n in ("method", *WEIGHTS) if getattr(own, n) != getattr(aim, n)]):
+        raise ValueError(f"--set {stage}.{set_by_rows[0]}: each row of --compare has its own; leave it out")
+    if not compares and aim.unread:
+        raise ValueError(f"--set {stage}.{aim.unread[0]}: method {aim.method} does not read it; leave it out")
+    return chosen
 
 
 def _configure(run: Run, args: argparse.Namespace) -> None:
@@ -344,6 +356,7 @@ def _dry_run(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proces
         result[one.stage] = {
             "parameters": one.trained,
             "memory_bytes": one.memory_bytes,
+            "disk_bytes": one.disk_bytes,
             "sec_per_step_at_least": float(f"{one.per_step / speed:.3g}"),
             "steps": one.steps,
         }

@@ -101,6 +101,9 @@ class Schedule:
         return self.lr * rise * fall
 
 
+OF_SCORES = ("sampled_steps", "fakes", "fake_rate", "chain_steps")  # what only methods read that compare scores
+
+
 @dataclass(frozen=True)
 class Objective:
     """What the distillation minimises; the defaults are the published configuration."""
@@ -162,6 +165,13 @@ class Objective:
     def chosen(self) -> dict[str, str]:
         """What differs from the defaults."""
         return _chosen(self)
+
+    @property
+    def unread(self) -> list[str]:
+        """What was chosen and the method does not read."""
+        row = METHODS[self.method]
+        idle = () if row.score == "emd" else ("chain_steps",) if row.score else OF_SCORES
+        return [name for name in idle if name in self.chosen]
 
     @property
     def score_from(self) -> int:

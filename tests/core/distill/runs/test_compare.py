@@ -290,6 +290,10 @@ def test_the_papers_tables():
         (["--compare", "--stage", "teacher"], "without --stage"),
         (["--compare", "--keep-every", "5"], "--export and --keep-every are of one model"),
         (["--compare", "--resume-best"], "--resume-best: only distillations"),
+        (["--compare", "--set", "distill.method=dmd"], "--set distill.method: each row of --compare has its own"),
+        (["--compare", "--set", "distill.ladd_weight=0"], "--set distill.ladd_weight: each row"),
+        (["--set", "distill.fakes=3"], "--set distill.fakes: method scm does not read it"),
+        (["--set", "distill.method=dmd", "--set", "distill.chain_steps=9"], "chain_steps: method dmd does not read it"),
         (["--methods", "scm"], "are of --compare"),
         (["--compare", "--evaluations", "0"], "--evaluations 0"),
         (["--compare", "--seeds", "0"], "--seeds 0"),
@@ -305,6 +309,21 @@ def test_the_papers_tables():
 def test_what_makes_no_sense_is_refused(tmp_path, caplog, more, message):
     assert command.main(["--out", str(tmp_path / "out"), *more]) == 1
     assert message in caplog.text
+
+
+def test_the_memory_of_a_method_counts_all_that_trains():
+    """Whatever phase came last, and froze what it did not train."""
+    stage = stage_of("dmd2")
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in stage.modules.items()}
+    teacher = sum(p.numel() for p in stage.teacher.parameters())
+    for phase in ("student", "fake", "critic"):
+        budget.cost_of(stage, stage_step(stage, phase))
+        assert budget.trained_bytes(stage) == 4 * (4 * sum(sizes.values()) + sizes["student"] + teacher)
+
+
+def stage_step(stage, phase: str) -> int:
+    """The first in which a phase takes part."""
+    return next(step for step in range(9) if phase in [one.module for one in stage.phases(step)])
 
 
 def test_recipe_of_every_method_can_be_made():
