@@ -117,6 +117,7 @@ class Objective:
     ladd_weight: float = 0.5
     max_time_share: float = 0.5  # of the generator's samples that start at pi/2
     tangent_warmup_steps: int = 4000
+    tangent_limit: float = 1.0  # how much of the tangent's unstable part counts once it is warm; 0: flow matching
     ladd_from: int = 0  # the step from which the adversary takes part; see RECIPES
     noise_mean: float = 0.2  # of the student's angles: tan t = exp(n) / sigma_data, n ~ N(mean, std^2)
     noise_std: float = 1.6  # (the paper's ablation prefers mean 0)
@@ -154,6 +155,8 @@ class Objective:
             raise ValueError(f"teacher_guidance must be 0 or more; this is {self}")
         if not 0 <= self.fake_rate < math.inf:
             raise ValueError(f"fake_rate must be 0 or more; this is {self}")
+        if not 0 <= self.tangent_limit <= 1:
+            raise ValueError(f"tangent_limit must lie in 0 to 1; this is {self}")
         if not 0 <= self.max_time_share <= 1 or min(self.tangent_warmup_steps, self.ladd_from) < 0:
             raise ValueError(f"max_time_share must lie in 0 to 1, steps be 0 or more; this is {self}")
         if not all(abs(n) < math.inf for n in (self.noise_mean, self.critic_mean)):

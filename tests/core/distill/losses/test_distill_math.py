@@ -151,6 +151,25 @@ def test_difference_is_its_formula_and_goes_to_the_jvp(network, condition, r, mo
     assert errors[1] < 1e-4 and (r == 0 or errors[1] < 0.02 * errors[0])
 
 
+@pytest.mark.parametrize("tangent", scm.TANGENTS)
+def test_without_its_unstable_part_the_tangent_is_flow_matching_for_one_forward_pass(tangent):
+    """Against the velocity error, times cos^2 t, as a closed form."""
+    x_t, dxdt = (0.5 * random64(2, 8, 2, 2, seed=seed) for seed in (1, 2))
+    t, calls, c = torch.tensor([0.3, 1.4], dtype=torch.float64), [], 0.7
+
+    def student(x, u):
+        calls.append(u)
+        return c * x
+
+    F, g, metrics = scm.tangent_target(student, x_t, t, dxdt, 0.0, tangent=tangent)
+    assert len(calls) == 1
+    error = per_sample(t, x_t).cos() ** 2 * (SIGMA_DATA * c * x_t / SIGMA_DATA - dxdt)
+    norms = error.flatten(1).norm(dim=1)
+    torch.testing.assert_close(g, -error / (per_sample(norms, error) + 0.1))
+    torch.testing.assert_close(F, c * x_t / SIGMA_DATA)
+    torch.testing.assert_close(metrics["g_norm"], norms.mean())
+
+
 def test_the_rows_that_recipes_may_name():
     for field, table in (("form", scm.FORMS), ("tangent", scm.TANGENTS)):
         for name in table:
