@@ -1,4 +1,4 @@
-"""The real ComfyUI in this process, on the CPU, with this pack among its custom nodes.
+"""The real ComfyUI in this process, on the CPU or what machines.py offers, with this pack among its custom nodes.
 
 Everything happens as ComfyUI does it: the pack is loaded by its own loader from custom_nodes, nodes run by their
 ids, and each test runs in inference mode.
@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import machines
 import pytest
 import torch
 from api_prompts import custom_size
@@ -29,12 +30,14 @@ DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 SIZE = custom_size(128, 96)  # latent 3 x 4: not square, so that swapped axes show
 
 
-def start_comfyui(comfyui: Path, base: Path):
+def start_comfyui(comfyui: Path, base: Path, machine: str = machines.CPU):
     """Import ComfyUI in `base` and load the pack. Returns its module's name and what ComfyUI was before and after."""
     sys.path.insert(0, str(comfyui))  # in front: it has a module `nodes`, as this repository has
     from comfy.cli_args import args
 
-    args.cpu, args.base_directory, args.disable_all_custom_nodes = True, str(base), True
+    machines.before_comfyui(machine)
+    args.cpu, args.base_directory = not machine.startswith("cuda"), str(base)
+    args.disable_all_custom_nodes = True
     import folder_paths
 
     import nodes
@@ -53,6 +56,7 @@ def start_comfyui(comfyui: Path, base: Path):
         assert await nodes.load_custom_node(str(link)), "ComfyUI could not load the pack; its log says why"
         return before, snapshot()
 
+    machines.after_comfyui(machine)
     before, after = asyncio.run(load())
     return SimpleNamespace(name=str(link).replace(".", "_x_"), before=before, after=after)
 
@@ -90,6 +94,12 @@ def snapshot() -> dict[str, object]:
     }
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent == HERE and (reason := machines.reason_to_skip(item.nodeid, machines.chosen())):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item, nextitem):
     if item.path.parent != HERE:  # pytest calls this hook for the tests of every folder
@@ -106,7 +116,9 @@ def pytest_runtest_protocol(item, nextitem):
 def host(comfyui_path):
     """ComfyUI with the pack: `.base` its folder, `.pack(name)` one of the pack's modules, `.before`, `.after`."""
     base = Path(tempfile.mkdtemp(prefix="sana-sprint-host-"))
-    started = start_comfyui(comfyui_path, base)
+    started = start_comfyui(comfyui_path, base, machines.chosen())
+    if machines.chosen().startswith("cuda"):
+        machines.compute_exactly()
     started.base = base
     started.pack = lambda module: importlib.import_module(f"{started.name}.{module}")
     yield started
