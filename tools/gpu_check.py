@@ -3,9 +3,10 @@
     python -m tools.gpu_check [--only card,right,...] [--wheels DIR] [--out FILE]
     python -m tools.gpu_check --device cpu --tiny            a rehearsal of the same code
 
-Needs torch, transformers, einops and safetensors, no network and no ComfyUI; all weights but the bundled model's are
-random, made on the device. Every section prints one line of JSON when it ends, or its time is up, or it fails: then
-the line has its traceback, and the next section goes on, in a new process where this one is lost. Sections, in order:
+Needs torch, transformers, einops and safetensors, and no network; host and nodes take ComfyUI out of a pack, which
+tools/gpu_pack.py makes. All weights but the bundled model's are random, made on the device. Every section prints one line
+of JSON when it ends, or its time is up, or it fails: then the line has its traceback, and the next section goes on, in a
+new process where this one is lost. Sections, in order:
 
     card        names, versions, memory's and matrix products' speed
     right       each network and the bundled model's images against the CPU in fp32
@@ -15,6 +16,8 @@ the line has its traceback, and the next section goes on, in a new process where
     train       every stage of the distillation: does it run, does it agree with the CPU, samples a second
     diffusers   the same parts beside diffusers, eager; --wheels DIR holds its wheel
     compiled    torch.compile of the transformer and the decoder, ours and theirs
+    host        the tests inside ComfyUI on this device, plain and with dynamic VRAM: takes minutes, and --total with it
+    nodes       milliseconds of ComfyUI's nodes with the 1.6B: prompt kept, new prompt, with a ControlNet
 """
 
 import argparse
@@ -35,7 +38,7 @@ from types import FrameType
 from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
-# Seconds that a section may take at most; on an H100 all of them together are to take less than TOTAL_SEC.
+# Seconds that a section may take at most; on an H100 all of them up to host are to take less than TOTAL_SEC together.
 LIMITS_SEC = {
     "card": 15,
     "right": 40,
@@ -45,6 +48,8 @@ LIMITS_SEC = {
     "train": 50,
     "diffusers": 40,
     "compiled": 75,
+    "host": 300,
+    "nodes": 90,
 }
 TOTAL_SEC = 150
 GRACE_SEC = 30  # beyond a section's limit, for imports and what cannot be interrupted, before its process is ended
@@ -67,6 +72,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--limit", type=float, help="seconds a section (default: each its own)")
     add("--total", type=float, default=TOTAL_SEC, help="seconds of all sections (default: %(default)s)")
     add("--wheels", type=Path, help="folder with wheels to install for this run, such as diffusers'")
+    add("--pack", type=Path, default=ROOT / ".gpu" / "pack", help="of host and nodes (default: .gpu/pack)")
     add("--out", type=Path, help="also append the lines to this file")
     add("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -118,19 +124,20 @@ def run_sections(args: argparse.Namespace, emit: Callable[[dict], object]) -> No
     import torch
 
     from sprint_core.devices import usable_device
-    from tools.gpu import right, speed, training
+    from tools.gpu import host, right, speed, training
     from tools.gpu.world import World
 
-    world = World(usable_device(args.device), args.tiny)
-    work = {"card": right.card, "right": right.right, "train": training.train}
+    world = World(usable_device(args.device), args.tiny, args.pack)
+    work = {"card": right.card, "right": right.right, "train": training.train, "host": host.host, "nodes": host.nodes}
     work |= {name: getattr(speed, name) for name in ("suspicious", "parts", "end", "diffusers", "compiled")}
     for name in args.only:
         left = args.total - (time.perf_counter() - started)
         if left < LEAST_SEC:
             emit({"section": name, "error": f"not begun: --total {args.total:.0f} s are over", "seconds": 0.0})
             continue
+        world.limit_sec = min(_seconds(args, name), left)
         with torch.inference_mode(name != "train"):
-            row = run_section(name, lambda row, name=name: work[name](world, row), min(_seconds(args, name), left))
+            row = run_section(name, lambda row, name=name: work[name](world, row), world.limit_sec)
         emit(row)
         if "error" in row and world.device.type == "cuda":
             try:
@@ -178,7 +185,7 @@ def _watch(args: argparse.Namespace, names: list[str], left: float, emit: Callab
     """Run a process for these sections; returns those that it did not come to, after a line for the one it died in."""
     command = [sys.executable, "-m", "tools.gpu_check", "--child", "--only", ",".join(names), "--device", args.device]
     command += ["--total", str(left), *(["--limit", str(args.limit)] if args.limit else [])]
-    command += ["--tiny"] if args.tiny else []
+    command += ["--pack", str(args.pack.resolve()), *(["--tiny"] if args.tiny else [])]
     remaining = list(names)
     lines: queue.Queue[str | None] = queue.Queue()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)

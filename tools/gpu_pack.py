@@ -2,8 +2,8 @@
 
     python run.py python -m tools.gpu_pack [--python 3.12] [--out DIR] [--comfyui DIR]
 
-The machine has torch, torchvision, torchaudio, transformers, safetensors, einops, numpy, scipy and Pillow with what they
-need, and no network. The pack is a folder of two files: what it is (pack.json), and all else (files.tar.xz), which are
+The machine has torch, torchvision, torchaudio, transformers, safetensors, einops, numpy, scipy and Pillow, with what
+they need, and no network. The pack is a folder of two files: what it is (pack.json), and all else (files.tar.xz), which are
 ComfyUI without what only its server, its users or its own tests need, and packages in the versions of the Python that
 runs this, for Linux on x86-64. PyAV and kornia, of 40 MB, are stubs: ComfyUI imports them, and nothing here uses them.
 comfy-kitchen comes without its CUDA kernels, of 160 MB; its own fallback computes instead.
@@ -30,12 +30,13 @@ DESCRIPTION, FILES = "pack.json", "files.tar.xz"
 MIB = 2**20
 LIMIT_MIB = 64
 PACKAGES = (
-    "comfy-aimdo comfy-kitchen torchsde trampoline sqlalchemy diffusers importlib-metadata zipp peft accelerate psutil "
-    "pydantic pydantic-core pydantic-settings annotated-types typing-inspection python-dotenv sentencepiece "
-    "aiohttp aiohappyeyeballs aiosignal attrs frozenlist multidict propcache yarl idna "
-    "requests urllib3 certifi charset-normalizer "
-    "pytest pytest-xdist execnet iniconfig pluggy pygments hypothesis sortedcontainers"
-).split()
+    "comfy-aimdo", "comfy-kitchen", "torchsde", "trampoline", "sqlalchemy", "psutil", "sentencepiece",
+    "pydantic", "pydantic-core", "pydantic-settings", "annotated-types", "typing-inspection", "python-dotenv",
+    "aiohttp", "aiohappyeyeballs", "aiosignal", "attrs", "frozenlist", "multidict", "propcache", "yarl", "idna",
+    "requests", "urllib3", "certifi", "charset-normalizer",
+    "pytest", "pytest-xdist", "execnet", "iniconfig", "pluggy", "pygments", "hypothesis", "sortedcontainers",
+    "diffusers", "importlib-metadata", "zipp", "peft", "accelerate",
+)  # fmt: skip
 # Modules that ComfyUI imports, by package.
 STUBS = {
     "av": ("av", "av.container", "av.subtitles", "av.subtitles.stream", "av.video", "av.video.reformatter"),
@@ -146,7 +147,9 @@ def pack(out: Path, comfyui: Path, python: str, limit_mib: float = LIMIT_MIB) ->
         sizes["both"] = sum(sizes.values())
         if sizes["both"] > limit_mib * MIB:
             words = ", ".join(f"{name} {size / MIB:.1f}" for name, size in sizes.items())
-            raise Fault(f"{out}: above {limit_mib:g} MiB ({words}), so nothing was written; take packages out of PACKAGES")
+            raise Fault(
+                f"{out}: above {limit_mib:g} MiB ({words}), so nothing was written; take packages out of PACKAGES"
+            )
         out.mkdir(exist_ok=True)
         for file in made.iterdir():
             file.replace(out / file.name)
@@ -161,7 +164,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", default=this, help="version of the machine's Python (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=PACK, help="folder to make (default: .gpu/pack)")
     parser.add_argument("--comfyui", type=Path, default=os.environ.get("SPRINT_COMFYUI", "."), help="its folder")
-    parser.add_argument("--limit", type=float, default=LIMIT_MIB, help="MiB, with the repository (default: %(default)s)")
+    parser.add_argument(
+        "--limit", type=float, default=LIMIT_MIB, help="MiB, with the repository (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     try:
         sizes = pack(args.out.resolve(), args.comfyui.resolve(), args.python, args.limit)

@@ -49,8 +49,8 @@ def install(mode: str, device: torch.device) -> None:
         return lambda *_, **__: value
 
     def memory(amount: int):
-        return lambda *_, torch_total_too=False, torch_free_too=False, **__: (
-            (amount, amount) if torch_total_too or torch_free_too else amount
+        return lambda dev=None, both=False, torch_total_too=False, torch_free_too=False: (
+            (amount, amount) if both or torch_total_too or torch_free_too else amount
         )
 
     replaced = {

@@ -1,7 +1,7 @@
 """The model that comes with the pack, through the nodes: what every user sees first."""
 
+import machines
 import pytest
-import torch
 from sight import shows
 
 from sprint_core.pipeline import Pipeline
@@ -53,7 +53,7 @@ def paint(node, bundled):
 def test_the_nodes_paint_what_the_core_paints(paint, pipeline, steps):
     expected = pipeline.generate([CATS], seeds=[3], steps=steps)
     assert expected.shape == (1, 256, 256, 3)
-    assert torch.equal(paint(CATS, seed=3, steps=steps), expected)
+    assert (paint(CATS, seed=3, steps=steps) - expected).abs().max() <= machines.limit(0.0)
 
 
 @pytest.mark.parametrize("steps", [1, 2])

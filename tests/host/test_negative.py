@@ -1,5 +1,6 @@
 """SANA-Sprint Negative (NAG) in a real ComfyUI: the core's images, other nodes beside it, and refused input."""
 
+import machines
 import pytest
 import standin
 import torch
@@ -25,7 +26,8 @@ def test_it_paints_what_the_core_paints(avoid, sample, node, vae, pipeline, step
     nag = NAG(4.0, 0.7, 1.5, end=end)
     negative = "a large blue square to the left of it"
     expected = pipeline.generate(["a red circle"], seeds=[7], size=(128, 96), steps=steps, negative=negative, nag=nag)
-    assert torch.equal(node("VAEDecode", vae=vae, samples={"samples": latent}), expected)
+    image = node("VAEDecode", vae=vae, samples={"samples": latent})
+    assert (image - expected).abs().max() <= machines.limit(0.0)
 
 
 def test_the_widgets_start_at_the_papers_values(node):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -72,8 +73,9 @@ class Small(Kept):
 class World:
     """One device, and the models on it, each made when a section first needs it."""
 
-    def __init__(self, device: torch.device, tiny: bool):
-        self.device, self.tiny = device, tiny
+    def __init__(self, device: torch.device, tiny: bool, pack: Path):
+        self.device, self.tiny, self.pack = device, tiny, pack
+        self.limit_sec = 0.0  # of the section that runs
         self.size_px = SMALL_PX if tiny else FULL_PX
         self.runs = 2 if tiny else 7
 
