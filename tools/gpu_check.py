@@ -4,9 +4,9 @@
     python -m tools.gpu_check --device cpu --tiny            a rehearsal of the same code
 
 Needs torch, transformers, einops and safetensors, and no network; host and nodes take ComfyUI out of a pack, which
-tools/gpu_pack.py makes. All weights but the bundled model's are random, made on the device. Every section prints one line
-of JSON when it ends, or its time is up, or it fails: then the line has its traceback, and the next section goes on, in a
-new process where this one is lost. Sections, in order:
+tools/gpu_pack.py makes. All weights but the bundled model's are random, made on the device. Every section prints one
+line of JSON when it ends, or its time is up, or it fails: then the line has its traceback, and the next section goes
+on, in a new process where this one is lost. Sections, in order:
 
     card        names, versions, memory's and matrix products' speed
     right       each network and the bundled model's images against the CPU in fp32

@@ -3,10 +3,10 @@
     python run.py python -m tools.gpu_pack [--python 3.12] [--out DIR] [--comfyui DIR]
 
 The machine has torch, torchvision, torchaudio, transformers, safetensors, einops, numpy, scipy and Pillow, with what
-they need, and no network. The pack is a folder of two files: what it is (pack.json), and all else (files.tar.xz), which are
-ComfyUI without what only its server, its users or its own tests need, and packages in the versions of the Python that
-runs this, for Linux on x86-64. PyAV and kornia, of 40 MB, are stubs: ComfyUI imports them, and nothing here uses them.
-comfy-kitchen comes without its CUDA kernels, of 160 MB; its own fallback computes instead.
+they need, and no network. The pack is a folder of two files: what it is (pack.json), and all else (files.tar.xz), which
+is ComfyUI without what only its server, its users or its own tests need, and packages in the versions of the Python
+that runs this, for Linux on x86-64. PyAV and kornia, of 43 MB, are stubs: ComfyUI imports them, and nothing here uses
+them. comfy-kitchen comes without its CUDA kernels, of 160 MB; what it has in Python computes instead.
 Together with the repository it has to fit into what such a machine takes.
 """
 
@@ -35,7 +35,7 @@ PACKAGES = (
     "aiohttp", "aiohappyeyeballs", "aiosignal", "attrs", "frozenlist", "multidict", "propcache", "yarl", "idna",
     "requests", "urllib3", "certifi", "charset-normalizer",
     "pytest", "pytest-xdist", "execnet", "iniconfig", "pluggy", "pygments", "hypothesis", "sortedcontainers",
-    "diffusers", "importlib-metadata", "zipp", "peft", "accelerate",
+    "diffusers", "peft", "accelerate",
 )  # fmt: skip
 # Modules that ComfyUI imports, by package.
 STUBS = {
@@ -76,8 +76,13 @@ def of_comfyui(folder: Path) -> Iterator[Path]:
 
 
 def download(names: Sequence[str], python: str, folder: Path) -> list[Path]:
-    """Wheels of these packages for another Python, in this one's versions."""
-    wanted = [f"{name}=={importlib.metadata.version(name)}" for name in names]
+    """Wheels of these packages for another Python, in this one's versions. Fault where there is none."""
+    if not names:
+        return []
+    try:
+        wanted = [f"{name}=={importlib.metadata.version(name)}" for name in names]
+    except importlib.metadata.PackageNotFoundError as error:
+        raise Fault(f"{sys.executable}: has no {error.name}; run this by `python run.py python`") from error
     options = ["--no-deps", "--only-binary=:all:", "--implementation", "cp", "--python-version", python]
     options += [word for platform in PLATFORMS for word in ("--platform", platform)]
     command = [sys.executable, "-m", "pip", "download", "-q", *options, "--dest", str(folder), *wanted]
@@ -117,7 +122,7 @@ def _add_stub(tar: tarfile.TarFile, package: str) -> tuple[str, dict]:
 def write(folder: Path, comfyui: Path, wheels: Sequence[Path], python: str) -> None:
     """The pack's two files."""
     names = list(of_comfyui(comfyui))
-    with tarfile.open(folder / FILES, "w:xz", preset=9) as tar:
+    with tarfile.open(folder / FILES, "w:xz") as tar:
         for name in names:
             _add(tar, f"comfyui/{name.as_posix()}", (comfyui / name).read_bytes())
         packages = dict([_add_wheel(tar, wheel) for wheel in wheels] + [_add_stub(tar, package) for package in STUBS])
@@ -136,13 +141,15 @@ def repository_bytes() -> int:
     return sum(file.lstat().st_size for file in files if file.is_file())
 
 
-def pack(out: Path, comfyui: Path, python: str, limit_mib: float = LIMIT_MIB) -> dict[str, float]:
+def pack(
+    out: Path, comfyui: Path, python: str, limit_mib: float = LIMIT_MIB, packages: Sequence[str] = PACKAGES
+) -> dict[str, float]:
     """Make a pack in a folder, instead of the one that was there. Returns sizes in MiB; Fault above the limit."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".pack.") as temporary:
         made, wheels = Path(temporary, "pack"), Path(temporary, "wheels")
         made.mkdir()
-        write(made, comfyui, download(PACKAGES, python, wheels), python)
+        write(made, comfyui, download(packages, python, wheels), python)
         sizes = {"repository": repository_bytes(), "pack": sum(file.stat().st_size for file in made.iterdir())}
         sizes["both"] = sum(sizes.values())
         if sizes["both"] > limit_mib * MIB:
