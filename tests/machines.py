@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 CPU = "cpu"
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync"
 TESTS = Path(__file__).parent
 GPU_LIMIT = 1e-3  # of an image or a latent whose values are about 1, in fp32
 HOST_TENSORS = "it calls a network, or reads weights, with tensors in main memory"
@@ -58,11 +59,18 @@ def limit(error: float) -> float:
 
 
 def before_comfyui(machine: str) -> None:
-    """As ComfyUI's main.py: comfy-aimdo's library comes before CUDA is used."""
+    """As ComfyUI's main.py: comfy-aimdo's library comes before CUDA is used.
+
+    The allocator that main.py asks for has to be in the environment before torch is imported: ALLOCATOR.
+    """
+    from comfy.cli_args import args
+
+    args.cpu = not machine.startswith("cuda")
+    args.cuda_malloc = ALLOCATOR in os.environ.items()
     if machine == "cuda-dynamic":
         import comfy_aimdo.control
 
-        comfy_aimdo.control.init()
+        comfy_aimdo.control.init(nvml_pressure=True)
 
 
 def after_comfyui(machine: str) -> None:

@@ -36,8 +36,7 @@ def start_comfyui(comfyui: Path, base: Path, machine: str = machines.CPU):
     from comfy.cli_args import args
 
     machines.before_comfyui(machine)
-    args.cpu, args.base_directory = not machine.startswith("cuda"), str(base)
-    args.disable_all_custom_nodes = True
+    args.base_directory, args.disable_all_custom_nodes = str(base), True
     import folder_paths
 
     import nodes

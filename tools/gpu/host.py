@@ -29,6 +29,7 @@ TESTS = ("tests/host",)
 SPARE_SEC = 5  # of a run's share of the section's limit, to end in
 WORKERS = 8  # at most, of tests side by side
 SHOWN = 40  # failures
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync"  # tests/machines.py looks for it
 
 
 @contextlib.contextmanager
@@ -71,6 +72,11 @@ def _machines(world: World) -> list[str]:
     return ["cuda", "cuda-dynamic"] if world.device.type == "cuda" else ["cpu"]
 
 
+def _variables(machine: str) -> dict[str, str]:
+    """Of the environment of a process that runs ComfyUI on it; on CUDA with the allocator that ComfyUI starts with."""
+    return {"SPRINT_HOST_ON": machine} | ({} if machine == "cpu" else dict([ALLOCATOR]))
+
+
 # --- tests ------------------------------------------------------------------------------------------------
 
 
@@ -94,7 +100,7 @@ def _test(machine: str, folder: Path, environment: dict, world: World, seconds: 
     workers = min(WORKERS, (os.cpu_count() or 1) // 2)
     command += ["-n", str(workers), "--dist=loadfile"] if workers > 1 else []
     command += IN_A_REHEARSAL if world.tiny else TESTS
-    variables = {"SPRINT_HOST_ON": machine, "SPRINT_OUTCOMES": str(file)}
+    variables = _variables(machine) | {"SPRINT_OUTCOMES": str(file)}
     try:
         with open(log, "wb") as output:
             done = subprocess.run(
@@ -128,6 +134,7 @@ def nodes(world: World, row: Row) -> None:
         row["machine"] = machine = _machines(world)[-1]
         command = [sys.executable, "-m", "tools.gpu.comfyui", machine, str(folder / "base")]
         command += [str(world.size_px), str(world.runs)]
+        environment |= _variables(machine)
         with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             try:
