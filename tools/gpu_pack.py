@@ -6,7 +6,7 @@ The machine has torch, torchvision, torchaudio, transformers, safetensors, einop
 they need, and no network. The pack is a folder of two files: what it is (pack.json), and all else (files.tar.xz), which
 is ComfyUI without what only its server, its users or its own tests need, and packages in the versions of the Python
 that runs this, for Linux on x86-64. PyAV and kornia, of 43 MB, are stubs: ComfyUI imports them, and nothing here uses
-them. comfy-kitchen comes without its CUDA kernels, of 160 MB; what it has in Python computes instead.
+them. comfy-kitchen comes without its CUDA kernels: layers of 8 bits are computed by what it has in Python.
 Together with the repository it has to fit into what such a machine takes.
 """
 
@@ -50,7 +50,8 @@ def __getattr__(name):
         raise AttributeError(name)
     return type(name, (), {})
 '''
-NATIVE = re.compile(r"comfy_kitchen/.*\.so$")  # files of wheels that stay behind
+# Native code that stays behind, as these packages have the same in Python: comfy-kitchen's alone is 160 MB.
+NATIVE = re.compile(r"(aiohttp|comfy_kitchen|sqlalchemy)/.*\.so$")
 # Of ComfyUI: folders at its root, and from how many bytes on data does.
 FOLDERS = {"tests", "tests-unit", "blueprints", "comfy_api_nodes", "script_examples", "alembic_db"}
 FOLDERS |= {"models", "input", "output", "custom_nodes", "temp", "user"}
