@@ -373,12 +373,16 @@ def test_published_recipes_are_the_published_numbers():
 
 def test_small_worlds_have_the_objective_that_holds():
     """The measured ratio of both weights, LADD from where the tangent is warm, and a student without momentum."""
-    for name in ("demo", "shapes", "demo-control", "shapes-control"):
+    for name in ("demo", "shapes", "shapes-control"):
         recipe = RECIPES[name]
         aim, schedule = recipe.objective, recipe.stages[recipe.last]
         assert (aim.form, aim.tangent, aim.scm_weight, aim.ladd_weight) == ("cosine", "difference", 0.2, 0.5)
         assert aim.ladd_from == aim.tangent_warmup_steps == 150 and schedule.betas == (0.0, 0.99)
+    control = RECIPES["demo-control"]
+    assert (control.objective.form, control.objective.tangent_limit, control.objective.ladd_weight) == ("cosine", 0, 0)
+    assert control.objective.noise_mean == 1.0
     published = RECIPES["sprint-1.6B"].objective
+    assert published.tangent_limit == 1.0
     assert (published.form, published.tangent) == ("published", "jvp")
 
 
