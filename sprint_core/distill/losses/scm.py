@@ -90,13 +90,15 @@ def _by_difference(
     return F, g, {}
 
 
-def _of_flow(student: Network, x_t: Tensor, t: Tensor, dxdt: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Either with r = 0: g = -cos^2 t (sigma_d F - dx_t/dt)."""
+def _of_flow(
+    student: Network, x_t: Tensor, t: Tensor, dxdt: Tensor, r: float, forward_mode: Network
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The same as if r were 0, g = -cos^2 t (sigma_d F - dx_t/dt): flow matching, for one forward pass."""
     F = student(x_t / SIGMA_DATA, t)
     return F, -(per_sample(t, x_t).cos() ** 2) * (SIGMA_DATA * fp32(F.detach()) - dxdt), {}
 
 
-TANGENTS = {"jvp": _by_jvp, "difference": _by_difference}
+TANGENTS = {"jvp": _by_jvp, "difference": _by_difference, "flow": _of_flow}
 
 
 def tangent_target(
@@ -110,13 +112,10 @@ def tangent_target(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """F(x_t / sigma_d, t) with its graph, the normalised tangent g, and metrics.
 
-    r in [0, 1] is the warm-up of the unstable part, without which the student learns flow matching; tangent: a row of
-    TANGENTS. forward_mode: the same student in operations that forward-mode differentiation knows, if others are used.
+    r in [0, 1] is the warm-up of the unstable part; tangent: a row of TANGENTS. forward_mode: the same student in
+    operations that forward-mode differentiation knows, if it is not already.
     """
-    if r == 0:
-        F, g, metrics = _of_flow(student, x_t, t, dxdt)
-    else:
-        F, g, metrics = TANGENTS[tangent](student, x_t, t, dxdt, r, forward_mode or student)
+    F, g, metrics = TANGENTS[tangent](student, x_t, t, dxdt, r, forward_mode or student)
     norm = g.flatten(1).norm(dim=1)
     return F, g / (per_sample(norm, g) + TANGENT_EPS), metrics | {"g_norm": norm.mean()}
 

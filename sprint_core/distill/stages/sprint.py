@@ -118,7 +118,7 @@ class SprintStage(Stage[Trained], Generic[Trained]):
 
     def constant(self, phase: str, step: int) -> Hashable | None:
         """Of sCM once its tangent is warm, unless that is found by forward-mode differentiation."""
-        warms = self._warmth(step) < self.objective.tangent_limit
+        warms = self.objective.tangent != "flow" and self._warmth(step) < 1
         changes = self.objective.scm_weight and (self.objective.tangent == "jvp" or warms)
         if changes or not isinstance(self.dataset, ResidentLatents):
             return None
@@ -275,8 +275,7 @@ class SprintStage(Stage[Trained], Generic[Trained]):
 
     def _warmth(self, step: int) -> float:
         """r in [0, 1], how much of the tangent's unstable part counts."""
-        aim = self.objective
-        return aim.tangent_limit * min(1.0, step / max(1, aim.tangent_warmup_steps))
+        return min(1.0, step / max(1, self.objective.tangent_warmup_steps))
 
     def _is_logged(self, step: int) -> bool:
         return is_logged_next(step, max(phase.period for phase in self.plan))

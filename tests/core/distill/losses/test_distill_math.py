@@ -95,7 +95,7 @@ def toy() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("form", list(scm.FORMS))
-@pytest.mark.parametrize("tangent", list(scm.TANGENTS))
+@pytest.mark.parametrize("tangent", ["jvp", "difference"])
 def test_loss_has_no_gradient_at_the_true_consistency_function(form, tangent, monkeypatch):
     """The difference, of first order, in the limit of small steps."""
     monkeypatch.setattr(scm, "DIFFERENCE_SHARE", 1e-6)
@@ -151,9 +151,8 @@ def test_difference_is_its_formula_and_goes_to_the_jvp(network, condition, r, mo
     assert errors[1] < 1e-4 and (r == 0 or errors[1] < 0.02 * errors[0])
 
 
-@pytest.mark.parametrize("tangent", scm.TANGENTS)
-def test_without_its_unstable_part_the_tangent_is_flow_matching_for_one_forward_pass(tangent):
-    """Against the velocity error, times cos^2 t, as a closed form."""
+def test_flow_matching_is_the_velocity_error_for_one_forward_pass():
+    """Times cos^2 t, as a closed form, and normalised; r counts for nothing."""
     x_t, dxdt = (0.5 * random64(2, 8, 2, 2, seed=seed) for seed in (1, 2))
     t, calls, c = torch.tensor([0.3, 1.4], dtype=torch.float64), [], 0.7
 
@@ -161,7 +160,7 @@ def test_without_its_unstable_part_the_tangent_is_flow_matching_for_one_forward_
         calls.append(u)
         return c * x
 
-    F, g, metrics = scm.tangent_target(student, x_t, t, dxdt, 0.0, tangent=tangent)
+    F, g, metrics = scm.tangent_target(student, x_t, t, dxdt, 1.0, tangent="flow")
     assert len(calls) == 1
     error = per_sample(t, x_t).cos() ** 2 * (SIGMA_DATA * c * x_t / SIGMA_DATA - dxdt)
     norms = error.flatten(1).norm(dim=1)

@@ -101,18 +101,16 @@ def test_distillation_moves_only_its_own_phase(model, step, phase):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_the_tangent_gets_as_warm_as_its_limit(model):
-    """Half of it counts in the middle of a warm-up, and at the end of one that is limited to half; of none, none."""
+def test_flow_matching_has_no_warm_up(model):
+    """It is what differences are before theirs, at any step."""
 
-    def loss(step: int, **values) -> torch.Tensor:
-        aim = Objective(ladd_weight=0.0, tangent="difference", tangent_warmup_steps=10, **values)
+    def length(step: int, tangent: str) -> torch.Tensor:
+        aim = Objective(ladd_weight=0.0, tangent=tangent, tangent_warmup_steps=10)
         return DistillStage(model, DATA, aim).loss("student", step, SampleRandom(0, 0, "", range(4)))[1]["g_norm"]
 
-    assert torch.equal(loss(5), loss(99, tangent_limit=0.5)) and not torch.equal(loss(5), loss(99))
-    assert torch.equal(loss(0), loss(99, tangent_limit=0.0))
-    for bad in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="tangent_limit must lie in 0 to 1"):
-            Objective(tangent_limit=bad)
+    assert torch.equal(length(0, "flow"), length(99, "flow"))
+    torch.testing.assert_close(length(0, "difference"), length(99, "flow"))
+    assert not torch.allclose(length(99, "difference"), length(99, "flow"))
 
 
 def test_the_weight_is_clipped_apart(model):
