@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
+from tools.gpu_pack import ALLOCATOR
+
 CPU = "cpu"
-ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync"
 TESTS = Path(__file__).parent
 GPU_LIMIT = 1e-3  # of an image or a latent whose values are about 1, in fp32
 HOST_TENSORS = "it calls a network, or reads weights, with tensors in main memory"
@@ -39,17 +40,21 @@ ON_THE_CPU = {
     "test_threads.py": OF_THE_CPU,
 }
 NO_BACKWARD = "the second device has no gradients of convolutions"
-ON_CUDA = {"test_foreign_sigmas.py::test_training": NO_BACKWARD, "test_lora_training.py": NO_BACKWARD}
+ON_THE_SECOND = {"test_foreign_sigmas.py::test_training": NO_BACKWARD, "test_lora_training.py": NO_BACKWARD}
 
 
 def chosen() -> str:
-    return os.environ.get("SPRINT_HOST_ON", CPU)
+    """Raises ValueError for a machine that is none, on which nothing would be compared."""
+    name = os.environ.get("SPRINT_HOST_ON", CPU)
+    if name not in (CPU, "cuda", "cuda-dynamic") and not name.startswith("second-"):
+        raise ValueError(f"SPRINT_HOST_ON={name}: it is cpu, cuda, cuda-dynamic or second-MODE")
+    return name
 
 
 def reason_to_skip(nodeid: str, machine: str) -> str | None:
     if machine == CPU:
         return None
-    reasons = ON_THE_CPU if machine.startswith("cuda") else ON_THE_CPU | ON_CUDA
+    reasons = ON_THE_CPU if machine.startswith("cuda") else ON_THE_CPU | ON_THE_SECOND
     return next((why for part, why in reasons.items() if part in nodeid), None)
 
 

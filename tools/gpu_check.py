@@ -37,6 +37,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from tools.gpu_pack import PACK
+
 ROOT = Path(__file__).resolve().parents[1]
 # Seconds that a section may take at most; on an H100 all of them up to host are to take less than TOTAL_SEC together.
 LIMITS_SEC = {
@@ -72,7 +74,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--limit", type=float, help="seconds a section (default: each its own)")
     add("--total", type=float, default=TOTAL_SEC, help="seconds of all sections (default: %(default)s)")
     add("--wheels", type=Path, help="folder with wheels to install for this run, such as diffusers'")
-    add("--pack", type=Path, default=ROOT / ".gpu" / "pack", help="of host and nodes (default: .gpu/pack)")
+    add("--pack", type=Path, default=PACK, help="of host and nodes (default: .gpu/pack)")
     add("--out", type=Path, help="also append the lines to this file")
     add("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACK = ROOT / ".gpu" / "pack"
 DESCRIPTION, FILES = "pack.json", "files.tar.xz"
 MIB = 2**20
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync"  # with which ComfyUI starts on NVIDIA's
 LIMIT_MIB = 64
 PACKAGES = (
     "comfy-aimdo", "comfy-kitchen", "torchsde", "trampoline", "sqlalchemy", "psutil", "sentencepiece",
@@ -132,26 +133,27 @@ def write(folder: Path, comfyui: Path, wheels: Sequence[Path], python: str) -> N
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
-def repository_bytes() -> int:
-    """Of the files that git knows or would take, as a machine gets them."""
+def repository_bytes(out: Path) -> int:
+    """Of the files that git knows or would take, as a machine gets them, but for those of an earlier pack in `out`."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         raise Fault(f"{ROOT}: git cannot list its files ({listed.stderr.strip()}); run this in a clone")
     files = [ROOT / name for name in set(listed.stdout.split("\0")) if name]
-    return sum(file.lstat().st_size for file in files if file.is_file())
+    return sum(file.lstat().st_size for file in files if file.is_file() and out not in file.parents)
 
 
 def pack(
     out: Path, comfyui: Path, python: str, limit_mib: float = LIMIT_MIB, packages: Sequence[str] = PACKAGES
 ) -> dict[str, float]:
     """Make a pack in a folder, instead of the one that was there. Returns sizes in MiB; Fault above the limit."""
+    repository = repository_bytes(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".pack.") as temporary:
         made, wheels = Path(temporary, "pack"), Path(temporary, "wheels")
         made.mkdir()
         write(made, comfyui, download(packages, python, wheels), python)
-        sizes = {"repository": repository_bytes(), "pack": sum(file.stat().st_size for file in made.iterdir())}
+        sizes = {"repository": repository, "pack": sum(file.stat().st_size for file in made.iterdir())}
         sizes["both"] = sum(sizes.values())
         if sizes["both"] > limit_mib * MIB:
             words = ", ".join(f"{name} {size / MIB:.1f}" for name, size in sizes.items())

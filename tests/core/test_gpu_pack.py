@@ -155,7 +155,7 @@ def test_outcomes_are_kept_when_the_process_ends(tmp_path, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("name", [*machines.ON_THE_CPU, *machines.ON_CUDA])
+@pytest.mark.parametrize("name", [*machines.ON_THE_CPU, *machines.ON_THE_SECOND])
 def test_tests_that_no_gpu_runs_exist(name):
     file, _, test = name.partition("::")
     text = (machines.TESTS / "host" / file).read_text(encoding="utf-8")

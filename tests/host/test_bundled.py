@@ -53,7 +53,8 @@ def paint(node, bundled):
 def test_the_nodes_paint_what_the_core_paints(paint, pipeline, steps):
     expected = pipeline.generate([CATS], seeds=[3], steps=steps)
     assert expected.shape == (1, 256, 256, 3)
-    assert (paint(CATS, seed=3, steps=steps) - expected).abs().max() <= machines.limit(0.0)
+    image = paint(CATS, seed=3, steps=steps)
+    assert image.shape == expected.shape and (image - expected).abs().max() <= machines.limit(0.0)
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -18,7 +19,7 @@ import torch
 from benchmarks import alone
 from sprint_core.models.controlnet import AUTHORS
 from sprint_core.weights import checkpoint, layouts
-from tools.gpu_pack import DESCRIPTION, FILES
+from tools.gpu_pack import ALLOCATOR, DESCRIPTION, FILES
 
 from .timing import ROOT, Row
 from .world import World
@@ -30,7 +31,6 @@ TESTS = ("tests/host",)
 SPARE_SEC = 12  # of the section's limit, to end in
 WORKERS = 8  # at most, of tests side by side
 SHOWN = 40  # failures
-ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync"  # tests/machines.py looks for it
 
 
 @contextlib.contextmanager
@@ -86,14 +86,18 @@ def host(world: World, row: Row) -> None:
     if not _is_packed(world, row):
         return
     started = time.perf_counter()
+    machines = _machines(world)
+    if len(machines) == 1:
+        row["dynamic"] = {"skipped": "dynamic VRAM needs a GPU"}
     with unpacked(world.pack) as (folder, environment):
-        machines = _machines(world)
         share_sec = (world.limit_sec - SPARE_SEC - (time.perf_counter() - started)) / len(machines)
         for machine in machines:
             row[machine] = {}
-            _test(machine, folder, environment, world, share_sec, row[machine])
-    if len(machines) == 1:
-        row["dynamic"] = {"skipped": "dynamic VRAM needs a GPU"}
+            _test(machine, folder, environment, world, max(share_sec, 1.0), row[machine])
+    if bad := [
+        machine for machine in machines if row[machine].keys() & {"output", "stopped"} or row[machine]["failed"]
+    ]:
+        raise RuntimeError(f"not every test passed on {', '.join(bad)}")
 
 
 def _test(machine: str, folder: Path, environment: dict, world: World, seconds: float, row: Row) -> None:
@@ -106,14 +110,17 @@ def _test(machine: str, folder: Path, environment: dict, world: World, seconds: 
     variables = _variables(machine) | {"SPRINT_OUTCOMES": str(file)}
     try:
         with open(log, "wb") as output:
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment | variables, stdout=output, stderr=output, timeout=seconds
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment | variables, stdout=output, stderr=output, start_new_session=True
             )
-        if done.returncode not in (0, 1):
+        if process.wait(seconds) not in (0, 1):
             row["output"] = log.read_text(encoding="utf-8", errors="replace")[-1500:]
     except subprocess.TimeoutExpired:
         row["stopped"] = f"after {seconds:.0f} s; --limit and --total give more"
     finally:
+        with contextlib.suppress(ProcessLookupError):  # its workers, too, which else keep the GPU's memory
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         row |= counted(file)
 
 

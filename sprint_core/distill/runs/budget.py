@@ -69,7 +69,8 @@ def within(stage: DistillStage, budget: int, batch: int) -> tuple[int, int]:
 
 def trained_bytes(stage: DistillStage) -> int:
     """Memory of what trains, with its moments, of the average and of the teacher; in fp32."""
-    trained = sum(p.numel() for module in stage.modules.values() for p in module.parameters())
+    learning = [stage.modules[name] for name in {phase.module for phase in stage.plan}]
+    trained = sum(p.numel() for module in learning for p in module.parameters())
     kept = sum(p.numel() for module in (stage.student, stage.teacher) for p in module.parameters())
     return trained * ADAM_BYTES + kept * 4
 

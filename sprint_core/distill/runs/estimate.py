@@ -73,11 +73,13 @@ class Estimate:
 
     stage: str
     trained: int  # parameters
-    parts: Mapping[str, int]  # bytes of weights, gradients, moments, moving average, frozen networks
+    parts: Mapping[
+        str, int
+    ]  # bytes of weights, gradients, moments, moving average, frozen networks and what else there is
     phases: tuple[Phase, ...]
     per_step: float  # floating-point operations of one process, mean over the steps of the run
     steps: int
-    saved_bytes: int  # of the state in its file: one for all processes
+    checkpoint_bytes: int  # about those of the state file: one for all processes
     average_bytes: int  # of a file of the moving average
     keeps_best: bool  # the average with the lowest error, too
 
@@ -91,8 +93,8 @@ class Estimate:
 
     @property
     def disk_bytes(self) -> int:
-        """At most, without the data and what is exported in the end."""
-        return 2 * self.saved_bytes + self.keeps_best * self.average_bytes
+        """About, without the data and what is exported in the end."""
+        return 2 * self.checkpoint_bytes + self.keeps_best * self.average_bytes
 
     def text(self, flops_per_sec: float) -> str:
         """For people."""
@@ -130,14 +132,17 @@ def estimate(
     share = len(processes.share(schedule.batch))
     samples = min(schedule.micro_batch or share, share)
     own, others = _parameters(stage.modules.values()), _parameters(frozen)
-    trained = sum(p.numel() for p in own if p.requires_grad)
+    learning = {phase.module for phase in stage.plan}
+    trained = sum(p.numel() for name in learning for p in stage.modules[name].parameters() if p.requires_grad)
     moments = 2 if schedule.optimizer == "adamw" else 1  # CAME's second one is factored
-    learning = [_learning(module, moments, averaged=name == stage.averaged) for name, module in stage.modules.items()]
-    parts = collections.Counter[str]()
-    for module, of in zip(stage.modules.values(), learning, strict=True):
-        parts.update(of if not (processes.shards and sharding.is_shared(module)) else _shared(of, processes.world_size))
-    saved = sum(of["weights"] + of["moments"] + of["moving average"] for of in learning)
-    average = sum(of["moving average"] for of in learning)
+    whole, parts = collections.Counter[str](), collections.Counter[str]()
+    for name, module in stage.modules.items():
+        sizes = _sizes(module, moments * (name in learning), averaged=name == stage.averaged)
+        whole.update(sizes)
+        shared = processes.shards and sharding.is_shared(module)
+        parts.update(_shared(sizes, processes.world_size) if shared else sizes)
+    saved = whole["weights"] + whole["moments"] + whole["moving average"]
+    average = whole["moving average"]
     best = isinstance(stage, DistillStage) and schedule.check_every > 0
     parts["frozen networks"] = sum(p.nbytes for p in others)
     plan = sorted(stage.plan, key=operator.attrgetter("module"))  # counted last: a phase freezes what it does not train
@@ -147,13 +152,13 @@ def estimate(
     return Estimate(stage.name, trained, parts, tuple(phases), per_step, schedule.steps, saved, average, best)
 
 
-def _learning(module: nn.Module, moments: int, averaged: bool) -> dict[str, int]:
-    """Bytes of a module's weights, its average, and the numbers more for each parameter that is trained."""
+def _sizes(module: nn.Module, moments: int, averaged: bool) -> dict[str, int]:
+    """Bytes of a module's weights and average, and if it has moments of these and of gradients."""
     weights = sum(p.nbytes for p in module.parameters())
     trained = FP32_BYTES * sum(p.numel() for p in module.parameters() if p.requires_grad)
     return {
         "weights": weights,
-        "gradients": trained,
+        "gradients": trained * bool(moments),
         "moments": moments * trained,
         "moving average": weights * averaged,
     }

@@ -311,12 +311,15 @@ def test_what_makes_no_sense_is_refused(tmp_path, caplog, more, message):
     assert message in caplog.text
 
 
-def test_the_memory_of_a_method_counts_all_that_trains():
-    """Whatever phase came last, and froze what it did not train."""
-    stage = stage_of("dmd2")
-    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in stage.modules.items()}
+@pytest.mark.parametrize(("method", "trained"), [("scm", 1), ("scm+ladd", 2), ("dmd", 2), ("dmd2", 3)])
+def test_the_memory_of_a_method_counts_what_trains(method, trained):
+    """Whatever phase came last, and froze what it did not train; but for networks that no phase trains."""
+    stage = stage_of(method)
+    names = sorted({phase.module for phase in stage.plan})
+    assert len(names) == trained
+    sizes = {name: sum(p.numel() for p in stage.modules[name].parameters()) for name in names}
     teacher = sum(p.numel() for p in stage.teacher.parameters())
-    for phase in ("student", "fake", "critic"):
+    for phase in names:
         budget.cost_of(stage, stage_step(stage, phase))
         assert budget.trained_bytes(stage) == 4 * (4 * sum(sizes.values()) + sizes["student"] + teacher)
 
