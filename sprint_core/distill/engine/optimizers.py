@@ -1,10 +1,11 @@
 """The optimizers of a phase's module, as its schedule says.
 
-The embedders of time and guidance may learn at a rate of their own. They read 256 features of one number, of which most
-cosines are nearly 1 whatever it is. Adam's steps are as long for every weight, so that those of such features add up to
-one bias that moves a hundred times as fast as others, for all samples at once. Measured on the bundled model: in the
-two updates in which sCM's errors began to burst, these two moved the student's output further than all blocks did.
-CAME, the published optimizer, takes shorter steps where a tensor's gradients suddenly grow; that alone did not help.
+The embedders of time and guidance may learn at a rate of their own, those of a fake network, too. They read 256
+features of one number, of which most cosines are nearly 1 whatever it is. Adam's steps are as long for every weight,
+so that those of such features add up to one bias that moves a hundred times as fast as others, for all samples at
+once. In a student of the bundled size, in the two updates in which sCM's errors began to burst, these two moved the
+output further than any block did. CAME, the published optimizer, takes shorter steps where a tensor's gradients
+suddenly grow; that alone did not suffice (docs/ablations.md).
 """
 
 import functools
@@ -24,7 +25,7 @@ RATE = "rate"  # of a group of parameters, over the schedule's
 
 
 def fresh(phase: str, module: nn.Module, schedule: Schedule) -> dict[str, Any]:
-    """Those of a phase's module: one of its name, and with Muon another, of the rest, as `phase/rest`."""
+    """The optimizers of a phase's module: one of its name, and with Muon another, of the rest, as `phase/rest`."""
     lr, betas = schedule.lr, cast(Any, schedule.betas_of(phase))
     slow = {id(p) for name, p in module.named_parameters() if EMBEDDERS.search(name)}
     adamw = functools.partial(torch.optim.AdamW, lr=lr, betas=betas, weight_decay=0.0, fused=True)
@@ -47,7 +48,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def _groups(parameters: Iterable[nn.Parameter], slow: set[int], rate: float) -> list[dict[str, Any]]:
-    """One of all, or two where embedders learn at a rate of their own."""
+    """One group of all, or two where embedders learn at a rate of their own."""
     everything = [*parameters]
     if rate == 1:
         return [{"params": everything}]

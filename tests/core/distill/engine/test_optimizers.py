@@ -1,12 +1,13 @@
 """A phase's optimizers: every parameter once, embedders of time and guidance at a rate of their own."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 
 from sprint_core.distill import recipes
-from sprint_core.distill.engine import optimizers
+from sprint_core.distill.engine import optimizers, sharding
 from sprint_core.distill.recipes import Schedule
 from sprint_core.models.layers import timestep_embedding
 from sprint_core.models.transformer import SanaTransformer, TransformerConfig
@@ -66,3 +67,27 @@ def test_the_rate_of_embedders_is_checked_and_set_where_few_steps_need_it():
     published = {"sprint-0.6B": 1.0, "sprint-1.6B": 1.0}
     assert {name: row.embedder_rate for name, row in of.items()} == {"demo": 0.1, "shapes": 0.1} | published
     assert dataclasses.replace(Schedule(10, 1, 1e-3), embedder_rate=0.1).chosen["embedder_rate"] == "0.1"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_go_on_where_they_stopped(kind):
+    """Bit for bit, each group at its rate."""
+
+    def step(network: torch.nn.Module, made: dict, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for p in network.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        for optimizer in made.values():
+            optimizers.set_rate(optimizer, 1e-2)
+            optimizer.step()
+
+    schedule = Schedule(10, 1, 1e-3, optimizer=kind, betas=KINDS[kind], embedder_rate=0.1)
+    whole, resumed = SanaTransformer(CONFIG), SanaTransformer(CONFIG)
+    made, again = (optimizers.fresh("student", network, schedule) for network in (whole, resumed))
+    step(whole, made, 1)
+    resumed.load_state_dict(whole.state_dict())
+    for name, optimizer in again.items():
+        sharding.load_optimizer(optimizer, copy.deepcopy(sharding.optimizer_state(made[name])))
+    step(whole, made, 2)
+    step(resumed, again, 2)
+    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
