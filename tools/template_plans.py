@@ -14,7 +14,7 @@ PROMPTS = {
     "changed": "a slice of watermelon",
     "left": "a cat on the left",
     "added": "a penguin on the right",
-    "controlled": "an umbrella on a yellow background",
+    "controlled": "a mushroom on a purple background, flat style",
     "drawn": "a mushroom",
     "painted": "a soft ice cream",
     "published": "a tiny astronaut hatching from an egg on the moon",
