@@ -94,9 +94,7 @@ def host(world: World, row: Row) -> None:
         for machine in machines:
             row[machine] = {}
             _test(machine, folder, environment, world, max(share_sec, 1.0), row[machine])
-    if bad := [
-        machine for machine in machines if row[machine].keys() & {"output", "stopped"} or row[machine]["failed"]
-    ]:
+    if bad := [name for name in machines if row[name].keys() & {"output", "stopped"} or row[name]["failed"]]:
         raise RuntimeError(f"not every test passed on {', '.join(bad)}")
 
 
@@ -108,19 +106,19 @@ def _test(machine: str, folder: Path, environment: dict, world: World, seconds: 
     command += ["-n", str(workers), "--dist=loadfile"] if workers > 1 else []
     command += IN_A_REHEARSAL if world.tiny else TESTS
     variables = _variables(machine) | {"SPRINT_OUTCOMES": str(file)}
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment | variables, stdout=output, stderr=output, start_new_session=True
+        )
     try:
-        with open(log, "wb") as output:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=environment | variables, stdout=output, stderr=output, start_new_session=True
-            )
         if process.wait(seconds) not in (0, 1):
             row["output"] = log.read_text(encoding="utf-8", errors="replace")[-1500:]
     except subprocess.TimeoutExpired:
         row["stopped"] = f"after {seconds:.0f} s; --limit and --total give more"
     finally:
-        with contextlib.suppress(ProcessLookupError):  # its workers, too, which else keep the GPU's memory
+        if process.poll() is None:  # its workers, too, which else keep the GPU's memory
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            process.wait()
         row |= counted(file)
 
 

@@ -73,9 +73,7 @@ class Estimate:
 
     stage: str
     trained: int  # parameters
-    parts: Mapping[
-        str, int
-    ]  # bytes of weights, gradients, moments, moving average, frozen networks and what else there is
+    parts: Mapping[str, int]  # bytes of weights, gradients, moments and the rest, by their names
     phases: tuple[Phase, ...]
     per_step: float  # floating-point operations of one process, mean over the steps of the run
     steps: int
@@ -153,7 +151,7 @@ def estimate(
 
 
 def _sizes(module: nn.Module, moments: int, averaged: bool) -> dict[str, int]:
-    """Bytes of a module's weights and average, and if it has moments of these and of gradients."""
+    """Bytes of a module's weights and average; where it learns, with so many moments, of these and its gradients."""
     weights = sum(p.nbytes for p in module.parameters())
     trained = FP32_BYTES * sum(p.numel() for p in module.parameters() if p.requires_grad)
     return {

@@ -21,22 +21,22 @@ def rates(kind: str, embedder_rate: float) -> dict[str, float]:
     network = torch.nn.ModuleDict({"transformer": SanaTransformer(CONFIG)})
     schedule = Schedule(10, 1, 1e-3, optimizer=kind, betas=KINDS[kind], embedder_rate=embedder_rate)
     names = {id(p): name for name, p in network.named_parameters()}
-    found = []
+    pairs = []
     for optimizer in optimizers.fresh("student", network, schedule).values():
         optimizers.set_rate(optimizer, 2.0)
-        found += [(names[id(p)], group["lr"]) for group in optimizer.param_groups for p in group["params"]]
-    assert len(found) == len(names) == len(dict(found))
-    return dict(found)
+        pairs += [(names[id(p)], group["lr"]) for group in optimizer.param_groups for p in group["params"]]
+    assert len(pairs) == len(names) == len(dict(pairs))
+    return dict(pairs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_embedders_of_time_and_guidance_have_a_rate_of_their_own(kind):
-    of = rates(kind, 0.1)
-    slow = {name for name, rate in of.items() if rate == pytest.approx(0.2)}
+    by_name = rates(kind, 0.1)
+    slow = {name for name, rate in by_name.items() if rate == pytest.approx(0.2)}
     time = "transformer.time_embed"
-    parts = [f"{layer}.{kind}" for layer in ("linear_1", "linear_2") for kind in ("weight", "bias")]
+    parts = [f"{layer}.{tensor}" for layer in ("linear_1", "linear_2") for tensor in ("weight", "bias")]
     assert slow == {f"{time}.{which}_embedder.{part}" for which in ("timestep", "guidance") for part in parts}
-    assert all(rate == 2.0 for name, rate in of.items() if name not in slow)
+    assert all(rate == 2.0 for name, rate in by_name.items() if name not in slow)
     assert set(rates(kind, 1.0).values()) == {2.0}
 
 
@@ -63,9 +63,9 @@ def test_the_rate_of_embedders_is_checked_and_set_where_few_steps_need_it():
     for bad in (-0.1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="embedder_rate must be 0 or more"):
             Schedule(10, 1, 1e-3, embedder_rate=bad)
-    of = {name: recipe.stages["distill"] for name, recipe in recipes.RECIPES.items() if not recipe.is_control}
+    rows = {name: recipe.stages["distill"] for name, recipe in recipes.RECIPES.items() if not recipe.is_control}
     published = {"sprint-0.6B": 1.0, "sprint-1.6B": 1.0}
-    assert {name: row.embedder_rate for name, row in of.items()} == {"demo": 0.1, "shapes": 0.1} | published
+    assert {name: row.embedder_rate for name, row in rows.items()} == {"demo": 0.1, "shapes": 0.1} | published
     assert dataclasses.replace(Schedule(10, 1, 1e-3), embedder_rate=0.1).chosen["embedder_rate"] == "0.1"
 
 
