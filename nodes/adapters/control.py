@@ -33,7 +33,7 @@ log = messages.logger(__name__)
 KEPT_HINTS = 4
 CONDITIONS = ["guidance", "attention_mask"]  # what the network reads of a CONDITIONING beside its text
 FLOW_TIMES = "flow_times"  # our entry among a control object's extra arguments
-FINER, COARSER = "bicubic", "area"  # how a control image is resized to the result
+FINER, COARSER, AS_IT_IS = "bicubic", "area", "nearest-exact"  # how a control image is resized to the result
 
 
 class HostedControlNet(SanaControlNet):
@@ -180,8 +180,10 @@ class SanaControl(comfy.controlnet.ControlNet):
             )
         _require_crop(self.cond_hint_original, x_noisy)
         sizes = zip(self.cond_hint_original.shape[-2:], x_noisy.shape[-2:], strict=True)
-        shrinks = min(side / (cells * DOWNSCALE) for side, cells in sizes) > 1  # after cropping to the proportions
-        self.upscale_algorithm = COARSER if shrinks else FINER
+        scales = [side / (cells * DOWNSCALE) for side, cells in sizes]
+        shrinks = min(scales) > 1  # after cropping to the proportions
+        fits = scales == [1.0, 1.0]  # and need not be computed again: bicubic takes as long as a block of the network
+        self.upscale_algorithm = AS_IT_IS if fits else COARSER if shrinks else FINER
         return super().get_control(x_noisy, t, cond, batched_number, *args)
 
     def cleanup(self) -> None:

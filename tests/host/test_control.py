@@ -330,6 +330,18 @@ def test_a_hint_is_resized_within_its_range(node, applied, sample, encodings, mo
     assert len(seen) == 2 and all(pixels.min() >= 0 and pixels.max() <= 1 for pixels in seen)
 
 
+def test_a_hint_that_fits_is_not_resized(applied, sample, monkeypatch):
+    """Nearest pixels are its own; others are computed."""
+    import comfy.utils
+
+    ways = []
+    resize = comfy.utils.common_upscale
+    monkeypatch.setattr(comfy.utils, "common_upscale", lambda *given: ways.append(given[3]) or resize(*given))
+    for height, width in ((96, 128), (96, 64), (48, 128), (192, 256)):
+        sample(positive=applied(image=torch.rand(1, height, width, 3)), steps=1)
+    assert ways == ["nearest-exact", "bicubic", "bicubic", "area"]
+
+
 def test_a_vae_is_not_kept_for_its_hints(node, host, applied, sample, net, pipeline_folder):
     import gc
     import weakref
