@@ -73,13 +73,38 @@ class ResBlock(nn.Module):
         return self.norm(self.conv2(x), x_in)
 
 
+@functools.cache
+def _head_mix_class(base: type) -> type:
+    class HeadMix(base):
+        """A 1x1 convolution in groups. Overridden where hosts have cast and moved the weights."""
+
+        def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            if x.device.type == "cpu":
+                # Dilation changes nothing of a 1x1 kernel; but without it torch takes group by group on one thread.
+                return F.conv2d(x, weight, bias, dilation=2, groups=self.groups)
+            return mix_heads(x, weight[:, :, 0, 0], self.groups)
+
+    return HeadMix
+
+
+def mix_heads(x: Tensor, weight: Tensor, heads: int) -> Tensor:
+    """A 1x1 convolution in `heads` groups as one product of all: x [b, c, h, w], weight [c, c / heads] -> x's shape.
+
+    A GPU launches three kernels for each group of a convolution.
+    """
+    pixels = x.movedim(1, -1)
+    per_head = pixels.unflatten(-1, (heads, -1)).flatten(0, 2).transpose(0, 1)  # heads, pixels, channels of a head
+    mixed = per_head @ weight.unflatten(0, (heads, -1)).mT
+    return mixed.transpose(0, 1).reshape(pixels.shape).movedim(-1, 1)
+
+
 class Aggregation(nn.Module):
     """Tokens of another scale, [b, c, h, w]: a depthwise convolution of all q, k, v channels, then a mix per head."""
 
     def __init__(self, dim: int, kernel: int, head_dim: int, ops: Any, **factory: Any):
         super().__init__()
         self.proj_in = ops.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim, bias=False, **factory)
-        self.proj_out = ops.Conv2d(dim, dim, 1, groups=dim // head_dim, bias=False, **factory)
+        self.proj_out = _head_mix_class(ops.Conv2d)(dim, dim, 1, groups=dim // head_dim, bias=False, **factory)
 
     def forward(self, qkv: Tensor) -> Tensor:
         return self.proj_out(self.proj_in(qkv))

@@ -82,17 +82,18 @@ def gemma_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
 
 
 def rotary_angles(start: int, n: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of positions start .. start+n-1, each [n, head_dim/2] in fp32 (RoFormer, 2104.09864)."""
+    """What `rotate` multiplies positions start .. start+n-1 by, each [n, head_dim] in fp32 (RoFormer, 2104.09864)."""
     inverse = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
     angles = torch.arange(start, start + n, dtype=torch.float32, device=device)[:, None] * inverse
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary embedding of x [b, h, n, d], in fp32: channel i is rotated with channel i + d/2 by `rope`'s angles."""
     cos, sin = rope
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    x32 = x.to(torch.float32, memory_format=torch.contiguous_format)
+    return torch.addcmul(x32 * cos, torch.cat(x32.chunk(2, dim=-1)[::-1], dim=-1), sin).to(x.dtype)
 
 
 def unseen(start: int, n: int, window: int | None, device: torch.device) -> Tensor:
@@ -110,9 +111,9 @@ def softcapped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: f
     """
     groups = q.shape[1] // k.shape[1]
     q = rearrange(q, "b (k g) n d -> b k (g n) d", g=groups)
-    logits = (q @ k.transpose(-1, -2)).float() * scale
+    logits = (q @ k.transpose(-1, -2)).float() * (scale if cap is None else scale / cap)
     if cap is not None:
-        logits = cap * torch.tanh(logits / cap)
+        logits = cap * torch.tanh(logits)
     logits = rearrange(logits, "b k (g n) m -> b k g n m", g=groups).masked_fill(mask, float("-inf"))
     weights = rearrange(logits.softmax(dim=-1).to(v.dtype), "b k g n m -> b k (g n) m")
     return rearrange(weights @ v, "b k (g n) d -> b n (k g d)", g=groups)
@@ -136,9 +137,9 @@ class GroupedQueryAttention(nn.Module):
         past: keys and values of the tokens in front, [1, kv_heads, p, head_dim], which all of the batch share.
         """
         c = self.config
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (rearrange(project(x), "b n (h d) -> b h n d", d=c.head_dim) for project in projections)
-        q, k = rotate(q, rope), rotate(k, rope)
+        together = torch.cat([self.q_proj(x), self.k_proj(x)], dim=-1)
+        qk, v = (rearrange(y, "b n (h d) -> b h n d", d=c.head_dim) for y in (together, self.v_proj(x)))
+        q, k = rotate(qk, rope).split([c.heads, c.kv_heads], dim=1)
         if past is not None:
             past_keys, past_values = (tensor.expand(len(x), -1, -1, -1) for tensor in past)
             k = torch.cat([past_keys, k], dim=2)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC
 from oracles import relative_error, shapes_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sprint_core.config import from_dict
 from sprint_core.latent import SCALE
@@ -342,3 +343,28 @@ def test_shortcuts_in_one_pass(channels):
     torch.testing.assert_close(autoencoder.add_reduced(small.clone(), x), reduced)
     enlarged = large + F.pixel_shuffle(x.repeat_interleave(4 * channels // 8, dim=1), 2)
     torch.testing.assert_close(autoencoder.add_enlarged(large.clone(), x), enlarged)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_heads_are_mixed_by_one_product(layout):
+    """On the CPU by a convolution, elsewhere by a product of all heads: the same."""
+    x = random(2, 24, 3, 5).double().contiguous(memory_format=layout)
+    mix = autoencoder.Aggregation(24, 3, 8, torch.nn).double().proj_out
+    expected = F.conv2d(x, mix.weight, groups=3)
+    assert torch.equal(mix(x), expected)
+    torch.testing.assert_close(autoencoder.mix_heads(x, mix.weight[:, :, 0, 0], 3), expected, rtol=0, atol=1e-12)
+    with torch.no_grad(), Operations() as elsewhere:
+        assert mix.to("meta")(x.to("meta")).shape == expected.shape
+    assert elsewhere.names.count("bmm") == 1 and "convolution" not in elsewhere.names
+
+
+class Operations(TorchDispatchMode):
+    """Notes the names of torch's operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **kwargs or {})
