@@ -7,7 +7,8 @@ from torch._subclasses import FakeTensorMode
 from benchmarks import launches
 
 LIMITS = {  # docs/benchmarks.md has what was counted; more fail
-    "step": 882, "controlnet": 382, "decode": 417, "encode": 349, "taesana_decode": 132, "text": 1300, "long_text": 1300,
+    "step": 882, "controlnet": 382, "decode": 417, "encode": 349, "taesana_decode": 132,
+    "text": 1300, "long_text": 1300,
 }  # fmt: skip
 
 
