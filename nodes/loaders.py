@@ -4,10 +4,9 @@ import math
 
 from comfy_api.latest import io
 
-from ..sprint_core.weights.checkpoint import Source
 from ..sprint_core.weights.presets import BUNDLED_CONTROL_NAME
 from ..sprint_core.weights.quantise import FORMATS
-from .adapters import clip, control, folders, lora, model, options, screen, vae
+from .adapters import clip, control, folders, lora, model, options, screen, sources, vae
 
 CATEGORY = "SANA-Sprint/loaders"
 DTYPE_TIP = (
@@ -72,7 +71,7 @@ class LoadSprint(io.ComfyNode):
     @classmethod
     @screen.one_sentence
     def execute(cls, **kwargs) -> io.NodeOutput:
-        source = Source(folders.find(kwargs["model"], "checkpoints"))  # a file with all parts is opened once
+        source = sources.opened(folders.find(kwargs["model"], "checkpoints"))  # a file with all parts is opened once
         chosen = options.parse(dtype=kwargs["dtype"])
         return io.NodeOutput(
             model.load_model(source, chosen), clip.load_clip(source, chosen), vae.load_vae(source, chosen)

@@ -32,7 +32,7 @@ from ...sprint_core.text.prompts import PromptTokenizer, Tokens
 from ...sprint_core.text.tokenizers import BOS, PAD, Tokenizer, decode, tokenizer_state
 from ...sprint_core.weights import checkpoint, layouts, part
 from ...sprint_core.weights.finite import first_and_count, is_finite, not_finite
-from . import quantised, residence, screen, writing
+from . import quantised, residence, screen, sources, writing
 from .options import DEFAULT, LoaderOptions
 
 log = messages.logger(__name__)
@@ -286,7 +286,7 @@ def load_clip(
     source: checkpoint.Source | str | Path, options: LoaderOptions = DEFAULT, disable_dynamic: bool = False
 ) -> comfy.sd.CLIP:
     """CLIP of a file or folder, by its `dtype`, `form` and `device`. Raises CheckpointError."""
-    source = checkpoint.opened(source)
+    source = sources.opened(source)
     weights = checkpoint.load(source, layouts.TEXT_ENCODER)
     tokenizer = find_tokenizer(weights)
     preset = prompt_format(weights)

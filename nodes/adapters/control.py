@@ -24,7 +24,7 @@ from ...sprint_core.models.controlnet import ControlNetConfig, SanaControlNet, c
 from ...sprint_core.weights import checkpoint, layouts
 from ...sprint_core.weights.finite import is_finite
 from ...sprint_core.weights.presets import GUIDANCE
-from . import residence, screen
+from . import residence, screen, sources
 from .model import SanaLatent, SanaModel, attend
 from .options import LoaderOptions
 
@@ -243,7 +243,7 @@ def _require_trunk(config: ControlNetConfig, model) -> None:
 
 def load_control(path: Path, options: LoaderOptions) -> SanaControl:
     """CONTROL_NET of a file or folder, by its `dtype`, `time_scale` and `wiring`. Raises CheckpointError."""
-    source = checkpoint.Source(path, options.average)
+    source = sources.opened(path, options.average)
     weights = checkpoint.load(source, layouts.CONTROLNET, options.time_scale, options.wiring)
     checkpoint.check_names(weights)
     log.info("%s, wired like %s", checkpoint.summary(weights), weights.config.wiring)

@@ -28,7 +28,7 @@ from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS, SCALE
 from ...sprint_core.models.transformer import SanaTransformer, TransformerConfig
 from ...sprint_core.weights import checkpoint, layouts, part
 from ...sprint_core.weights.presets import GUIDANCE
-from . import bypass, negative, patches, quantised, residence, screen
+from . import bypass, negative, patches, quantised, residence, screen, sources
 from .guard import guard_run
 from .options import DEFAULT, LoaderOptions
 from .preview import Painter, factors_of
@@ -269,7 +269,7 @@ def load_model(
     The signature is ComfyUI's: it calls this again, with disable_dynamic, for a plain copy.
     Raises CheckpointError.
     """
-    source = checkpoint.opened(source, options.average)
+    source = sources.opened(source, options.average)
     weights = checkpoint.load(source, layouts.TRANSFORMER, options.time_scale)
     quant = quantised.prepare(weights, options.form)
     checkpoint.check_names(weights, ignore=checkpoint.QUANT_SUFFIXES if quant else ())

@@ -18,7 +18,7 @@ from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from ...sprint_core.models import compiled
 from ...sprint_core.weights import checkpoint, layouts
 from ...sprint_core.weights.finite import is_finite
-from . import finite, residence, screen
+from . import finite, residence, screen, sources
 from .options import DEFAULT, LoaderOptions
 from .preview import Colours, factors_of
 
@@ -201,7 +201,7 @@ def load_vae(
     """
     if options.compile:
         compiled.require_compiler(mm.vae_device().type)
-    source = checkpoint.opened(source)
+    source = sources.opened(source)
     weights = _weights(source)
     vae = SanaVAE(weights, options.dtype, plain=disable_dynamic or options.compile)
     vae.patcher.cached_patcher_init = (load_vae_patcher, (source.path, options))

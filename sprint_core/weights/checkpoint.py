@@ -40,18 +40,19 @@ WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_c
 class Source:
     """A file or folder, of which several parts may be asked for: each file in it is opened once.
 
-    average: of a training save, the moving average of the weights (`state_dict_ema`).
+    average: of a training save, the moving average of the weights (`state_dict_ema`). opener: see tensorfile.read.
     """
 
-    def __init__(self, path: str | os.PathLike, average: bool = False):
+    def __init__(self, path: str | os.PathLike, average: bool = False, opener: tensorfile.Opener | None = None):
         self.path = Path(path)
         self.average = average
+        self.opener = opener
         self._files: dict[Path, TensorFile] = {}
 
     def read(self, path: Path) -> TensorFile:
         """Raises CheckpointError."""
         if path not in self._files:
-            file = tensorfile.read(path, self.average)
+            file = tensorfile.read(path, self.average, self.opener)
             file.tensors = tensorfile.united(path, [{WRAPPERS.sub("", k): v} for k, v in file.tensors.items()])
             self._files[path] = file
         return self._files[path]

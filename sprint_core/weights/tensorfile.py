@@ -10,7 +10,7 @@ import json
 import mmap
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,14 +39,18 @@ class TensorFile:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-def read(path: str | os.PathLike, average: bool = False) -> TensorFile:
+# Reads a safetensors file in a host's own way, or has none (None); what is no such file never comes to it.
+Opener = Callable[[Path], Mapping[str, Tensor] | None]
+
+
+def read(path: str | os.PathLike, average: bool = False, opener: Opener | None = None) -> TensorFile:
     """Tensors of a file, or of a folder with one weight file or an index of shards. Raises CheckpointError.
 
     average: of a training save, the moving average of the weights.
     """
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path, average)
+        return _read_folder(path, average, opener)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     _require_utf8(path)
@@ -61,7 +65,7 @@ def read(path: str | os.PathLike, average: bool = False) -> TensorFile:
         return TensorFile(path, _read_pickle(path, average))
     if average:
         raise CheckpointError(f"{path}: a safetensors file has one set of weights, no moving average beside it")
-    return _read_safetensors(path)
+    return _read_safetensors(path, opener)
 
 
 def _require_utf8(path: Path) -> None:
@@ -72,10 +76,12 @@ def _require_utf8(path: Path) -> None:
         raise CheckpointError(f"{path}: its name, or a folder's above it, is not UTF-8; rename it") from None
 
 
-def _read_safetensors(path: Path) -> TensorFile:
+def _read_safetensors(path: Path, opener: Opener | None) -> TensorFile:
     try:
         with safe_open(path, framework="pt") as file:
-            return TensorFile(path, {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {}))  # noqa: SIM118
+            opened = opener and opener(path)
+            tensors = {k: file.get_tensor(k) for k in file.keys()} if opened is None else dict(opened)  # noqa: SIM118
+            return TensorFile(path, tensors, dict(file.metadata() or {}))
     except SafetensorError as error:
         raise CheckpointError(f"{path}: {_why_unreadable(path, error)}") from None
 
@@ -105,14 +111,14 @@ def _read_pickle(path: Path, average: bool) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _read_folder(folder: Path, average: bool) -> TensorFile:
+def _read_folder(folder: Path, average: bool, opener: Opener | None) -> TensorFile:
     try:
         names = folder_files.files_of(folder)
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     if len(names) == 1:
-        return read(names[0], average)
-    shards = [read(name, average) for name in names]
+        return read(names[0], average, opener)
+    shards = [read(name, average, opener) for name in names]
     return TensorFile(folder, united(folder, [shard.tensors for shard in shards]), shards[0].metadata)
 
 

@@ -151,11 +151,12 @@ def measure(runner, pack: str, folder: str, control: str, mode: str) -> dict:
                 make_room(mode, device)
                 make()
                 library.reset()
+            dynamic_vram.Range.read = 0
             image = make()
             assert not dynamic_vram.in_use(), f"{name}: weights that are not let go of"
             counts = library.counts() if library else {}
             counts.pop("operations", None)
-            results[name] = {"image": image.cpu().flatten().tolist(), **counts}
+            results[name] = {"image": image.cpu().flatten().tolist(), "read": dynamic_vram.Range.read, **counts}
     return results
 
 

@@ -52,3 +52,11 @@ def test_the_hooked_lora_changes_the_image(made):
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "tight"])  # which takes as many copies as it likes
 def test_a_prompt_stays_encoded_after_a_hook(made, mode):
     assert made[mode]["unhooked"]["kernels"] == made[mode]["text"]["kernels"]
+
+
+@pytest.mark.parametrize("name", ["text", "image", "stock", "written", "unhooked"])
+def test_streamed_layers_come_straight_from_their_file(made, name):
+    """Where memory is tight again and again, without a copy from the host more than where there is room."""
+    assert made["tight"][name]["read"] > 0
+    assert made["tight"][name]["to_device"] == made["streamed"][name]["to_device"]
+    assert made["normal"][name]["read"] == 0
