@@ -10,9 +10,10 @@ import collections
 import ctypes
 import itertools
 import json
+import mmap
 import random
+import warnings
 import weakref
-from pathlib import Path
 
 import torch
 
@@ -113,15 +114,18 @@ def install(tight: bool) -> None:
             range_.evict(offset)
 
     def load_safetensors(path):
-        """As ComfyUI's, whose tensors know where in the file they lie."""
-        data = bytearray(Path(path).read_bytes())
+        """As ComfyUI's, whose tensors know where in the file they lie, and cannot be written to."""
+        with open(path, "rb") as file:
+            data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         begin = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:begin])
+        header = json.loads(bytes(data[8:begin]))
         metadata, tensors = header.pop("__metadata__", {}), {}
         for name, about in header.items():
             start, end = about["data_offsets"]
             kind = comfy.utils._TYPES[about["dtype"]]
-            tensors[name] = torch.frombuffer(data[begin + start : begin + end], dtype=kind).view(about["shape"])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what cannot be written to
+                tensors[name] = torch.frombuffer(data[begin + start : begin + end], dtype=kind).view(about["shape"])
             where = comfy.memory_management.TensorFileSlice(path, None, begin + start, end - start)
             tensors[name].untyped_storage()._comfy_tensor_file_slice = where
         return tensors, metadata
