@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 MOVES = 8  # frames while the pen is down
-WARM_UP = 3  # strokes that do not count
+WARM_UP = 8  # strokes that do not count: by then a live canvas has tried each way of painting
 
 
 def arc(i: int, along: Sequence[float]) -> list[tuple[float, float]]:

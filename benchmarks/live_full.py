@@ -16,13 +16,13 @@ import torch
 from benchmarks.arcs import MOVES, strokes
 from benchmarks.networks import MODELS, Ours
 from sprint_core.devices import DTYPES, usable_device
+from sprint_core.fastest import TRIES
 from sprint_core.images import drawing
 from sprint_core.images.frames import Frame
 from sprint_core.live import LiveSession, PipelinePainter
-from sprint_core.thread_count import TRIES
 
 FINAL_STEPS = 2
-UNCOUNTED = 2 * TRIES  # strokes, by which each number of threads has been tried
+UNCOUNTED = 4 * TRIES  # strokes, by which each way of painting has been tried
 
 
 def measure(session: LiveSession, size_px: int, count: int) -> dict:

@@ -17,6 +17,11 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
+def cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for it (AVX-512 BF16 or AMX); without them torch takes longer than in fp32."""
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+
+
 def fp32(x: Tensor) -> Tensor:
     """x in fp32, for the few places that need it; float64 stays, so that derivatives can be checked in it."""
     return x if x.dtype == torch.float64 else x.float()

@@ -1,6 +1,7 @@
 """A DC-AE, or a TAESANA, as ComfyUI's VAE: raw latents on the wires, feathered tiles, never fp16."""
 
 import contextlib
+import copy
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...sprint_core import messages
+from ...sprint_core.devices import cpu_multiplies_bf16
 from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from ...sprint_core.models import compiled
 from ...sprint_core.weights import checkpoint, layouts
@@ -209,6 +211,18 @@ def load_vae(
         model, vae.disable_offload = vae.first_stage_model, True
         compiled.compile_in_place(*(half for half in (model.encoder, model.decoder) if half is not None))
     return vae
+
+
+def in_bf16(vae: SanaVAE) -> SanaVAE | None:
+    """A copy of a VAE on the CPU, which computes in bf16; None where that is no faster, or what it does already."""
+    if vae.vae_dtype != torch.float32 or not cpu_multiplies_bf16():
+        return None
+    half = copy.copy(vae)
+    half.vae_dtype, half.colours = torch.bfloat16, None
+    half.first_stage_model = copy.deepcopy(vae.first_stage_model).to(half.vae_dtype)
+    mm.archive_model_dtypes(half.first_stage_model)
+    half.patcher = comfy.model_patcher.ModelPatcher(half.first_stage_model, vae.device, mm.vae_offload_device())
+    return half
 
 
 def _weights(source: checkpoint.Source) -> checkpoint.Weights:

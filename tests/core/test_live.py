@@ -11,7 +11,7 @@ import standin
 import torch
 from torch import nn
 
-from sprint_core import sampler
+from sprint_core import devices, fastest, sampler
 from sprint_core import thread_count as threads
 from sprint_core.images.frames import Frame
 from sprint_core.live import LiveSession, Outdated, PipelinePainter
@@ -173,6 +173,9 @@ class Timed:
     def decode(self, latent):
         return latent
 
+    def in_half(self):
+        return None
+
 
 @pytest.fixture
 def two_threads():
@@ -182,7 +185,7 @@ def two_threads():
 
 def test_hurried_frames_take_the_number_of_threads_that_is_fastest(two_threads, monkeypatch):
     """Each is tried twice, the slower again after a while; when the machine changes its mind, so does the choice."""
-    monkeypatch.setattr(threads, "AGAIN", 12)
+    monkeypatch.setattr(fastest, "AGAIN", 12)
     painter = Timed({1: 1.0, 2: 12.0})
     session = LiveSession(painter)
     frames = [replace(PLAIN, seed=seed) for seed in range(40)]
@@ -229,6 +232,43 @@ def test_a_count_whose_frames_are_given_up_is_not_chosen_for_ever(two_threads):
             frame = replace(PLAIN, seed=seed)
             session.paint(frame, hurried=True, wanted=lambda ends=ends: time.monotonic() < ends)
     assert painter.counts[:4] == [1, 2, 1, 2] and painter.counts.count(1) <= 4 and painter.counts[-8:] == [2] * 8
+
+
+@pytest.mark.parametrize("half_ms", [1.0, 24.0])
+def test_half_is_taken_where_it_is_faster(two_threads, half_ms):
+    """By frames in flight, each way in its turn first; the last image is never painted in half."""
+    painter, half = Timed({1: 8.0, 2: 12.0}), Timed({1: half_ms, 2: 40.0})
+    painter.in_half = lambda: half
+    half.decode = lambda latent: latent + 0.5
+    session = LiveSession(painter)
+    images = [session.paint(replace(PLAIN, seed=seed), hurried=True).image.item() for seed in range(12)]
+    assert images == [1.0, 2.0, 1.5, 2.5] * 2 + [1.5 if half_ms < 8 else 1.0] * 4
+    assert session.paint(replace(PLAIN, seed=11)).image.item() == 2.0
+
+
+def test_what_is_painted_in_half_is_asked_for_too(two_threads):
+    painter, half = Timed({1: 0.0, 2: 0.0}), Timed({1: 0.0, 2: 0.0})
+    painter.in_half = lambda: half
+    half.networks = [nn.ModuleList([nn.Identity()])]
+    half.decode = half.networks[0][0]
+    session = LiveSession(painter)
+    for seed in range(2):
+        session.paint(replace(PLAIN, seed=seed), hurried=True, wanted=lambda: False)
+    with pytest.raises(Outdated):
+        session.paint(replace(PLAIN, seed=2), hurried=True, wanted=lambda: False)
+
+
+def test_in_half_only_the_auto_encoder_is(model, net, monkeypatch):
+    monkeypatch.setattr(devices, "cpu_multiplies_bf16", lambda: True)
+    painter = PipelinePainter(model, net)
+    half = painter.in_half()
+    dtypes = [next(network.parameters()).dtype for network in half.networks]
+    assert dtypes == [torch.float32, torch.bfloat16, torch.float32] and half.in_half() is None
+    assert next(model.autoencoder.parameters()).dtype == torch.float32
+    images = [LiveSession(one).paint(replace(DRAWN, paint=PAINTED.paint)).image for one in (painter, half)]
+    assert 0 < (images[0] - images[1]).abs().mean() < 0.01
+    monkeypatch.setattr(devices, "cpu_multiplies_bf16", lambda: False)
+    assert painter.in_half() is None
 
 
 def test_threads_are_put_back_after_a_fault_and_others_keep_theirs(two_threads):

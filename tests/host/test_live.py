@@ -198,3 +198,22 @@ def test_a_changed_underlay_is_a_changed_node(host):
     before = of(drawing=under, live=False)
     os.utime(path, ns=(1, 1))
     assert of(drawing=under, live=False) != before
+
+
+def test_frames_in_flight_may_have_a_vae_in_bf16(host, loaded, net, monkeypatch):
+    """A copy: what the graph goes on with is as it was."""
+    painters, vaes = host.pack("nodes.adapters.live_painter"), host.pack("nodes.adapters.vae")
+    frame = host.pack("sprint_core.images.frames").Frame(64, 64, "a red apple", seed=3, lines=bytes(range(256)) * 16)
+    model, clip, vae = loaded
+    monkeypatch.setattr(vaes, "cpu_multiplies_bf16", lambda: True)
+    painter = painters.ComfyPainter(model, clip, vae, net)
+    painter.on_cpu = True
+    half = painter.in_half()
+    assert (vae.vae_dtype, half.vae.vae_dtype) == (torch.float32, torch.bfloat16)
+    assert half.vae.patcher.model is half.vae.first_stage_model is half.networks[1] is not painter.networks[1]
+    session = host.pack("sprint_core.live").LiveSession
+    whole, other, again = (session(one).paint(frame).image for one in (painter, half, painter))
+    assert torch.equal(whole, again) and 0 < (whole - other).abs().mean() < 0.01
+    assert half.in_half() is None
+    monkeypatch.setattr(vaes, "cpu_multiplies_bf16", lambda: False)
+    assert painter.in_half() is None
