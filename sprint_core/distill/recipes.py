@@ -294,7 +294,17 @@ def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
             stages[stage][key] = _parsed(recipe.stages[stage], key, value, setting)
     changed = {name: _replaced(name, recipe.stages[name], values) for name, values in stages.items()}
     objective = _replaced(recipe.last, recipe.objective, with_method(aims))
+    if "embedder_rate" not in stages[recipe.last]:
+        changed[recipe.last] = scheduled(changed[recipe.last], objective)
     return dataclasses.replace(recipe, stages=changed, objective=objective)
+
+
+def scheduled(schedule: Schedule, objective: Objective) -> Schedule:
+    """With embedders at a rate of their own only where sCM teaches, whose bursts that is for.
+
+    At a tenth of the rate DMD and DMD2 had hardly begun to learn a first step where others had (docs/ablations.md).
+    """
+    return schedule if objective.scm_weight else dataclasses.replace(schedule, embedder_rate=1.0)
 
 
 def _replaced(stage: str, row: Any, values: Mapping[str, Any]) -> Any:

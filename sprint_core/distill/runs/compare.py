@@ -104,8 +104,8 @@ class Comparison:
 
     def stage(self, method: str) -> tuple[DistillStage, Schedule, int]:
         """What a method trains, for how long, and its evaluations. Warm-ups take the same share of any run."""
-        base = self.run.recipe.stages["distill"]
         objective = replace(self.run.recipe.objective, **recipes.with_method(CHOICES[method]))
+        base = recipes.scheduled(self.run.recipe.stages["distill"], objective)
         shortest = self._made(method, replace(objective, tangent_warmup_steps=0, ladd_from=0))
         begin = within(shortest, self.evaluations, base.batch)[0] // WARMUP_SHARE
         later = {"tangent_warmup_steps": min(begin, objective.tangent_warmup_steps)}

@@ -186,6 +186,8 @@ def test_from_a_command_to_a_chart(arguments, tmp_path, capsys, caplog):
         "scm": 48,
         "dmd": 42,
     }  # four steps of 2 * 6; 2 * (6 + 4 + 5 + 6), and the next would be 14 more
+    results = [json.loads((tmp_path / "compare" / run / "result.json").read_text()) for run in ("scm-0", "dmd-0")]
+    assert [one["key"]["schedule"].get("embedder_rate") for one in results] == ["0.1", None]  # of the rest: 1
     text = (tmp_path / "compare" / "compare.md").read_text()
     assert "## 1 step" in text and "## 2 steps" in text and "\n| dmd " in text
     assert "## T1 Parametrisation" in text and "## T3" not in text  # LADD alone is not among them

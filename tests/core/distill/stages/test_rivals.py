@@ -280,6 +280,19 @@ def test_what_makes_no_sense_is_refused(settings, message):
         override(RECIPES["demo"], [f"distill.{setting}" for setting in settings])
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_embedders_learn_slowly_where_scm_teaches(method):
+    """Or where somebody says so."""
+    expected = 0.1 if method in ("scm", "rcm") else 1.0
+    for recipe in ("demo", "shapes"):
+        chosen = override(RECIPES[recipe], [f"distill.method={method}"])
+        assert chosen.stages["distill"].embedder_rate == expected
+        said = override(RECIPES[recipe], [f"distill.method={method}", "distill.embedder_rate=0.3"])
+        assert said.stages["distill"].embedder_rate == 0.3
+    alone = override(RECIPES["demo"], ["distill.scm_weight=0", "distill.ladd_from=0"])
+    assert alone.stages["distill"].embedder_rate == 1.0
+
+
 def test_a_method_brings_its_weights():
     """Unless a setting says otherwise; what a recipe had without a method stays."""
     for recipe in ("demo", "shapes", "sprint-1.6B"):
