@@ -1,7 +1,12 @@
 """Devices and dtypes: what people may name, and tensors on their way between devices."""
 
+import copy
+from typing import TypeVar
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -20,6 +25,12 @@ def usable_device(name: str) -> torch.device:
 def cpu_multiplies_bf16() -> bool:
     """Whether the CPU has instructions for it (AVX-512 BF16 or AMX); without them torch takes longer than in fp32."""
     return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+
+
+def copied(network: Network, dtype: torch.dtype) -> Network:
+    """A copy in another dtype, without one in its own on the way."""
+    memo: dict[int, object] = {id(x): nn.Parameter(x.to(dtype), requires_grad=False) for x in network.parameters()}
+    return copy.deepcopy(network, memo)
 
 
 def fp32(x: Tensor) -> Tensor:

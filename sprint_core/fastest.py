@@ -13,7 +13,7 @@ Way = TypeVar("Way", bound=Hashable)
 
 TRIES = 2  # of each way, before one is chosen
 REMEMBERED = 5  # timings of a way; its best is compared
-AGAIN = 40  # frames, after which the second fastest is tried once more: a machine does not stay busy
+AGAIN = 40  # frames, after which one of the slower ways, each in its turn, is tried: a machine does not stay busy
 
 
 class Fastest(Generic[Way]):
@@ -35,7 +35,8 @@ class Fastest(Generic[Way]):
             choice = min(untried, key=lambda way: begun[way])
         else:
             fastest, *slower = sorted(self.ways, key=lambda way: min(timings[way]))
-            choice = slower[0] if slower and self._frames[kind] % AGAIN == 0 else fastest
+            turn, rest = divmod(self._frames[kind], AGAIN)
+            choice = slower[turn % len(slower)] if slower and rest == 0 else fastest
         begun[choice] += 1
         return choice
 

@@ -78,7 +78,7 @@ class Painter(Protocol):
         """Image [1, h, w, 3] in [0, 1]."""
         ...
 
-    def in_half(self) -> "Painter | None":
+    def in_bf16(self) -> "Painter | None":
         """The same with an auto-encoder in bf16, where a CPU may run that sooner than this one's; else None."""
         ...
 
@@ -100,7 +100,7 @@ class Way(NamedTuple):
     """How a hurried frame is painted."""
 
     threads: int
-    half: bool  # with the auto-encoder in bf16
+    bf16: bool  # of the auto-encoder
 
 
 class _Kept:
@@ -132,14 +132,14 @@ class LiveSession:
         """The image of a frame. Raises what the painter does.
 
         hurried: on a CPU, in the way that proves fastest, which may change the image a little: by the number of threads
-        in its last bits, by an auto-encoder in bf16 by a level or two of 255. wanted: asked there before each block of
-        the networks; Outdated is raised once it is not.
+        in its last bits, by an auto-encoder in bf16 by up to ten levels of 255 in few pixels. wanted: asked there
+        before each block of the networks; Outdated is raised once it is not.
         """
         if not (hurried and self.painter.on_cpu):
             return self._timed_paint(frame, self.painter)
         kind = (frame.steps, frame.size, self.steered(frame), frame.paint is not None)
         way = self._fastest.choice(kind)
-        painter, blocks = self._painters[way.half]
+        painter, blocks = self._painters[way.bf16]
         begun = time.perf_counter()
         try:
             with threads(way.threads), asked_often(wanted, blocks):
@@ -153,13 +153,13 @@ class LiveSession:
 
     @functools.cached_property
     def _painters(self) -> list[tuple[Painter, list[nn.Module]]]:
-        """Of hurried frames, with the blocks of their networks; the second one, where there is one, in half."""
-        return [(one, blocks_of(one.networks)) for one in (self.painter, self.painter.in_half()) if one is not None]
+        """Of hurried frames, with the blocks of their networks; the second one, where there is one, in bf16."""
+        return [(one, blocks_of(one.networks)) for one in (self.painter, self.painter.in_bf16()) if one is not None]
 
     @functools.cached_property
     def _fastest(self) -> Fastest[Way]:
         counts = sorted({1, torch.get_num_threads()})
-        return Fastest([Way(count, bool(half)) for half in range(len(self._painters)) for count in counts])
+        return Fastest([Way(count, bool(i)) for i in range(len(self._painters)) for count in counts])
 
     def _timed_paint(self, frame: Frame, painter: Painter) -> Painted:
         ms: dict[str, float] = dict.fromkeys(STAGES, 0.0)
@@ -257,10 +257,10 @@ class PipelinePainter:
     def decode(self, latent: Tensor) -> Tensor:
         return self.pipeline.decode(latent)
 
-    def in_half(self) -> "PipelinePainter | None":
+    def in_bf16(self) -> "PipelinePainter | None":
         whole = self.pipeline.autoencoder
         if not (self.on_cpu and devices.cpu_multiplies_bf16()) or next(whole.parameters()).dtype != torch.float32:
             return None
         pipeline = copy.copy(self.pipeline)
-        pipeline.autoencoder = copy.deepcopy(whole).to(torch.bfloat16)
+        pipeline.autoencoder = devices.copied(whole, torch.bfloat16)
         return PipelinePainter(pipeline, self.control)

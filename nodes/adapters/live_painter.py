@@ -13,7 +13,7 @@ from ...sprint_core.images.frames import Frame
 from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from ...sprint_core.live import SeedNoise, sigmas_of
 from . import control, sampling
-from .vae import SanaVAE, in_bf16
+from .vae import SanaVAE, bf16_copy
 
 
 class ComfyPainter:
@@ -61,6 +61,6 @@ class ComfyPainter:
     def decode(self, latent: Tensor) -> Tensor:
         return self.vae.decode(latent)
 
-    def in_half(self) -> "ComfyPainter | None":
-        vae = in_bf16(self.vae) if self.on_cpu and isinstance(self.vae, SanaVAE) else None
+    def in_bf16(self) -> "ComfyPainter | None":
+        vae = bf16_copy(self.vae) if self.on_cpu and isinstance(self.vae, SanaVAE) else None
         return None if vae is None else ComfyPainter(self.model, self.clip, vae, self.control_net)

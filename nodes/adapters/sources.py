@@ -11,7 +11,11 @@ import comfy.memory_management
 import comfy.utils
 from torch import Tensor
 
+from ...sprint_core import messages
 from ...sprint_core.weights.checkpoint import Source
+from ...sprint_core.weights.folder_files import SAFETENSORS
+
+log = messages.logger(__name__)
 
 
 def opened(source: Source | str | Path, average: bool = False) -> Source:
@@ -20,10 +24,11 @@ def opened(source: Source | str | Path, average: bool = False) -> Source:
 
 
 def by_comfyui(path: Path) -> Mapping[str, Tensor] | None:
-    """Where dynamic VRAM is on, and for types of numbers that ComfyUI reads; else None."""
-    if not getattr(comfy.memory_management, "aimdo_enabled", False):
+    """Where dynamic VRAM is on, and ComfyUI can; else None."""
+    if not comfy.memory_management.aimdo_enabled or path.suffix.lower() not in SAFETENSORS:  # by which it goes
         return None
     try:
         return comfy.utils.load_torch_file(str(path), safe_load=True)
-    except KeyError:  # a type of numbers
+    except (KeyError, RuntimeError) as error:  # a type of numbers that it does not know; comfy-aimdo's own faults
+        log.debug("%s: not opened by ComfyUI (%s)", path, error)
         return None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...sprint_core import messages
-from ...sprint_core.devices import cpu_multiplies_bf16
+from ...sprint_core.devices import copied, cpu_multiplies_bf16
 from ...sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from ...sprint_core.models import compiled
 from ...sprint_core.weights import checkpoint, layouts
@@ -213,16 +213,16 @@ def load_vae(
     return vae
 
 
-def in_bf16(vae: SanaVAE) -> SanaVAE | None:
+def bf16_copy(vae: SanaVAE) -> SanaVAE | None:
     """A copy of a VAE on the CPU, which computes in bf16; None where that is no faster, or what it does already."""
     if vae.vae_dtype != torch.float32 or not cpu_multiplies_bf16():
         return None
-    half = copy.copy(vae)
-    half.vae_dtype, half.colours = torch.bfloat16, None
-    half.first_stage_model = copy.deepcopy(vae.first_stage_model).to(half.vae_dtype)
-    mm.archive_model_dtypes(half.first_stage_model)
-    half.patcher = comfy.model_patcher.ModelPatcher(half.first_stage_model, vae.device, mm.vae_offload_device())
-    return half
+    other = copy.copy(vae)
+    other.vae_dtype, other.colours = torch.bfloat16, None
+    other.first_stage_model = copied(vae.first_stage_model, other.vae_dtype)
+    mm.archive_model_dtypes(other.first_stage_model)
+    other.patcher = comfy.model_patcher.ModelPatcher(other.first_stage_model, vae.device, mm.vae_offload_device())
+    return other
 
 
 def _weights(source: checkpoint.Source) -> checkpoint.Weights:

@@ -82,7 +82,8 @@ def _head_mix_class(base: type) -> type:
             if x.device.type == "cpu":
                 # Dilation changes nothing of a 1x1 kernel; but without it torch takes group by group on one thread.
                 return F.conv2d(x, weight, bias, dilation=2, groups=self.groups)
-            return mix_heads(x, weight[:, :, 0, 0], self.groups)
+            mixed = mix_heads(x, weight[:, :, 0, 0], self.groups)
+            return mixed if bias is None else mixed + bias[:, None, None]
 
     return HeadMix
 

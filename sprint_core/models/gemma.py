@@ -245,7 +245,9 @@ class Gemma(nn.Module):
         front: tuple[int, ...] = ()
         if prefix is not None:
             front, hidden = prefix.ids, torch.cat([prefix.hidden, hidden], dim=1)
-        return KVPrefix(front + tuple(ids[0].tolist()), keys, values, hidden, layer)
+        else:  # they lie among the queries, which need not be kept
+            keys = [key.clone() for key in keys]
+        return KVPrefix(front + tuple(ids[0].tolist()), tuple(keys), values, hidden, layer)
 
     def logits(self, hidden: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Of every token as the one that follows: hidden states after the final norm [b, width] -> [b, vocab], fp32.

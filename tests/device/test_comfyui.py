@@ -59,4 +59,4 @@ def test_streamed_layers_come_straight_from_their_file(made, name):
     """Where memory is tight again and again, without a copy from the host more than where there is room."""
     assert made["tight"][name]["read"] > 0
     assert made["tight"][name]["to_device"] == made["streamed"][name]["to_device"]
-    assert made["normal"][name]["read"] == 0
+    assert made["dynamic"][name]["read"] == 0  # networks so small are loaded as a whole

@@ -336,7 +336,7 @@ def test_a_hint_that_fits_is_not_resized(applied, sample, monkeypatch):
 
     ways = []
     resize = comfy.utils.common_upscale
-    monkeypatch.setattr(comfy.utils, "common_upscale", lambda *given: ways.append(given[3]) or resize(*given))
+    monkeypatch.setattr(comfy.utils, "common_upscale", lambda *args: ways.append(args[3]) or resize(*args))
     for height, width in ((96, 128), (96, 64), (48, 128), (192, 256)):
         sample(positive=applied(image=torch.rand(1, height, width, 3)), steps=1)
     assert ways == ["nearest-exact", "bicubic", "bicubic", "area"]

@@ -208,12 +208,12 @@ def test_frames_in_flight_may_have_a_vae_in_bf16(host, loaded, net, monkeypatch)
     monkeypatch.setattr(vaes, "cpu_multiplies_bf16", lambda: True)
     painter = painters.ComfyPainter(model, clip, vae, net)
     painter.on_cpu = True
-    half = painter.in_half()
-    assert (vae.vae_dtype, half.vae.vae_dtype) == (torch.float32, torch.bfloat16)
-    assert half.vae.patcher.model is half.vae.first_stage_model is half.networks[1] is not painter.networks[1]
+    other = painter.in_bf16()
+    assert (vae.vae_dtype, other.vae.vae_dtype) == (torch.float32, torch.bfloat16)
+    assert other.vae.patcher.model is other.vae.first_stage_model is other.networks[1] is not painter.networks[1]
     session = host.pack("sprint_core.live").LiveSession
-    whole, other, again = (session(one).paint(frame).image for one in (painter, half, painter))
-    assert torch.equal(whole, again) and 0 < (whole - other).abs().mean() < 0.01
-    assert half.in_half() is None
+    whole, less, again = (session(one).paint(frame).image for one in (painter, other, painter))
+    assert torch.equal(whole, again) and 0 < (whole - less).abs().mean() < 0.01
+    assert other.in_bf16() is None
     monkeypatch.setattr(vaes, "cpu_multiplies_bf16", lambda: False)
-    assert painter.in_half() is None
+    assert painter.in_bf16() is None

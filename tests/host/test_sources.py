@@ -39,15 +39,24 @@ def test_opened_once_and_by_comfyui(sources, file, comfyui):
     assert asked == [str(file)] and read.tensors["a"].eq(7).all() and read.metadata == {"of": "mine"}
 
 
-@pytest.mark.parametrize("dynamic", [True, False])
-def test_else_as_they_are(sources, file, comfyui, dynamic):
-    """Without dynamic VRAM, and with numbers that ComfyUI does not know."""
+@pytest.mark.parametrize(
+    ("dynamic", "fault"), [(False, KeyError("F4")), (True, KeyError("F4")), (True, RuntimeError("not initialized"))]
+)
+def test_else_as_they_are(sources, file, comfyui, dynamic, fault):
+    """Without dynamic VRAM, with numbers that ComfyUI does not know, and where comfy-aimdo fails."""
 
-    def unknown(*_, **__):
-        raise KeyError("F4")
+    def fail(*_, **__):
+        raise fault
 
-    comfyui(dynamic, unknown)
+    comfyui(dynamic, fail)
     assert torch.equal(sources.opened(file).read(file).tensors["a"], torch.arange(6.0).view(2, 3))
+
+
+def test_a_safetensors_file_of_another_name(sources, file, comfyui, tmp_path):
+    """ComfyUI would unpickle it."""
+    comfyui(True, lambda path, **_: pytest.fail("opened"))
+    named = file.rename(tmp_path / "some.pth")
+    assert torch.equal(sources.opened(named).read(named).tensors["a"], torch.arange(6.0).view(2, 3))
 
 
 def test_damage_is_found_before_comfyui_opens_it(sources, file, host, comfyui):

@@ -189,3 +189,13 @@ def test_refusals():
         gemma(ids, layer=-4)
     with pytest.raises(ValueError, match="layer -1, not -2"):
         gemma(ids[:, :2], prefix=prefix, layer=-2)
+
+
+def test_a_prefix_keeps_its_keys_and_values_alone():
+    """And not the queries beside them, which would be twice as much."""
+    gemma, _ = pair()
+    whole = gemma.prefill(some_ids(1, 12))
+    longer = gemma.prefill(some_ids(1, 3), prefix=whole)
+    for prefix in (whole, longer):
+        for kept in (*prefix.keys, *prefix.values):
+            assert kept.untyped_storage().nbytes() == kept.nbytes
