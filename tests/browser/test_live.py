@@ -83,7 +83,7 @@ def test_what_is_drawn_is_painted_at_once(page, server):
         pictures.append(shown(page))
     green, free, again = pictures
     assert is_green(green)
-    assert apart(free, green) > 5 and apart(again, green) < 0.5  # frames may take other numbers of threads
+    assert apart(free, green) > 5 and apart(again, green) < 2  # frames may be painted in other ways
     change(page, "text", "a red apple")
     page.locator(f"{sheet.CANVAS} .go").click()
     sheet.wait_for_state(page, "ended")
