@@ -140,7 +140,9 @@ class GroupedQueryAttention(nn.Module):
         together = torch.cat([self.q_proj(x), self.k_proj(x)], dim=-1)
         qk, v = (rearrange(y, "b n (h d) -> b h n d", d=c.head_dim) for y in (together, self.v_proj(x)))
         q, k = rotate(qk, rope).split([c.heads, c.kv_heads], dim=1)
-        if past is not None:
+        if past is None:
+            k = k.clone()  # or the queries beside it would be kept with it
+        else:
             past_keys, past_values = (tensor.expand(len(x), -1, -1, -1) for tensor in past)
             k = torch.cat([past_keys, k], dim=2)
             v = torch.cat([past_values, v], dim=2)
@@ -245,9 +247,7 @@ class Gemma(nn.Module):
         front: tuple[int, ...] = ()
         if prefix is not None:
             front, hidden = prefix.ids, torch.cat([prefix.hidden, hidden], dim=1)
-        else:  # they lie among the queries, which need not be kept
-            keys = [key.clone() for key in keys]
-        return KVPrefix(front + tuple(ids[0].tolist()), tuple(keys), values, hidden, layer)
+        return KVPrefix(front + tuple(ids[0].tolist()), keys, values, hidden, layer)
 
     def logits(self, hidden: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Of every token as the one that follows: hidden states after the final norm [b, width] -> [b, vocab], fp32.
