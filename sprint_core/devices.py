@@ -23,7 +23,7 @@ def usable_device(name: str) -> torch.device:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has instructions for it (AVX-512 BF16 or AMX); without them torch takes longer than in fp32."""
+    """Whether the CPU has instructions for it: AVX-512 BF16, which those with AMX have, too."""
     return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
 
 

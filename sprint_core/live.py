@@ -132,7 +132,7 @@ class LiveSession:
         """The image of a frame. Raises what the painter does.
 
         hurried: on a CPU, in the way that proves fastest, which may change the image a little: by the number of threads
-        in its last bits, by an auto-encoder in bf16 by up to ten levels of 255 in few pixels. wanted: asked there
+        in its last bits, by an auto-encoder in bf16 by a few levels of 255 (docs/benchmarks.md). wanted: asked there
         before each block of the networks; Outdated is raised once it is not.
         """
         if not (hurried and self.painter.on_cpu):

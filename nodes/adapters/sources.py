@@ -1,7 +1,7 @@
 """Model files, read so that ComfyUI's dynamic VRAM can bring their layers straight from where they lie.
 
-Layers that it streams come from the file through memory that a GPU copies from at full speed, if ComfyUI has read the
-file; from tensors that are mapped in any other way they come by a slower copy.
+Layers that it streams come straight from a file that ComfyUI has opened; of tensors that are mapped in any other way
+they are copies.
 """
 
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ import comfy.utils
 from torch import Tensor
 
 from ...sprint_core import messages
-from ...sprint_core.weights.checkpoint import Source
+from ...sprint_core.weights import checkpoint
 from ...sprint_core.weights.folder_files import SAFETENSORS
 
 log = messages.logger(__name__)
 
 
-def opened(source: Source | str | Path, average: bool = False) -> Source:
+def opened(source: checkpoint.Source | str | Path, average: bool = False) -> checkpoint.Source:
     """A file or folder to load parts from."""
-    return source if isinstance(source, Source) else Source(source, average, by_comfyui)
+    return checkpoint.opened(source, average, by_comfyui)
 
 
 def by_comfyui(path: Path) -> Mapping[str, Tensor] | None:

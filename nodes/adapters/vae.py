@@ -214,7 +214,7 @@ def load_vae(
 
 
 def bf16_copy(vae: SanaVAE) -> SanaVAE | None:
-    """A copy of a VAE on the CPU, which computes in bf16; None where that is no faster, or what it does already."""
+    """A copy of a VAE on the CPU, which computes in bf16; None where it does already, or the CPU cannot."""
     if vae.vae_dtype != torch.float32 or not cpu_multiplies_bf16():
         return None
     other = copy.copy(vae)

@@ -91,7 +91,7 @@ def _head_mix_class(base: type) -> type:
 def mix_heads(x: Tensor, weight: Tensor, heads: int) -> Tensor:
     """A 1x1 convolution in `heads` groups as one product of all: x [b, c, h, w], weight [c, c / heads] -> x's shape.
 
-    A GPU launches three kernels for each group of a convolution.
+    An H100 seems to launch three kernels for each group of a convolution (docs/benchmarks.md).
     """
     pixels = x.movedim(1, -1)
     per_head = pixels.unflatten(-1, (heads, -1)).flatten(0, 2).transpose(0, 1)  # heads, pixels, channels of a head

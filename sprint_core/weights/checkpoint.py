@@ -63,8 +63,10 @@ class Source:
         return place is not None and layout.name in parts_in(self.read(place).tensors)
 
 
-def opened(source: Source | str | os.PathLike, average: bool = False) -> Source:
-    return source if isinstance(source, Source) else Source(source, average)
+def opened(
+    source: Source | str | os.PathLike, average: bool = False, opener: tensorfile.Opener | None = None
+) -> Source:
+    return source if isinstance(source, Source) else Source(source, average, opener)
 
 
 # --- reading --------------------------------------------------------------------------------------

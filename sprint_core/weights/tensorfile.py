@@ -39,7 +39,7 @@ class TensorFile:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-# Reads a safetensors file in a host's own way, or has none (None); what is no such file never comes to it.
+# Tensors of a safetensors file, read in a host's own way; None where it has none. Other files never come to it.
 Opener = Callable[[Path], Mapping[str, Tensor] | None]
 
 
