@@ -40,7 +40,7 @@ from . import recipes
 from .engine import compiling, trackers
 from .engine.processes import ProcessGroup, launched_processes
 from .engine.stop import Stop, Stopped
-from .methods import WEIGHTS
+from .methods import METHODS, WEIGHTS
 from .runs import compare, control, emoji, emoji_control, encoded_size, estimate, gpus, shapes
 from .runs.encoders import DataOptions, dtype_on
 from .runs.published import PROMPTS, PublishedRun, Sources
@@ -50,6 +50,7 @@ log = messages.logger(__name__)
 
 SCENES = "scenes"
 DEFAULT, SHAPES = "demo", "shapes"  # recipes that learn from nothing
+OF_EMOJI = (DEFAULT, "demo-control")
 GOES_ON = 75  # exit code of a training that was stopped: sysexits.h's "try again later"
 DATA_HELP = (
     "sprites.zip (demo...), nothing (shapes...), or images with captions: folder, .parquet, webdataset .tar; for "
@@ -114,7 +115,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     pools = f"{emoji.POOL}, of shapes {shapes.POOL}, of a ControlNet {control.POOL}"
     add("--pool", type=int, help=f"demo, shapes: training scenes (default: {pools})")
     add("--concepts", choices=CONCEPTS, help="demo: what the model learns to paint (default: all)")
-    add("--pairs", type=float, help=f"demo: how often a training caption names two things (default: {PAIRS})")
+    worlds = ", ".join(OF_EMOJI)
+    add("--pairs", type=float, help=f"{worlds}: how often a training caption names two things (default: {PAIRS})")
     add(
         "--seed",
         type=int,
@@ -157,8 +159,8 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         raise ValueError(f"--evaluations {args.evaluations}: at least one is needed")
     if args.concepts and args.recipe != DEFAULT:
         raise ValueError(f"--concepts: of --recipe {DEFAULT}")
-    if args.pairs is not None and (args.recipe != DEFAULT or not 0 <= args.pairs <= 1):
-        raise ValueError(f"--pairs {args.pairs:g}: of --recipe {DEFAULT}, from 0 to 1")
+    if args.pairs is not None and (args.recipe not in OF_EMOJI or not 0 <= args.pairs <= 1):
+        raise ValueError(f"--pairs {args.pairs:g}: of --recipe {' and '.join(OF_EMOJI)}, from 0 to 1")
     learns_from_images = bool(recipes.RECIPES[args.recipe].preset) and Path(args.data).suffix.lower() not in PROMPTS
     if args.buckets is not None and not learns_from_images:
         raise ValueError("--buckets, --no-buckets: of recipes that learn from your images")
@@ -212,8 +214,11 @@ def _checked(recipe: recipes.Recipe, chosen: recipes.Recipe, compares: bool) -> 
     own, aim, stage = recipe.objective, chosen.objective, chosen.last
     if compares and (set_by_rows := [n for n in ("method", *WEIGHTS) if getattr(own, n) != getattr(aim, n)]):
         raise ValueError(f"--set {stage}.{set_by_rows[0]}: each row of --compare has its own; leave it out")
-    if not compares and aim.unread:
-        raise ValueError(f"--set {stage}.{aim.unread[0]}: method {aim.method} does not read it; leave it out")
+    learns = {"critic": aim.ladd_weight, "fake": METHODS[aim.method].score}
+    own_betas = [name for module, name in recipes.OWN_BETAS.items() if not learns[module]]
+    unread = aim.unread + [name for name in own_betas if getattr(chosen.stages[stage], name)]
+    if unread and not compares:
+        raise ValueError(f"--set {stage}.{unread[0]}: method {aim.method} does not read it; leave it out")
     return chosen
 
 
@@ -284,7 +289,7 @@ def _run_emoji(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proc
 
 def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
     parts = {"--student": args.student, "--vae": args.autoencoder, "--text-encoder": args.text_encoder}
-    emoji_scenes, of_shapes = args.recipe == "demo-control", args.recipe == "shapes-control"
+    emoji_scenes, of_shapes = args.recipe == OF_EMOJI[1], args.recipe == "shapes-control"
     if of_shapes and args.data != SCENES:
         raise ValueError(f"--data {args.data}: {args.recipe} draws its own scenes; --recipe control takes images")
     if emoji_scenes:
@@ -296,9 +301,11 @@ def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, processes: Pr
     data = {} if args.data == SCENES else {"sprites" if emoji_scenes else "images": Path(args.data)}
     options = _data_options(args)
     sources = control.ControlSources(*parts.values(), **data, hed=args.hed, branch=args.control, data=options)
-    run = (emoji_control.EmojiControlRun if emoji_scenes else control.ControlRun)(
-        args.out, recipe, sources, args.pool or control.POOL, processes
-    )
+    if emoji_scenes:
+        run = emoji_control.EmojiControlRun(args.out, recipe, sources, args.pool or emoji_control.POOL, processes)
+        run.pairs = run.pairs if args.pairs is None else args.pairs
+    else:
+        run = control.ControlRun(args.out, recipe, sources, args.pool or control.POOL, processes)
     _configure(run, args)
     estimate.check_memory(_estimates(args, recipe, processes, run.trunk), processes)
     branch = run.train_branch(run.encode_dataset())

@@ -44,6 +44,9 @@ SHAPES_TEXT = GemmaConfig(vocab=128, width=128, depth=3, heads=4, kv_heads=2, he
 SHAPES_TRANSFORMER = TransformerConfig(width=160, depth=6, cross_heads=5, caption_width=128, pos_embed_base=8)
 
 
+OWN_BETAS = {"critic": "critic_betas", "fake": "fake_betas"}  # of a Schedule, by a stage's module
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How long and how fast a stage learns."""
@@ -62,6 +65,7 @@ class Schedule:
     micro_batch: int = 0  # samples that a process takes at a time, accumulating gradients; 0: its share of the batch
     embedder_rate: float = 1.0  # the learning rate of embedders of time and guidance over the others'
     critic_betas: tuple[float, ...] = ()  # of LADD's heads; none: as betas
+    fake_betas: tuple[float, ...] = ()  # of a fake network; none: as betas
     check_every: int = 100  # steps, where a stage has something to check; 0: never
     stop_factor: float = 2.0  # how often the lowest error of all checks ends a training; 0: none does
 
@@ -79,9 +83,9 @@ class Schedule:
             raise ValueError(f"lr must lie in 0 to 1, clip above 0, decay in 0 to 1; this is {self}")
         if not 0 <= self.embedder_rate < math.inf:
             raise ValueError(f"embedder_rate must be 0 or more; this is {self}")
-        if not all(0 <= share < 1 for share in (self.ema, *self.betas, *self.critic_betas)):
+        if not all(0 <= share < 1 for share in (self.ema, *self.betas, *self.critic_betas, *self.fake_betas)):
             raise ValueError(f"ema and betas must lie in 0 to 1, without 1; this is {self}")
-        for betas in (self.betas, self.betas_of("critic")):
+        for betas in (self.betas, *map(self.betas_of, OWN_BETAS)):
             if len(betas) != (3 if self.optimizer == "came" else 2):
                 raise ValueError(f"{self.optimizer} does not take {len(betas)} betas")
 
@@ -92,7 +96,8 @@ class Schedule:
 
     def betas_of(self, module: str) -> tuple[float, ...]:
         """Those of a stage's module of that name."""
-        return (module == "critic" and self.critic_betas) or self.betas
+        own = getattr(self, OWN_BETAS[module]) if module in OWN_BETAS else ()
+        return own or self.betas
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""

@@ -99,10 +99,12 @@ class CaptionedScenes:
         return numbers.hexdigest()[:32]
 
 
-def draw_free(count: int, processes: int = 0, among: Sequence[int] = captions.ALL) -> CaptionedScenes:
+def draw_free(
+    count: int, processes: int = 0, among: Sequence[int] = captions.ALL, pairs: float = captions.PAIRS
+) -> CaptionedScenes:
     """`count` scenes whose things stand anywhere, with captions that say neither places nor sizes."""
     starts = range(0, count, CHUNK)
-    parts = _run_all([(_free_chunk, start, min(start + CHUNK, count), among) for start in starts], processes)
+    parts = _run_all([(_free_chunk, start, min(start + CHUNK, count), among, pairs) for start in starts], processes)
     packed, tokens, answers = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True))
     return CaptionedScenes(packed, torch.zeros(0, 3, 256, 256, dtype=torch.uint8), tokens, answers, torch.arange(count))
 
@@ -170,11 +172,11 @@ def _emoji_chunk(
     return scenes.pack(drawn).numpy(), tokens(texts), np.array(answers, np.int16)
 
 
-def _free_chunk(start: int, stop: int, among: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _free_chunk(start: int, stop: int, among: Sequence[int], pairs: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     drawn, texts = [], []
     for seed in range(start, stop):
         rng = random.Random(f"free {seed}")
-        requirement = dataclasses.replace(captions.draw(rng, among=among), place=None, size=None)
+        requirement = dataclasses.replace(captions.draw(rng, among=among, pairs=pairs), place=None, size=None)
         texts.append(captions.write(requirement, rng))
         drawn.append(scenes.compose_free(requirement, rng))
     return scenes.pack(drawn).numpy(), tokens(texts), np.zeros((len(texts), 0), np.int16)

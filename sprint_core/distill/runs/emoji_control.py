@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...emoji import art, scenes
+from ...emoji import art, captions, scenes
 from ...emoji.art import Art
 from ...emoji.concepts import learnt
 from ...images import edges
@@ -23,13 +23,16 @@ from ..dataset.scene_latents import stored_latents
 from .control import ControlRun
 from .emoji import BATCH, CPU_BATCH, encode, tokenized
 
+POOL = 24_000  # scenes
 SHARD = 500  # scenes; a multiple of both batches, as each batch has a seed
 WOBBLE_PX = 2.5
 KINDS = 4  # of drawings
 
 
 class EmojiControlRun(ControlRun):
-    """A run on the art of `sources.sprites`."""
+    """A run on the art of `sources.sprites`. pairs: how often a caption names two things."""
+
+    pairs: float = captions.PAIRS
 
     def encode_dataset(self) -> ResidentLatents:
         """Scaled latents of scenes, of their control images, and their captions.
@@ -43,7 +46,7 @@ class EmojiControlRun(ControlRun):
         assert self.sources.sprites is not None
         drawings = art.load(self.sources.sprites).to(self.device)
         autoencoder = self.load_autoencoder(self.sources.autoencoder)
-        drawn = emoji_scenes.draw_free(self.pool, among=among)
+        drawn = emoji_scenes.draw_free(self.pool, among=among, pairs=self.pairs)
         pairs = self._encoded(autoencoder, drawn, drawings)
         return ResidentLatents(pairs[:, 0], tokenized(drawn), drawn.fingerprint, pairs[:, 1], self.device)
 

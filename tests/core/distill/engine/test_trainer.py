@@ -248,6 +248,19 @@ def test_the_critic_may_have_betas_of_its_own(tmp_path):
         dataclasses.replace(SCHEDULE, critic_betas=(0.5, 0.8, 0.9))
 
 
+def test_a_fake_network_may_have_betas_of_its_own():
+    own = dataclasses.replace(SCHEDULE, betas=(0.0, 0.9), fake_betas=(0.9, 0.99))
+    assert {module: own.betas_of(module) for module in ("student", "critic", "fake")} == {
+        "student": (0.0, 0.9),
+        "critic": (0.0, 0.9),
+        "fake": (0.9, 0.99),
+    }
+    with pytest.raises(ValueError, match="adamw does not take 1 betas"):
+        dataclasses.replace(SCHEDULE, fake_betas=(0.5,))
+    with pytest.raises(ValueError, match="betas must lie in 0 to 1"):
+        dataclasses.replace(SCHEDULE, fake_betas=(0.5, 1.0))
+
+
 class Parts(Toy):
     """Two layers, each of which is clipped by itself."""
 

@@ -295,6 +295,7 @@ def test_the_papers_tables():
         (["--compare", "--set", "distill.method=dmd"], "--set distill.method: each row of --compare has its own"),
         (["--compare", "--set", "distill.ladd_weight=0"], "--set distill.ladd_weight: each row"),
         (["--set", "distill.fakes=3"], "--set distill.fakes: method scm does not read it"),
+        (["--set", "distill.fake_betas=0,0.9"], "--set distill.fake_betas: method scm does not read it"),
         (["--set", "distill.method=dmd", "--set", "distill.chain_steps=9"], "chain_steps: method dmd does not read it"),
         (["--methods", "scm"], "are of --compare"),
         (["--compare", "--evaluations", "0"], "--evaluations 0"),
@@ -304,8 +305,8 @@ def test_the_papers_tables():
         (["--seed", "-1"], "--seed -1: 0 or more"),
         (["--set", "distill.scm_weight=0"], "LADD alone has nothing to learn before ladd_from=150"),
         (["--recipe", "shapes", "--concepts", "common"], "--concepts: of --recipe demo"),
-        (["--recipe", "shapes", "--pairs", "0.5"], "--pairs 0.5: of --recipe demo"),
-        (["--pairs", "1.5"], "--pairs 1.5: of --recipe demo, from 0 to 1"),
+        (["--recipe", "shapes", "--pairs", "0.5"], "--pairs 0.5: of --recipe demo and demo-control"),
+        (["--pairs", "1.5"], "--pairs 1.5: of --recipe demo and demo-control, from 0 to 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, caplog, more, message):

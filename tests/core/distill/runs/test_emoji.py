@@ -176,6 +176,18 @@ def test_pairs_of_the_command_line_are_those_of_the_scenes(sprites, tmp_path):
     assert len(of_emoji) >= 50 and (of_emoji[:, 1] > 0).all() and (of_emoji[:, 7] > 0).all()
 
 
+def test_pairs_of_a_controlnet_are_those_of_its_scenes(sprites, tmp_path, monkeypatch):
+    encoded, settings = [], ["--set", "control.steps=1", "--set", "control.batch=2", "--pairs", "1"]
+    encode = emoji_control.EmojiControlRun._encoded
+    monkeypatch.setattr(
+        emoji_control.EmojiControlRun, "_encoded", lambda *args: encoded.append(args[2]) or encode(*args)
+    )
+    arguments = ["--recipe", "demo-control", "--data", str(sprites), "--pool", "4", "--device", "cpu", *settings]
+    assert command.main([*arguments, "--out", str(tmp_path)]) == 0
+    things = (encoded[0].packed[:, 1::5] >= 0).sum(1)
+    assert things.tolist() == [2] * 4
+
+
 def test_the_patch_critic_bounds_its_gradient():
     critic = stages.PatchCritic(4)
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
