@@ -230,7 +230,7 @@ def _configure(run: Run, args: argparse.Namespace) -> None:
     run.compiles, run.tracker = args.compile, args.tracker
     if args.compile:
         compiling.check(run.device)
-        if run.recipe.objective.scm_weight and run.recipe.objective.tangent == "jvp":
+        if run.recipe.objective.is_forward_mode:
             log.warning(FORWARD_MODE, *[run.recipe.last] * 2)
 
 

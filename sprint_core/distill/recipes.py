@@ -115,8 +115,8 @@ class Objective:
 
     guidance: tuple[float, ...] = (4.0, 4.5, 5.0)  # embedded in the student, drawn anew for every sample
     teacher_guidance: float = 1.0  # of the teacher, over what the student is told
-    form: str = "published"  # of sCM's loss, or "cosine": see losses/scm.py
-    tangent: str = "jvp"  # or "difference": by finite differences; or "flow": flow matching, without consistency
+    form: str = "published"  # of sCM's loss, or "cosine", or "flow", flow matching alone: see losses/scm.py
+    tangent: str = "jvp"  # of sCM, or "difference": by finite differences
     teacher_precision: str = "fp32"  # or "bf16": of its weights, in half the memory
     scm_weight: float = 1.0
     ladd_weight: float = 0.5
@@ -137,7 +137,7 @@ class Objective:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}; there are {methods.listed()}")
-        fixed = {"form": ("published", "cosine"), "tangent": ("jvp", "difference", "flow")}
+        fixed = {"form": ("published", "cosine", "flow"), "tangent": ("jvp", "difference")}
         for name, choices in (fixed | {"teacher_precision": ("fp32", "bf16")}).items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; there are {' and '.join(choices)}")
@@ -170,6 +170,11 @@ class Objective:
     def chosen(self) -> dict[str, str]:
         """What differs from the defaults."""
         return _chosen(self)
+
+    @property
+    def is_forward_mode(self) -> bool:
+        """Whether the student is differentiated in forward mode."""
+        return self.scm_weight > 0 and self.form != "flow" and self.tangent == "jvp"
 
     @property
     def unread(self) -> list[str]:
@@ -272,7 +277,7 @@ ROBUST = Objective(
 OF_EMOJI = dataclasses.replace(ROBUST, teacher_guidance=2 / 4.5)
 # A drawing and a caption nearly decide an image, so that flow matching alone paints it well in one step, at the large
 # angles where that one begins. Consistency along noisy trajectories of single images made blobs of what was drawn.
-OF_EMOJI_CONTROL = dataclasses.replace(ROBUST, tangent="flow", ladd_weight=0.0, noise_mean=1.0)
+OF_EMOJI_CONTROL = Objective(form="flow", ladd_weight=0.0, noise_mean=2.0)
 AT_FULL_SIZE = Objective(teacher_precision="bf16")
 RECIPES = {
     "demo": Recipe(EMOJI, OF_EMOJI, world="emoji"),

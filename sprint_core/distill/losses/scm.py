@@ -8,7 +8,9 @@ What varies are rows of two tables: FORMS, how the error is weighted, and TANGEN
 trajectory is found. The published form learns its weight. As tangents have length 1, its optimum is the log of
 1 / (n sigma_d tan t) for n elements, and it starts at 1: at first sCM counts n times too little beside LADD, and the
 weight jumps to its optimum while the tangent warms up. The cosine form has no learnt weight and no 1 / tan t, and
-held over seeds where the published one diverged.
+held over seeds where the published one diverged. The flow form has no tangent: it is flow matching, where all angles
+count alike. By sCM's own first term, with cos^2 t and at most length 1, those near pi/2 would count a thousandth of
+others, and there one step begins.
 """
 
 from collections.abc import Callable
@@ -90,15 +92,7 @@ def _by_difference(
     return F, g, {}
 
 
-def _of_flow(
-    student: Network, x_t: Tensor, t: Tensor, dxdt: Tensor, r: float, forward_mode: Network
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The same as if r were 0, g = -cos^2 t (sigma_d F - dx_t/dt): flow matching, for one forward pass."""
-    F = student(x_t / SIGMA_DATA, t)
-    return F, -(per_sample(t, x_t).cos() ** 2) * (SIGMA_DATA * fp32(F.detach()) - dxdt), {}
-
-
-TANGENTS = {"jvp": _by_jvp, "difference": _by_difference, "flow": _of_flow}
+TANGENTS = {"jvp": _by_jvp, "difference": _by_difference}
 
 
 def tangent_target(
@@ -120,6 +114,12 @@ def tangent_target(
     return F, g / (per_sample(norm, g) + TANGENT_EPS), metrics | {"g_norm": norm.mean()}
 
 
+def velocity_target(student: Network, x_t: Tensor, t: Tensor, dxdt: Tensor) -> tuple[Tensor, Tensor]:
+    """F with its graph and what it lacks of the velocity, g = dx_t/dt / sigma_d - F: flow matching, of FORMS."""
+    F = student(x_t / SIGMA_DATA, t)
+    return F, dxdt / SIGMA_DATA - fp32(F.detach())
+
+
 # --- losses: the mean over samples of a weighted (F - F^- - g)^2 ------------------------------------------
 
 
@@ -136,6 +136,7 @@ class Form:
 FORMS = {
     "published": Form(lambda t: 1 / (SIGMA_DATA * t.tan()), torch.mean, learnt=True),
     "cosine":    Form(torch.cos,                            torch.sum,  learnt=False),
+    "flow":      Form(torch.ones_like,                      torch.mean, learnt=False),
 }
 # fmt: on
 

@@ -52,8 +52,7 @@ class ControlStage(SprintStage[Controlled]):
     @property
     def compilable(self) -> tuple[nn.Module, ...]:
         """Trunk and branch, unless they are differentiated in forward mode, which they are as one."""
-        differentiated = self.objective.scm_weight and self.objective.tangent == "jvp"
-        return () if differentiated else (self.teacher.transformer, self.student.branch)
+        return () if self.objective.is_forward_mode else (self.teacher.transformer, self.student.branch)
 
     def _trajectory(self, x0: Tensor, z: Tensor, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The image's own: x_t = cos t x0 + sin t z."""

@@ -118,9 +118,9 @@ class SprintStage(Stage[Trained], Generic[Trained]):
 
     def constant(self, phase: str, step: int) -> Hashable | None:
         """Of sCM once its tangent is warm, unless that is found by forward-mode differentiation."""
-        warms = self.objective.tangent != "flow" and self._warmth(step) < 1
-        changes = self.objective.scm_weight and (self.objective.tangent == "jvp" or warms)
-        if changes or not isinstance(self.dataset, ResidentLatents):
+        aim = self.objective
+        warms = aim.scm_weight and aim.form != "flow" and self._warmth(step) < 1
+        if warms or aim.is_forward_mode or not isinstance(self.dataset, ResidentLatents):
             return None
         return self._adversary(step), self._is_logged(step)
 
@@ -186,14 +186,23 @@ class SprintStage(Stage[Trained], Generic[Trained]):
         z, x_t = self._noised(x0, t, random)
         with torch.no_grad():
             dxdt = self._trajectory(x0, z, x_t, t, conditioning)
-        if self.objective.tangent == "jvp":
+        if self.objective.form == "flow":
+            F, g = scm.velocity_target(self._student(conditioning), x_t, t, dxdt)
+            metrics = {}
+        else:
+            F, g, metrics = self._tangent_target(x_t, t, dxdt, conditioning, step)
+        loss = scm.loss(F, g, t, self.student.log_variance, self.objective.form)
+        return loss, metrics | {"scm": loss.detach(), "x_error": (SIGMA_DATA * F.detach() - dxdt).square().mean()}
+
+    def _tangent_target(
+        self, x_t: Tensor, t: Tensor, dxdt: Tensor, conditioning: Conditioning, step: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        if self.objective.is_forward_mode:
             gather(self.student)
         forward_mode = functools.partial(self._velocity, self.student, conditioning, attention=plain_attention)
         networks = self._student(conditioning), trigflow_network(forward_mode)
         r, tangent = self._warmth(step), self.objective.tangent
-        F, g, metrics = scm.tangent_target(networks[0], x_t, t, dxdt, r, networks[1], tangent)
-        loss = scm.loss(F, g, t, self.student.log_variance, self.objective.form)
-        return loss, metrics | {"scm": loss.detach(), "x_error": (SIGMA_DATA * F.detach() - dxdt).square().mean()}
+        return scm.tangent_target(networks[0], x_t, t, dxdt, r, networks[1], tangent)
 
     def _generated(
         self, x0: Tensor, conditioning: Conditioning, step: int, random: SampleRandom

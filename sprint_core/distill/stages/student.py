@@ -77,8 +77,7 @@ class DistillStage(SprintStage[Student]):
     @property
     def compilable(self) -> tuple[nn.Module, ...]:
         """The teacher, and a student that nothing differentiates in forward mode."""
-        differentiated = self.objective.scm_weight and self.objective.tangent == "jvp"
-        return (self.teacher.transformer, *(() if differentiated else (self.student.transformer,)))
+        return (self.teacher.transformer, *(() if self.objective.is_forward_mode else (self.student.transformer,)))
 
     def check(self, average: Student) -> dict[str, float]:
         """error: of one step against the teacher's many; judge: where there is one."""

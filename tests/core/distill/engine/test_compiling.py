@@ -81,6 +81,7 @@ def test_forward_mode_stands_aside():
     trunk = Embedded(SanaTransformer(standin.TRANSFORMER), torch.zeros(1, CONFIG.caption_width))
     assert ControlStage(trunk, Noise(), Objective()).compilable == ()
     assert len(ControlStage(trunk, Noise(), Objective(tangent="difference")).compilable) == 2
+    assert len(ControlStage(trunk, Noise(), Objective(form="flow")).compilable) == 2
 
 
 def test_a_machine_that_cannot_compile_is_named():

@@ -393,7 +393,7 @@ def test_small_worlds_have_the_objective_that_holds():
         assert aim.ladd_from == aim.tangent_warmup_steps == 150 and schedule.betas == (0.0, 0.99)
     control = RECIPES["demo-control"]
     aim = control.objective
-    assert (aim.form, aim.tangent, aim.ladd_weight, aim.noise_mean) == ("cosine", "flow", 0.0, 1.0)
+    assert (aim.form, aim.scm_weight, aim.ladd_weight, aim.noise_mean) == ("flow", 1.0, 0.0, 2.0)
     published = RECIPES["sprint-1.6B"].objective
     assert (published.form, published.tangent) == ("published", "jvp")
 

@@ -38,8 +38,8 @@ def test_losses_of_equal_constants_are_the_same_function(name):
 def test_what_changes_from_step_to_step_has_no_constant():
     with_jvp = distill_stage(Worded(CPU), resident(CPU), Objective(tangent="jvp", tangent_warmup_steps=0))
     assert with_jvp.constant("student", STEPS) is None
-    for tangent, warming in (("difference", True), ("flow", False)):
-        aim = Objective(tangent=tangent, tangent_warmup_steps=4, ladd_weight=0.0)
+    for form, tangent, warming in (("cosine", "difference", True), ("flow", "jvp", False)):
+        aim = Objective(form=form, tangent=tangent, tangent_warmup_steps=4, ladd_weight=0.0)
         student = distill_stage(Worded(CPU), resident(CPU), aim)
         assert [student.constant("student", step) is None for step in (2, 3, 4, 5)] == [warming] * 2 + [False] * 2
     stage = TeacherStage(Worded(CPU), resident(CPU))
