@@ -303,7 +303,7 @@ def test_the_papers_tables():
         (["--seeds", "2"], "are of --compare"),
         (["--compare", "--seed", "2"], "--seed 2: 0 or more, of one model; --compare takes --seeds"),
         (["--seed", "-1"], "--seed -1: 0 or more"),
-        (["--set", "distill.scm_weight=0"], "LADD alone has nothing to learn before ladd_from=150"),
+        (["--set", "distill.scm_weight=0"], "LADD alone has nothing to learn before ladd_from=100"),
         (["--recipe", "shapes", "--concepts", "common"], "--concepts: of --recipe demo"),
         (["--recipe", "shapes", "--pairs", "0.5"], "--pairs 0.5: of --recipe demo and demo-control"),
         (["--pairs", "1.5"], "--pairs 1.5: of --recipe demo and demo-control, from 0 to 1"),
