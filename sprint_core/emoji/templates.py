@@ -9,17 +9,18 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from PIL import Image
+from PIL.ExifTags import Base
 from torch import Tensor
 
 from .art import SPRITE_PX, STYLES, Art
 from .concepts import concepts
 
-FILE = Path(__file__).parents[1] / "demo" / "templates.safetensors"
+FILE = Path(__file__).parents[1] / "demo" / "templates.webp"
 CELLS = 16  # a side of a thumbnail
-_NAME, _HAS, _WORLD = "thumbnails", "has", "world"
 _CHUNK = 64
 
 
@@ -61,9 +62,12 @@ def make(art: Art) -> Tensor:
     return torch.cat(small).unflatten(0, art.has.shape)
 
 
-def contents(art: Art) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of the file for these sprites, as weights/tensorfile.write takes them."""
-    return {_NAME: make(art), _HAS: art.has}, {_WORLD: world()}
+def save(path: Path, art: Art) -> None:
+    """Write the thumbnails of all art: one lossless WebP, half as large as their bytes. Raises OSError."""
+    exif = Image.Exif()
+    exif[Base.ImageDescription] = world()
+    sheet = make(art).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # a row of sprites for each style
+    Image.fromarray(sheet.numpy()).save(path, "WEBP", exif=exif, lossless=True, exact=True, quality=100, method=6)
 
 
 @functools.cache
@@ -72,16 +76,11 @@ def load(path: Path = FILE) -> Templates:
     if not path.is_file():
         raise OSError(f"{path}: no such file")
     try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get(_WORLD) != world():
-                raise ValueError(f"{path} holds thumbnails of other concepts; make it anew")
-            thumbnails, has = file.get_tensor(_NAME), file.get_tensor(_HAS)
-        expected = len(STYLES), len(concepts())
-        if has.shape != expected or thumbnails.shape != (*expected, 4, CELLS, CELLS):
-            raise ValueError(
-                f"{path}: thumbnails of shape {list(thumbnails.shape)}, known by {list(has.shape)}, where "
-                f"{[*expected, 4, CELLS, CELLS]} and {list(expected)} are needed; make it anew"
-            )
-        return Templates(thumbnails.float() / 255.0, has)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: truncated or not a safetensors file ({error}); make it anew") from None
+        with Image.open(path, formats=["WEBP"]) as image:
+            described, sheet = image.getexif().get(Base.ImageDescription), np.array(image.convert("RGBA"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{path}: truncated or no WebP image ({error}); make it anew") from None
+    if described != world() or sheet.shape[:2] != (CELLS * len(STYLES), CELLS * len(concepts())):
+        raise ValueError(f"{path} holds thumbnails of other concepts; make it anew")
+    thumbnails = torch.from_numpy(sheet).unflatten(1, (-1, CELLS)).unflatten(0, (-1, CELLS)).permute(0, 2, 4, 1, 3)
+    return Templates(thumbnails.float().contiguous() / 255.0, thumbnails[:, :, 3].amax((-2, -1)) > 0)

@@ -5,12 +5,10 @@ import json
 import zipfile
 
 import pytest
-import torch
 from PIL import Image
 
 from sprint_core.emoji import art, templates
 from sprint_core.emoji.concepts import concepts
-from sprint_core.weights import tensorfile
 
 LABELS = json.dumps([concept.label for concept in concepts()])
 
@@ -56,15 +54,6 @@ def test_damaged_sprites(tmp_path, entries, says):
     with pytest.raises(ValueError, match=rf"sprites\.zip:? {says}.*; prepare it anew") as error:
         art.load(path)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["has", "thumbnails"])
-@pytest.mark.parametrize("shape", [(), (3, 5)])
-def test_damaged_thumbnails(tmp_path, name, shape):
-    path, file = tmp_path / "templates.safetensors", tensorfile.read(templates.FILE)
-    tensorfile.write(path, file.tensors | {name: torch.zeros(shape, dtype=torch.uint8)}, file.metadata)
-    with pytest.raises(ValueError, match=r"templates\.safetensors: thumbnails of shape .* make it anew"):
-        templates.load(path)
 
 
 def test_a_folder_where_thumbnails_should_be(tmp_path):

@@ -4,14 +4,14 @@ import random
 from dataclasses import replace
 
 import pytest
-import safetensors.torch
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from PIL.ExifTags import Base
 
 from sprint_core.emoji import captions, judge, scenes, templates
 from sprint_core.emoji.captions import Requirement
 from sprint_core.emoji.concepts import concepts
-from sprint_core.weights import tensorfile
 
 REASONS = ("names", "ground", "style", "place", "order", "number")
 LABELS = [concept.label for concept in concepts()]
@@ -150,22 +150,32 @@ def test_bad_images_are_told():
 
 
 def test_thumbnails_of_another_world_or_damaged_are_refused(tmp_path):
-    known = safetensors.torch.load_file(templates.FILE)
-    other, damaged = tmp_path / "other.safetensors", tmp_path / "damaged.safetensors"
-    safetensors.torch.save_file(known, other, {"world": "of yesterday"})
-    with pytest.raises(ValueError, match=r"other\.safetensors holds thumbnails of other concepts"):
-        templates.load(other)
-    damaged.write_bytes(templates.FILE.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"damaged\.safetensors: truncated"):
-        templates.load(damaged)
+    with Image.open(templates.FILE) as image:
+        exif = image.getexif()
+        image.crop((0, 0, image.width - 1, image.height)).save(tmp_path / "smaller.webp", lossless=True, exif=exif)
+        image.save(tmp_path / "bare.webp", lossless=True)
+        exif[Base.ImageDescription] = "of yesterday"
+        image.save(tmp_path / "older.webp", lossless=True, exif=exif)
+        image.save(tmp_path / "painting.png", exif=exif)
+    for other in ("smaller", "bare", "older"):
+        with pytest.raises(ValueError, match=rf"{other}\.webp holds thumbnails of other concepts; make it anew"):
+            templates.load(tmp_path / f"{other}.webp")
+    damaged = tmp_path / "damaged.webp"
+    for length in (0, 20, 1000, 400_000):
+        damaged.write_bytes(templates.FILE.read_bytes()[:length])
+        templates.load.cache_clear()
+        with pytest.raises(ValueError, match=r"damaged\.webp: truncated"):
+            templates.load(damaged)
+    with pytest.raises(ValueError, match=r"painting\.png: truncated or no WebP image"):
+        templates.load(tmp_path / "painting.png")
 
 
 def test_thumbnails_survive_a_round_trip(tmp_path, art):
     """Made from sprites as coarse as themselves, nearly each is nearest to what it was."""
-    path = tmp_path / "again.safetensors"
-    tensorfile.write(path, *templates.contents(art))
+    path = tmp_path / "again.webp"
+    templates.save(path, art)
     again, known = templates.load(path), templates.load()
     distances = torch.cdist(again.thumbnails.flatten(0, 1).flatten(1), known.thumbnails.flatten(0, 1).flatten(1))
     same = distances.argmin(1) == torch.arange(len(distances))
     assert same.float().mean() > 0.98 and torch.equal(again.has, known.has)
-    assert templates.FILE.stat().st_size < 3e6
+    assert templates.FILE.stat().st_size < 1e6 and again.has.all()

@@ -83,7 +83,6 @@ def test_what_is_missing_is_named(monkeypatch):
 
 
 def test_wandb_offline(tmp_path, monkeypatch):
-    pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     one = trackers.Accelerated("wandb", tmp_path, {"steps": "3"})
     one.numbers(1, {"loss": 0.5})
