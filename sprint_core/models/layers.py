@@ -162,7 +162,7 @@ def table_rows(table: nn.Embedding, rows: int, like: Tensor) -> Tensor:
 
 
 @functools.cache
-def _pointwise_conv_class(base: type) -> type:
+def pointwise_conv(base: type) -> type:
     class PointwiseConv(base):
         """A 1x1 convolution, which for 16-bit channels_last images is faster as a linear layer of their tokens.
 
@@ -186,7 +186,7 @@ class GLUMBConv(nn.Module):
     def __init__(self, dim: int, ratio: float, ops: Any = nn, **factory: Any):
         super().__init__()
         hidden = int(ratio * dim)
-        pointwise = getattr(ops, "PointwiseConv", None) or _pointwise_conv_class(ops.Conv2d)
+        pointwise = getattr(ops, "PointwiseConv", None) or pointwise_conv(ops.Conv2d)
         self.conv_inverted = pointwise(dim, 2 * hidden, 1, **factory)
         self.conv_depth = ops.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, **factory)
         self.conv_point = pointwise(hidden, dim, 1, bias=False, **factory)

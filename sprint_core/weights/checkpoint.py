@@ -20,6 +20,7 @@ from .. import disk, messages
 from ..latent import DOWNSCALE
 from ..models import controlnet
 from ..models.layers import Unset
+from ..models.prepacked import Prepacked, prepack
 from . import foreign_files, part, presets, tensorfile
 from .kinds import ADVICE, foreign_family, parts_in, prefix_of
 from .layouts import CONTROLNET, PARTS, TINY_AUTOENCODER, TRANSFORMER
@@ -345,17 +346,20 @@ def build(
 ) -> Network:
     """The network with its weights, for use without a host; dtype None keeps the file's.
 
-    Built on the meta device and assigned, so that an untouched tensor stays the file's mapped pages.
-    Raises CheckpointError.
+    Built on the meta device and assigned, so that an untouched tensor stays the file's mapped pages. Those of which a
+    CPU has a copy in another order (models/prepacked.py) are unmapped. Raises CheckpointError.
     """
     if weights.is_quantised:
         raise CheckpointError(f"{weights.path}: this file is quantised; it runs inside ComfyUI only")
     check_names(weights)
     dtype = dtype or part.majority_dtype(weights.tensors)
-    model = weights.layout.network(weights.config, ops=Unset, dtype=dtype, device="meta")
+    ops = Unset if weights.layout.stays_mapped else Prepacked
+    model = weights.layout.network(weights.config, ops=ops, dtype=dtype, device="meta")
     dtypes = {name: parameter.dtype for name, parameter in model.state_dict().items()}
     tensors = {name: tensor.to(device, dtypes[name]) for name, tensor in weights.tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
+    for tensor in prepack(model):
+        tensorfile.unmap([tensor])
     log.info("%s", summary(weights))
     return model.eval().requires_grad_(False)
 

@@ -46,6 +46,7 @@ class Layout(Generic[Config, Network]):
     authors_zeros: Callable[[Config], dict[str, tuple[int, ...]]] = lambda config: {}  # tensors that only it demands
     file_stem: str = "diffusion_pytorch_model"  # of the weight file in a diffusers folder
     extras: tuple[str, ...] = ()  # tensors beside the parameters, such as a tokenizer's bytes
+    stays_mapped: bool = False  # gigabytes that are read once for a text, out of their file
 
     @property
     def noun(self) -> str:

@@ -99,4 +99,5 @@ TEXT_ENCODER = Layout(
     network=Gemma,
     file_stem="model",
     extras=("spiece_model", "tokenizer_json"),
+    stays_mapped=True,
 )
