@@ -101,7 +101,10 @@ def test_a_weight_that_changed_is_what_counts(calls, change):
         if change == "in place":
             one.weight.mul_(-2)
         elif change == "another":
-            one.weight = other.weight
+            replaced = one.weight
+            one.weight = nn.Parameter(torch.empty_like(replaced), requires_grad=False)
+            one.weight.copy_(other.weight)
+            assert one.weight._version == replaced._version
         else:
             one.load_state_dict(other.state_dict())
         assert torch.equal(one(x), other(x))
