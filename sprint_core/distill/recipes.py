@@ -262,7 +262,7 @@ EMOJI = {  # for one GPU: see docs/training.md
     "distill":     Schedule(  240,  24, 3e-4,  50, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.995,
                             embedder_rate=0.1, check_every=40),
 }
-EMOJI_CONTROL = Schedule(2000, 128, 5e-4, decay=0.7, betas=(0.0, 0.99), clip=0.5, ema=0.99, precision="bf16")
+EMOJI_CONTROL = Schedule(3000, 24, 2e-3, 50, decay=0.7, ema=0.99, optimizer="muon")
 SHAPES_CONTROL = Schedule(2000, 32, 5e-4, decay=0.5, betas=(0.0, 0.99), clip=0.5, ema=0.995, precision="bf16")
 # fmt: on
 # Few steps need the form of sCM that counts from the first one on. Its gradients are as long for every number of
