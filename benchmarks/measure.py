@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.networks import Ours
+from sprint_core.models import prepacked
 from sprint_core.models.compiled import compile_in_place, require_compiler
 
 PEAK_SIZE = 4096  # of the square matrices whose product tells what the machine can do
 MIB = 2**20
+PACKED = {}  # formulas that torch's counter of operations lacks
+if prepacked.is_of_use():
+    PACKED[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]
 UNCOUNTED = ("train",)  # torch's counter of operations stumbles over gradients inside no_grad
 
 
@@ -106,7 +111,7 @@ def measure(
             if part in UNCOUNTED or not count or side != "ours":  # what converts itself first cannot be looked into
                 call(0)
                 continue
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping=PACKED) as counter:
                 call(0)
             taken[part][side].flops = counter.get_total_flops()
     if compiled:

@@ -19,6 +19,7 @@ from sprint_core.models.autoencoder_config import SANA
 from sprint_core.models.gemma import Gemma, GemmaConfig
 from sprint_core.models.layers import sdpa
 from sprint_core.models.nag import NAG, join
+from sprint_core.models.prepacked import Prepacked, prepack
 from sprint_core.models.transformer import SanaTransformer
 from sprint_core.pipeline import Pipeline
 from sprint_core.text.encoder import TextEncoder
@@ -144,6 +145,7 @@ class Ours(Parts):
         if self.preset is None:
             return self._bundled(presets.BUNDLED_CONTROL, "controlnet")
         branch = controlnet.copy_trunk(self.transformer, controlnet.PUBLISHED_BLOCKS)
+        prepack(branch)
         return branch.eval().requires_grad_(False)
 
     @functools.cached_property
@@ -166,7 +168,12 @@ class Ours(Parts):
         if self.preset is None:
             return self._bundled(presets.BUNDLED, kind)
         torch.manual_seed(0)
-        return build(dtype=self.dtype, device=self.device).eval().requires_grad_(False)
+        made = build(dtype=self.dtype, device=self.device)
+        if not layouts.PARTS[kind].stays_mapped:  # as checkpoint.build makes them
+            tensors, made = made.state_dict(), build(ops=Prepacked, dtype=self.dtype, device="meta")
+            made.load_state_dict(tensors, assign=True)
+            prepack(made)
+        return made.eval().requires_grad_(False)
 
     def _bundled(self, path, kind: str) -> nn.Module:
         return checkpoint.build(checkpoint.load(path, layouts.PARTS[kind]), dtype=self.dtype, device=self.device)

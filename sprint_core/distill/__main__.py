@@ -50,7 +50,8 @@ log = messages.logger(__name__)
 
 SCENES = "scenes"
 DEFAULT, SHAPES = "demo", "shapes"  # recipes that learn from nothing
-OF_EMOJI = (DEFAULT, "demo-control")
+DEMO_CONTROL = "demo-control"
+EMOJI_RECIPES = (DEFAULT, DEMO_CONTROL)
 GOES_ON = 75  # exit code of a training that was stopped: sysexits.h's "try again later"
 DATA_HELP = (
     "sprites.zip (demo...), nothing (shapes...), or images with captions: folder, .parquet, webdataset .tar; for "
@@ -112,10 +113,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--tracker", default="", help="draw curves by one of Accelerate's trackers, too: wandb, mlflow, ...")
     add("--max-hours", type=float, default=math.inf, help="save and stop after so long, as at SIGTERM or Ctrl+C")
-    pools = f"{emoji.POOL}, of shapes {shapes.POOL}, of a ControlNet {control.POOL}"
+    pools = f"{emoji.POOL}, of shapes {shapes.POOL}, of a ControlNet {control.POOL}, of emoji {emoji_control.POOL}"
     add("--pool", type=int, help=f"demo, shapes: training scenes (default: {pools})")
     add("--concepts", choices=CONCEPTS, help="demo: what the model learns to paint (default: all)")
-    worlds = ", ".join(OF_EMOJI)
+    worlds = ", ".join(EMOJI_RECIPES)
     add("--pairs", type=float, help=f"{worlds}: how often a training caption names two things (default: {PAIRS})")
     add(
         "--seed",
@@ -159,8 +160,8 @@ def _recipe(args: argparse.Namespace) -> recipes.Recipe:
         raise ValueError(f"--evaluations {args.evaluations}: at least one is needed")
     if args.concepts and args.recipe != DEFAULT:
         raise ValueError(f"--concepts: of --recipe {DEFAULT}")
-    if args.pairs is not None and (args.recipe not in OF_EMOJI or not 0 <= args.pairs <= 1):
-        raise ValueError(f"--pairs {args.pairs:g}: of --recipe {' and '.join(OF_EMOJI)}, from 0 to 1")
+    if args.pairs is not None and (args.recipe not in EMOJI_RECIPES or not 0 <= args.pairs <= 1):
+        raise ValueError(f"--pairs {args.pairs:g}: of --recipe {' and '.join(EMOJI_RECIPES)}, from 0 to 1")
     learns_from_images = bool(recipes.RECIPES[args.recipe].preset) and Path(args.data).suffix.lower() not in PROMPTS
     if args.buckets is not None and not learns_from_images:
         raise ValueError("--buckets, --no-buckets: of recipes that learn from your images")
@@ -214,11 +215,13 @@ def _checked(recipe: recipes.Recipe, chosen: recipes.Recipe, compares: bool) -> 
     own, aim, stage = recipe.objective, chosen.objective, chosen.last
     if compares and (set_by_rows := [n for n in ("method", *WEIGHTS) if getattr(own, n) != getattr(aim, n)]):
         raise ValueError(f"--set {stage}.{set_by_rows[0]}: each row of --compare has its own; leave it out")
+    if not compares and aim.unread:
+        raise ValueError(f"--set {stage}.{aim.unread[0]}: method {aim.method} does not read it; leave it out")
     learns = {"critic": aim.ladd_weight, "fake": METHODS[aim.method].score}
-    own_betas = [name for module, name in recipes.OWN_BETAS.items() if not learns[module]]
-    unread = aim.unread + [name for name in own_betas if getattr(chosen.stages[stage], name)]
-    if unread and not compares:
-        raise ValueError(f"--set {stage}.{unread[0]}: method {aim.method} does not read it; leave it out")
+    idle = [name for module, name in recipes.OWN_BETAS.items() if not learns[module] and not compares]
+    for name in idle:
+        if getattr(chosen.stages[stage], name):
+            raise ValueError(f"--set {stage}.{name}: method {aim.method} trains none with these weights; leave it out")
     return chosen
 
 
@@ -289,7 +292,7 @@ def _run_emoji(args: argparse.Namespace, recipe: recipes.Recipe, processes: Proc
 
 def _run_control(args: argparse.Namespace, recipe: recipes.Recipe, processes: ProcessGroup, command: str) -> list[Path]:
     parts = {"--student": args.student, "--vae": args.autoencoder, "--text-encoder": args.text_encoder}
-    emoji_scenes, of_shapes = args.recipe == OF_EMOJI[1], args.recipe == "shapes-control"
+    emoji_scenes, of_shapes = args.recipe == DEMO_CONTROL, args.recipe == "shapes-control"
     if of_shapes and args.data != SCENES:
         raise ValueError(f"--data {args.data}: {args.recipe} draws its own scenes; --recipe control takes images")
     if emoji_scenes:

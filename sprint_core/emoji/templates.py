@@ -79,8 +79,10 @@ def load(path: Path = FILE) -> Templates:
         with Image.open(path, formats=["WEBP"]) as image:
             described, sheet = image.getexif().get(Base.ImageDescription), np.array(image.convert("RGBA"))
     except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(f"{path}: truncated or no WebP image ({error}); make it anew") from None
+        if isinstance(error, OSError) and error.errno is not None:  # the system's: the file may be whole
+            raise
+        raise ValueError(f"{path}: truncated or no WebP image ({error}); install the pack anew") from None
     if described != world() or sheet.shape[:2] != (CELLS * len(STYLES), CELLS * len(concepts())):
-        raise ValueError(f"{path} holds thumbnails of other concepts; make it anew")
+        raise ValueError(f"{path} holds thumbnails of other concepts; install the pack anew")
     thumbnails = torch.from_numpy(sheet).unflatten(1, (-1, CELLS)).unflatten(0, (-1, CELLS)).permute(0, 2, 4, 1, 3)
     return Templates(thumbnails.float().contiguous() / 255.0, thumbnails[:, :, 3].amax((-2, -1)) > 0)

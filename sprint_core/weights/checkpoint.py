@@ -358,8 +358,7 @@ def build(
     dtypes = {name: parameter.dtype for name, parameter in model.state_dict().items()}
     tensors = {name: tensor.to(device, dtypes[name]) for name, tensor in weights.tensors.items()}
     model.load_state_dict(tensors, strict=True, assign=True)
-    for tensor in prepack(model):
-        tensorfile.unmap([tensor])
+    prepack(model, done=lambda weight: tensorfile.unmap([weight]))
     log.info("%s", summary(weights))
     return model.eval().requires_grad_(False)
 

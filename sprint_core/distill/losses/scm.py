@@ -9,8 +9,8 @@ trajectory is found. The published form learns its weight. As tangents have leng
 1 / (n sigma_d tan t) for n elements, and it starts at 1: at first sCM counts n times too little beside LADD, and the
 weight jumps to its optimum while the tangent warms up. The cosine form has no learnt weight and no 1 / tan t, and
 held over seeds where the published one diverged. The flow form has no tangent: it is flow matching, where all angles
-count alike. By sCM's own first term, with cos^2 t and at most length 1, those near pi/2 would count a thousandth of
-others, and there one step begins.
+count alike. By sCM's own first term, with cos^2 t and at most length 1, a sample at an angle of 1.55 would count a
+five hundredth of one at 1 (errors of 0.25 in 2048 elements), and one step begins at pi/2.
 """
 
 from collections.abc import Callable

@@ -158,7 +158,9 @@ def test_thumbnails_of_another_world_or_damaged_are_refused(tmp_path):
         image.save(tmp_path / "older.webp", lossless=True, exif=exif)
         image.save(tmp_path / "painting.png", exif=exif)
     for other in ("smaller", "bare", "older"):
-        with pytest.raises(ValueError, match=rf"{other}\.webp holds thumbnails of other concepts; make it anew"):
+        with pytest.raises(
+            ValueError, match=rf"{other}\.webp holds thumbnails of other concepts; install the pack anew"
+        ):
             templates.load(tmp_path / f"{other}.webp")
     damaged = tmp_path / "damaged.webp"
     for length in (0, 20, 1000, 400_000):

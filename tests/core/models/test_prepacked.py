@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import PACKED
 from sprint_core.models import prepacked
 from sprint_core.models.prepacked import FEW_ROWS, Packed, Prepacked, prepack
 from sprint_core.weights import checkpoint, layouts, tensorfile
@@ -34,9 +36,9 @@ def calls(monkeypatch) -> list[str]:
     made, product = [], prepacked._Layer._product
 
     def spy(self, x):
-        found = product(self, x)
-        made.append("plain" if found is None else "packed")
-        return found
+        output = product(self, x)
+        made.append("plain" if output is None else "packed")
+        return output
 
     monkeypatch.setattr(prepacked._Layer, "_product", spy)
     return made
@@ -46,15 +48,17 @@ def calls(monkeypatch) -> list[str]:
 @pytest.mark.parametrize("shape", [(2, 40, WIDE), (FEW_ROWS, WIDE), (3, 5, 7, WIDE)])
 def test_a_packed_layer_is_the_layer(calls, shape, bias):
     x, one = torch.randn(shape, dtype=torch.bfloat16), layer(bias=bias)
-    assert [*prepack(one)] == [one.weight]
+    done = []
+    prepack(one, done.append)
+    assert len(done) == 1 and done[0] is one.weight
     with torch.no_grad():
-        found = one(x)
+        output = one(x)
         swapped = one(x.transpose(0, 1).contiguous().transpose(0, 1))
     assert calls == ["packed"] * 2
     exact = F.linear(x.double(), one.weight.double(), None if one.bias is None else one.bias.double())
-    assert found.dtype == torch.bfloat16 and found.shape == exact.shape
-    assert (found - exact).abs().max() <= 2**-8 * exact.abs().max()
-    assert torch.equal(found, swapped)
+    assert output.dtype == torch.bfloat16 and output.shape == exact.shape
+    assert (output - exact).abs().max() <= 2**-8 * exact.abs().max()
+    assert torch.equal(output, swapped)
 
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
@@ -63,22 +67,22 @@ def test_a_packed_convolution_is_the_convolution(calls, memory_format):
     images = torch.randn(2, WIDE, 6, 5, dtype=torch.bfloat16).contiguous(memory_format=memory_format)
     with torch.no_grad():
         plain = one(images)
-        assert [*prepack(one)] == [one.weight]
-        found = one(images)
-    assert calls == ["plain", "packed"] and found.shape == plain.shape
-    assert (found - plain).abs().max() <= 2**-7 * plain.abs().max()
+        prepack(one)
+        output = one(images)
+    assert calls == ["plain", "packed"] and output.shape == plain.shape
+    assert (output - plain).abs().max() <= 2**-7 * plain.abs().max()
 
 
 def test_where_a_packed_weight_does_not_serve(calls):
     """Few rows, gradients, tangents, other dtypes: what the layer without one returns, bit for bit."""
     one, other = layer(), layer()
-    assert len([*prepack(one)]) == 1
+    prepack(one)
     x = torch.randn(FEW_ROWS, WIDE, dtype=torch.bfloat16)
     with torch.no_grad():
         assert torch.equal(one(x[1:]), other(x[1:]))
         with forward_ad.dual_level():
-            found = one(forward_ad.make_dual(x, torch.ones_like(x)))
-            tangent = forward_ad.unpack_dual(found).tangent
+            output = one(forward_ad.make_dual(x, torch.ones_like(x)))
+            tangent = forward_ad.unpack_dual(output).tangent
         assert tangent is not None and torch.equal(tangent, F.linear(torch.ones_like(x), other.weight))
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(one(x.float()), other(x.float()))
@@ -91,11 +95,11 @@ def test_where_a_packed_weight_does_not_serve(calls):
     assert "packed" not in calls
 
 
-@pytest.mark.parametrize("change", ["in place", "another", "loaded"])
+@pytest.mark.parametrize("change", ["in place", "another", "loaded", "data"])
 def test_a_weight_that_changed_is_what_counts(calls, change):
     one, other = layer(), layer()
     x = torch.randn(FEW_ROWS, WIDE, dtype=torch.bfloat16)
-    assert len([*prepack(one)]) == 1
+    prepack(one)
     with torch.no_grad():
         other.weight.mul_(-2)
         if change == "in place":
@@ -105,6 +109,8 @@ def test_a_weight_that_changed_is_what_counts(calls, change):
             one.weight = nn.Parameter(torch.empty_like(replaced), requires_grad=False)
             one.weight.copy_(other.weight)
             assert one.weight._version == replaced._version
+        elif change == "data":
+            one.weight.data = other.weight.clone()
         else:
             one.load_state_dict(other.state_dict())
         assert torch.equal(one(x), other(x))
@@ -113,21 +119,29 @@ def test_a_weight_that_changed_is_what_counts(calls, change):
 
 def test_a_copy_has_no_packed_weights():
     one = layer()
-    assert len([*prepack(one)]) == 1
+    prepack(one)
     assert isinstance(one.packed, Packed)
     assert copy.deepcopy(one).packed is None and pickle.loads(pickle.dumps(one.packed)) is None
     assert one.state_dict().keys() == layer().state_dict().keys()
 
 
-def test_only_bf16_is_packed(monkeypatch):
-    assert not [*prepack(layer(dtype=torch.float32))] and not [*prepack(nn.Linear(4, 4, dtype=torch.bfloat16))]
-    with torch.inference_mode():  # whose tensors do not say whether they changed
-        one = layer()
-        assert [*prepack(one)] == [one.weight] and one(
-            torch.ones(FEW_ROWS, WIDE, dtype=torch.bfloat16)
-        ).isfinite().all()
+def test_what_is_not_packed(monkeypatch):
+    """Other dtypes, layers of other kinds, weights that do not say whether they changed, a CPU of no use."""
+    with torch.inference_mode():
+        unknown = layer()
+    others = [layer(dtype=torch.float32), nn.Linear(4, 4, dtype=torch.bfloat16), unknown]
+    prepack(nn.ModuleList(others), done=pytest.fail)
+    assert unknown.packed is None
     monkeypatch.setattr(prepacked, "is_of_use", lambda: False)
-    assert not [*prepack(layer())]
+    prepack(layer(), done=pytest.fail)
+
+
+def test_operations_of_packed_products_are_counted():
+    one, x = layer(), torch.randn(20, WIDE, dtype=torch.bfloat16)
+    prepack(one)
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=PACKED) as counter:
+        one(x)
+    assert counter.get_total_flops() == 2 * 20 * WIDE * OUT
 
 
 @pytest.mark.parametrize("kind", ["transformer", "controlnet", "autoencoder", "text_encoder"])

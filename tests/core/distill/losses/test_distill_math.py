@@ -162,11 +162,11 @@ def test_flow_matching_is_the_velocity_error_for_one_forward_pass():
         return c * x
 
     F, g = scm.velocity_target(student, x_t, t, dxdt)
-    found = scm.loss(F, g, t, torch.zeros_like, "flow")
-    found.backward()
+    loss = scm.loss(F, g, t, torch.zeros_like, "flow")
+    loss.backward()
     assert len(calls) == 1
     error = (0.7 * x_t - dxdt) / SIGMA_DATA
-    torch.testing.assert_close(found.detach(), error.square().mean())
+    torch.testing.assert_close(loss.detach(), error.square().mean())
     torch.testing.assert_close(c.grad, (2 * error * x_t / SIGMA_DATA).mean())
 
 

@@ -295,7 +295,7 @@ def test_the_papers_tables():
         (["--compare", "--set", "distill.method=dmd"], "--set distill.method: each row of --compare has its own"),
         (["--compare", "--set", "distill.ladd_weight=0"], "--set distill.ladd_weight: each row"),
         (["--set", "distill.fakes=3"], "--set distill.fakes: method scm does not read it"),
-        (["--set", "distill.fake_betas=0,0.9"], "--set distill.fake_betas: method scm does not read it"),
+        (["--set", "distill.fake_betas=0,0.9"], "--set distill.fake_betas: method scm trains none"),
         (["--set", "distill.method=dmd", "--set", "distill.chain_steps=9"], "chain_steps: method dmd does not read it"),
         (["--methods", "scm"], "are of --compare"),
         (["--compare", "--evaluations", "0"], "--evaluations 0"),
