@@ -351,7 +351,7 @@ def float_stage(method: str, watch: Watch | None = None) -> DistillStage:
     return distill_stage(Model().float(), Floats(), objective(method, tangent_warmup_steps=2), watch=watch)
 
 
-@pytest.mark.parametrize("method", ["dmd2", "emd"])
+@pytest.mark.parametrize("method", ["dmd2", "sid", "rcm", "emd"])
 def test_resume_equals_uninterrupted_bit_for_bit(method, tmp_path):
     whole = Trainer(float_stage(method), SHORT, tmp_path / "whole")
     start = {name: module.state_dict() for name, module in whole.stage.modules.items()}
