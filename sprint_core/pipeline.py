@@ -84,6 +84,7 @@ class Pipeline:
     flow_shift: float | None = None
 
     @classmethod
+    @torch.inference_mode(False)  # in which weights could not be packed (models/prepacked.py)
     def load(
         cls,
         path: str | Path,

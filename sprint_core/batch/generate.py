@@ -298,6 +298,7 @@ class Generate:
             nag=self.nag,
         )
 
+    @torch.inference_mode(False)  # in which weights would be others than those of any other command
     def _control_net(self):
         """Built when the first row asks for it."""
         if self._control is None:

@@ -115,7 +115,7 @@ def tangent_target(
 
 
 def velocity_target(student: Network, x_t: Tensor, t: Tensor, dxdt: Tensor) -> tuple[Tensor, Tensor]:
-    """F with its graph and what it lacks of the velocity, g = dx_t/dt / sigma_d - F: flow matching, of FORMS."""
+    """F with its graph, and what it lacks of the velocity: g = dx_t/dt / sigma_d - F, for the flow form."""
     F = student(x_t / SIGMA_DATA, t)
     return F, dxdt / SIGMA_DATA - fp32(F.detach())
 

@@ -22,6 +22,7 @@ from processes import ROOT
 from sprint_core.batch import __main__ as command_line
 from sprint_core.batch import cluster
 from sprint_core.batch.folder import Claims, Folder
+from sprint_core.batch.generate import Generate, Settings
 from sprint_core.pipeline import Pipeline
 
 COUNT = 10
@@ -405,3 +406,11 @@ def test_actors_of_ray_leave_a_cpu_free(cpus, count, threads):
     of_one = cluster.cpus_of_an_actor(cpus, count, threads)
     assert 0 < count * of_one <= cpus - 1
     assert of_one == threads or count * threads > cpus - 1
+
+
+def test_weights_are_the_same_in_inference_mode():
+    """In which those that are made do not say whether they changed, so that a CPU would multiply by others."""
+    with torch.inference_mode():
+        made = Generate(Settings(dtype="bf16"))
+        networks = made.pipeline.transformer, made.pipeline.autoencoder, made._control_net()
+    assert not any(parameter.is_inference() for network in networks for parameter in network.parameters())
