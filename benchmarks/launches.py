@@ -1,10 +1,10 @@
 """How many kernels each part launches on a GPU, and what they move, counted without one.
 
-    python -m benchmarks.launches [--model 0.6B] [--size 1024] [--dtype bf16]
+    python -m benchmarks.launches [--model 0.6B] [--size 1024] [--dtype bf16] [--kernels]
 
 Not a test. Networks without weights run on tensors that only say that they lie on a GPU, and each of torch's operations
-that is more than a view counts as one launch. That is a lower bound: some operations are several kernels. The last line
-is one JSON document.
+that is more than a view counts as one launch. That is a lower bound: some operations are several kernels. With
+--kernels those of sprint_core/kernels take their places. The last line is one JSON document.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.networks import LONG, MODELS, SHORT
 from sprint_core.devices import DTYPES
+from sprint_core.kernels import fused
 from sprint_core.latent import DOWNSCALE, LATENT_CHANNELS
 from sprint_core.models.autoencoder import Autoencoder
 from sprint_core.models.controlnet import PUBLISHED_BLOCKS, ControlNetConfig, SanaControlNet
@@ -56,6 +58,12 @@ class Launches(TorchDispatchMode):
             self.names[name] += 1
             self.bytes[name] += sum(_bytes(tensor) for tensor in tensors)
         return result
+
+    def fused(self, kernel: Any, grid: tuple[int, ...], out: Tensor, *args: Any, **constants: Any) -> None:
+        """In place of fused.launch: counts a kernel, which nothing runs."""
+        self.names[kernel.__name__] += 1
+        tensors = {id(arg): arg for arg in args if isinstance(arg, Tensor)}  # one may stand in for another
+        self.bytes[kernel.__name__] += sum(_bytes(tensor) for tensor in tensors.values())
 
     def row(self) -> dict[str, Any]:
         return {
@@ -107,11 +115,11 @@ def parts(model: str, size_px: int, dtype: torch.dtype) -> dict[str, Callable[[]
 
 
 @torch.no_grad()
-def count(model: str, size_px: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+def count(model: str, size_px: int, dtype: torch.dtype, kernels: bool = False) -> dict[str, dict[str, Any]]:
     rows = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
         for name, call in parts(model, size_px, dtype).items():
-            with Launches() as launches:
+            with Launches() as launches, mock.patch.multiple(fused, enabled=kernels, launch=launches.fused):
                 call()
             rows[name] = launches.row()
     return rows
@@ -122,12 +130,14 @@ def main() -> None:
     parser.add_argument("--model", choices=[name for name, preset in MODELS.items() if preset], default="1.6B")
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--kernels", action="store_true", help="with fused kernels, which needs Triton")
     args = parser.parse_args()
-    rows = count(args.model, args.size, DTYPES[args.dtype])
+    rows = count(args.model, args.size, DTYPES[args.dtype], args.kernels)
     for name, row in rows.items():
         operations = ", ".join(f"{count} {operation}" for operation, count in row["operations"].items())
         print(f"{name:16}{row['launches']:6} launches {row['moved_mib']:7} MiB  {operations}")
-    print(json.dumps({"model": args.model, "size_px": args.size, "dtype": args.dtype, "parts": rows}))
+    said = {"model": args.model, "size_px": args.size, "dtype": args.dtype, "kernels": args.kernels}
+    print(json.dumps({**said, "parts": rows}))
 
 
 if __name__ == "__main__":

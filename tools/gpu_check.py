@@ -12,6 +12,7 @@ on, in a new process where this one is lost. Sections, in order:
     right       each network and the bundled model's images against the CPU in fp32
     suspicious  what waits for the device, casts, kernels, and the most memory, of one image
     parts       milliseconds of each part, eager and as a CUDA graph
+    kernels     the same parts with our kernels in Triton and without: do they agree, which is faster
     end         from a prompt to an image; images a second
     train       every stage of the distillation: does it run, does it agree with the CPU, samples a second
     diffusers   the same parts beside diffusers, eager; --wheels DIR holds its wheel
@@ -46,6 +47,7 @@ LIMITS_SEC = {
     "right": 40,
     "suspicious": 30,
     "parts": 40,
+    "kernels": 60,
     "end": 30,
     "train": 50,
     "diffusers": 40,
@@ -130,7 +132,8 @@ def run_sections(args: argparse.Namespace, emit: Callable[[dict], object]) -> No
     from tools.gpu.world import World
 
     world = World(usable_device(args.device), args.tiny, args.pack)
-    work = {"card": right.card, "right": right.right, "train": training.train, "host": host.host, "nodes": host.nodes}
+    work: dict[str, Callable] = {"kernels": speed.kernels_of_ours}
+    work |= {"card": right.card, "right": right.right, "train": training.train, "host": host.host, "nodes": host.nodes}
     work |= {name: getattr(speed, name) for name in ("suspicious", "parts", "end", "diffusers", "compiled")}
     for name in args.only:
         left = args.total - (time.perf_counter() - started)

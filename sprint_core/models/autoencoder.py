@@ -20,8 +20,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..devices import fp32
+from ..kernels import fused
 from .autoencoder_config import SANA, VIT, AutoencoderConfig
-from .layers import GLUMBConv, relu_linear_attention, rms_norm, rows_per_block
+from .layers import GLUMBConv, relu_linear_attention, rms_norm, rows_per_block, uses_its_weight
 from .tiling import TiledCodec
 
 NORM_EPS = 1e-5
@@ -47,8 +48,10 @@ def _channel_norm_class(base: type) -> type:
 
         def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
             """The norm, plus the residual [b, c, h, w]. x may be overwritten."""
-            more = None if residual is None else residual.movedim(1, -1)
-            return rms_norm(super().forward, NORM_EPS, x.movedim(1, -1), self.bias.to(x), more).movedim(-1, 1)
+            x, more, bias = x.movedim(1, -1), None if residual is None else residual.movedim(1, -1), self.bias.to(x)
+            if fused.serves(x) and uses_its_weight(self, x.device):
+                return fused.rms_norm(x, self.weight, NORM_EPS, bias=bias, residual=more).movedim(-1, 1)
+            return rms_norm(super().forward, NORM_EPS, x, bias, more).movedim(-1, 1)
 
     return ChannelNorm
 

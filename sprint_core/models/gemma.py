@@ -18,6 +18,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import Count, Depth, PositiveNumber, check_fields
+from ..kernels import fused
+from .layers import uses_its_weight
 
 KV = tuple[Tensor, Tensor]  # keys after rotation and values, each [b, kv_heads, n, head_dim]
 FINAL_SOFTCAP = 30.0  # of the logits of the next token, in every Gemma 2
@@ -71,14 +73,17 @@ class KVPrefix:
 # --- the pieces -----------------------------------------------------------------------------------
 
 
-def gemma_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
-    """RMSNorm with gain 1 + w, in fp32: [..., c] -> [..., c] in x's dtype.
+def gemma_norm(norm: nn.RMSNorm, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """RMSNorm with gain 1 + w, in fp32, plus the residual: all [..., c] in x's dtype.
 
     `norm` is an `ops.RMSNorm` and multiplies by w alone; hosts cast and patch its weight inside its
     own forward, so the 1 is added to its output instead: (1 + w) n = w n + n.
     """
+    if fused.serves(x) and uses_its_weight(norm, x.device):
+        return fused.rms_norm(x, norm.weight, norm.eps, offset=1.0, residual=residual)
     x32 = x.float()
-    return (norm(x32) + F.rms_norm(x32, x.shape[-1:], eps=norm.eps)).to(x.dtype)
+    y = (norm(x32) + F.rms_norm(x32, x.shape[-1:], eps=norm.eps)).to(x.dtype)
+    return y if residual is None else residual + y
 
 
 def rotary_angles(start: int, n: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -92,6 +97,8 @@ def rotary_angles(start: int, n: int, head_dim: int, theta: float, device: torch
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary embedding of x [b, h, n, d], in fp32: channel i is rotated with channel i + d/2 by `rope`'s angles."""
     cos, sin = rope
+    if fused.serves(x):
+        return fused.rotate(x, cos, sin)
     x32 = x.to(torch.float32, memory_format=torch.contiguous_format)
     return torch.addcmul(x32 * cos, torch.cat(x32.chunk(2, dim=-1)[::-1], dim=-1), sin).to(x.dtype)
 
@@ -111,11 +118,15 @@ def softcapped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: f
     """
     groups = q.shape[1] // k.shape[1]
     q = rearrange(q, "b (k g) n d -> b k (g n) d", g=groups)
-    logits = (q @ k.transpose(-1, -2)).float() * (scale if cap is None else scale / cap)
-    if cap is not None:
-        logits = cap * torch.tanh(logits)
-    logits = rearrange(logits, "b k (g n) m -> b k g n m", g=groups).masked_fill(mask, float("-inf"))
-    weights = rearrange(logits.softmax(dim=-1).to(v.dtype), "b k g n m -> b k (g n) m")
+    logits, scale = q @ k.transpose(-1, -2), scale if cap is None else scale / cap
+    if fused.serves(logits):
+        weights = fused.softcapped_softmax(logits, mask, scale, cap)
+    else:
+        logits = logits.float() * scale
+        if cap is not None:
+            logits = cap * torch.tanh(logits)
+        logits = rearrange(logits, "b k (g n) m -> b k g n m", g=groups).masked_fill(mask, float("-inf"))
+        weights = rearrange(logits.softmax(dim=-1).to(v.dtype), "b k g n m -> b k (g n) m")
     return rearrange(weights @ v, "b k (g n) d -> b n (k g d)", g=groups)
 
 
@@ -160,7 +171,9 @@ class GatedMLP(nn.Module):
         self.down_proj = ops.Linear(config.ffn, config.width, bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+        gate, x = self.gate_proj(x), self.up_proj(x)
+        gated = fused.gelu_gate(gate, x) if fused.serves(x) else F.gelu(gate, approximate="tanh") * x
+        return self.down_proj(gated)
 
 
 def _rms_norm(config: GemmaConfig, ops: Any, device: torch.device | str | None) -> nn.RMSNorm:
@@ -185,9 +198,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, past: KV | None) -> tuple[Tensor, KV]:
         """x [b, n, width] -> [b, n, width], and all tokens' keys and values; past: those of the tokens in front."""
         y, kv = self.self_attn(gemma_norm(self.input_layernorm, x), rope, mask, past)
-        x = x + gemma_norm(self.post_attention_layernorm, y)
+        x = gemma_norm(self.post_attention_layernorm, y, x)
         y = self.mlp(gemma_norm(self.pre_feedforward_layernorm, x))
-        return x + gemma_norm(self.post_feedforward_layernorm, y), kv
+        return gemma_norm(self.post_feedforward_layernorm, y, x), kv
 
 
 class Decoder(nn.Module):

@@ -16,13 +16,17 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
 from ..devices import fp32, to_device
+from ..kernels import fused
 
 LINEAR_ATTENTION_EPS = 1e-8  # the authors' value; diffusers has 1e-15
 MAX_PERIOD = 10000.0  # of the time embedding
 CACHE_ELEMENTS = 2**21  # elements of a tensor that a CPU works on at once: in its cache, and worth waking threads for
+ON_THE_WAY = ("comfy_cast_weights", "weight_function", "bias_function")  # by these ComfyUI's layers change weights
+PLAIN = (nn.Parameter, FakeTensor)  # no tensor that unpacks itself; the second only counts what would be done
 FEW_ELEMENTS = 2**16  # of which torch's own norm is as soon done
 LARGE = 2.0**20  # of a row of equal numbers, beside which a norm's eps is nothing; no CPU runs fp16, which is too short
 MASKED = -10000.0  # what is added to the logits of padded text tokens, as in training
@@ -43,6 +47,22 @@ class Unset:
     Linear, Conv2d, Embedding, RMSNorm = map(_unset, (nn.Linear, nn.Conv2d, nn.Embedding, nn.RMSNorm))
 
 
+def uses_its_weight(layer: nn.Module, device: torch.device) -> bool:
+    """Whether all that a layer's forward does with its weight is to read it on this device as it lies there.
+
+    Not so where a host casts, streams or patches it on the way, where it is quantised or shared among machines, and
+    where somebody wants to see or replace the layer's calls.
+    """
+    return (
+        type(layer.weight) in PLAIN
+        and layer.weight.device == device
+        and not any(getattr(layer, name, None) for name in ON_THE_WAY)
+        and "forward" not in vars(layer)
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+    )
+
+
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Softmax attention: q [b, n, h*d], k and v [b, m, h*d], additive mask [b, 1, 1, m] or None -> [b, n, h*d]."""
     q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (q, k, v))
@@ -55,6 +75,8 @@ def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = LINEAR_A
     relu(q) (relu(k)^T v) / (relu(q) sum relu(k)), computed in fp32, as the [d, d] products of hundreds of tokens
     overflow fp16 and round badly in bf16.
     """
+    if fused.serves(q) and fused.attends(q, k, v):
+        return fused.relu_linear_attention(q, k, v, eps)
     heads = rows_per_block(q, q.numel() // q.shape[1])
     blocks = zip(q.split(heads, dim=1), k.split(heads, dim=1), v.split(heads, dim=1), strict=True)
     outputs = [_attend_linearly(*block, eps) for block in blocks]
@@ -158,6 +180,8 @@ def table_rows(table: nn.Embedding, rows: int, like: Tensor) -> Tensor:
     Tables are Embeddings and not bare parameters, because hosts cast, offload, merge and patch only
     parameters that belong to an operation.
     """
+    if uses_its_weight(table, like.device):
+        return table.weight[:rows].to(like.dtype)
     return table(torch.arange(rows, device=like.device)).to(like.dtype)
 
 
@@ -193,7 +217,10 @@ class GLUMBConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         in_place = not torch.is_grad_enabled()
-        x, gate = self.conv_depth(F.silu(self.conv_inverted(x), inplace=in_place)).chunk(2, dim=1)
+        x = F.silu(self.conv_inverted(x), inplace=in_place)
+        if fused.serves(x) and uses_its_weight(self.conv_depth, x.device):
+            return self.conv_point(fused.gated_depthwise(x, self.conv_depth.weight, self.conv_depth.bias))
+        x, gate = self.conv_depth(x).chunk(2, dim=1)
         return self.conv_point(F.silu(gate).mul_(x) if in_place else F.silu(gate) * x)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..config import Count, CountOrZero, Depth, Number, PositiveNumber, Range, check_fields
 from ..devices import fp32
+from ..kernels import fused
 from ..latent import LATENT_CHANNELS
 from .layers import (
     MASKED,
@@ -30,6 +31,7 @@ from .layers import (
     sincos_axis,
     table_rows,
     timestep_embedding,
+    uses_its_weight,
 )
 
 SELF_HEAD_DIM = 32  # of the linear attention, in every variant
@@ -80,9 +82,13 @@ class Conditioning:
     attention: Attention  # of the cross-attention
 
 
-def qk_norm(norm: Any, x: Tensor) -> Tensor:
-    """Of queries or keys [b, n, c], if there is one. x may be overwritten."""
-    return x if isinstance(norm, nn.Identity) else rms_norm(norm, norm.eps, x)
+def qk_norms(norm_q: Any, norm_k: Any, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Of queries [b, n, c] and keys [b, m, c], if there are norms, with one eps. Both may be overwritten."""
+    if isinstance(norm_q, nn.Identity):
+        return q, k
+    if fused.serves(q) and all(uses_its_weight(norm, q.device) for norm in (norm_q, norm_k)):
+        return fused.rms_norm_pair(q, norm_q.weight, k, norm_k.weight, norm_q.eps)
+    return rms_norm(norm_q, norm_q.eps, q), rms_norm(norm_k, norm_k.eps, k)
 
 
 class LinearSelfAttention(nn.Module):
@@ -100,8 +106,7 @@ class LinearSelfAttention(nn.Module):
         self.to_out = nn.ModuleList([ops.Linear(dim, dim, **factory)])
 
     def forward(self, x: Tensor) -> Tensor:
-        q = qk_norm(self.norm_q, self.to_q(x))
-        k = qk_norm(self.norm_k, self.to_k(x))
+        q, k = qk_norms(self.norm_q, self.norm_k, self.to_q(x), self.to_k(x))
         q, k, v = (rearrange(y, "b n (h d) -> b h n d", h=self.heads) for y in (q, k, self.to_v(x)))
         return self.to_out[0](relu_linear_attention(q, k, v))
 
@@ -121,8 +126,7 @@ class CrossAttention(nn.Module):
         self.to_out = nn.ModuleList([ops.Linear(dim, dim, **factory)])
 
     def forward(self, x: Tensor, caption: Tensor, mask: Tensor | None, attention: Attention) -> Tensor:
-        q = qk_norm(self.norm_q, self.to_q(x))
-        k = qk_norm(self.norm_k, self.to_k(caption))
+        q, k = qk_norms(self.norm_q, self.norm_k, self.to_q(x), self.to_k(caption))
         return self.to_out[0](attention(q, k, self.to_v(caption), self.heads, mask))
 
 
@@ -141,14 +145,25 @@ class SanaBlock(nn.Module):
         m = table_rows(self.scale_shift_table, 6, x) + conditioning.modulation
         shift1, scale1, gate1, shift2, scale2, gate2 = m.chunk(6, dim=1)
         x = torch.addcmul(x, gate1, self.attn1(modulated_norm(x, shift1, scale1)))
-        x = x + self.attn2(x, caption, conditioning.mask, conditioning.attention)
-        h = rearrange(modulated_norm(x, shift2, scale2), "b (h w) c -> b c h w", h=conditioning.size[0])
+        branch = self.attn2(x, caption, conditioning.mask, conditioning.attention)
+        x, h = modulated_sum(x, branch, shift2, scale2)
+        h = rearrange(h, "b (h w) c -> b c h w", h=conditioning.size[0])
         return torch.addcmul(x, gate2, rearrange(self.ff(h), "b c h w -> b (h w) c"))
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Layer norm without weights, then (1 + scale) x + shift: [b, n, c], with shift and scale [b, 1, c]."""
+    if fused.serves(x):
+        return fused.modulated_norm(x, shift, scale, BLOCK_EPS)[1]
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=BLOCK_EPS), 1 + scale)
+
+
+def modulated_sum(x: Tensor, branch: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """x + branch, and its modulated norm: both [b, n, c]."""
+    if fused.serves(x):
+        return fused.modulated_norm(x, shift, scale, BLOCK_EPS, branch)
+    x = x + branch
+    return x, modulated_norm(x, shift, scale)
 
 
 class TimeEmbed(nn.Module):

@@ -21,13 +21,14 @@ def lines(capsys) -> list[dict]:
 
 def test_two_sections_in_a_rehearsal(tmp_path, capsys):
     out = tmp_path / "lines.jsonl"
-    command = ["--device", "cpu", "--tiny", "--only", "parts,card", "--out", str(out), "--total", "400"]
+    command = ["--device", "cpu", "--tiny", "--only", "parts,kernels,card", "--out", str(out), "--total", "400"]
     assert gpu_check.main([*command, "--limit", "200"]) == 0
-    card, parts, everything = rows = lines(capsys)
-    assert [row["section"] for row in rows] == ["card", "parts", "all"] and everything["failed"] == []
+    card, parts, kernels, everything = rows = lines(capsys)
+    assert [row["section"] for row in rows] == ["card", "parts", "kernels", "all"] and everything["failed"] == []
     assert card["copy_gb_per_sec"] > 0 and card["torch"] == torch.__version__
     assert set(parts) == {"section", "seconds", *PARTS}
     assert all(parts[name]["eager"]["ms"] > 0 and parts[name]["graph"] == {} for name in PARTS)
+    assert set(kernels) == set(parts) and all(kernels[name]["difference"] == 0 for name in PARTS)  # none on a CPU
     assert [json.loads(line) for line in out.read_text().splitlines()] == rows
 
 

@@ -14,7 +14,7 @@ CORE, NODES = ROOT / "sprint_core", ROOT / "nodes"
 # Each package, or module at the root, may import those of the lines before its own. A new one finds its place here.
 LADDER = (
     ("messages",),
-    ("config", "trigflow", "latent", "devices", "thread_count", "fastest", "cli", "disk", "shapes", "emoji"),
+    ("config", "trigflow", "latent", "devices", "thread_count", "fastest", "cli", "disk", "shapes", "emoji", "kernels"),
     ("models", "sampler"),
     ("weights",),
     ("text", "images"),
@@ -34,7 +34,7 @@ DISTILL = (
 )
 # What ComfyUI installs, so that the core runs wherever it does.
 ALLOWED = {"torch", "safetensors", "einops", "transformers", "sentencepiece", "tokenizers", "numpy", "scipy", "PIL"}
-ALLOWED |= {"tqdm", "huggingface_hub"} | set(sys.stdlib_module_names)
+ALLOWED |= {"tqdm", "huggingface_hub", "triton"} | set(sys.stdlib_module_names)
 # Groups of pyproject.toml.
 FOR_TRAINING = {"accelerate", "datasets", "pyarrow", "matplotlib", "resvg_py"}
 FOR_BATCH = {"pyarrow", "ray"}
@@ -99,7 +99,7 @@ def place(name: str) -> tuple[int, int]:
     return next(i for i, rung in enumerate(LADDER) if package in rung), inner
 
 
-NAMED = [name for name in MODULES if name.split(".")[-1] != "__init__"]
+NAMED = [name for name in MODULES if name.split(".")[-1] != "__init__" and name != "kernels.source"]  # needs Triton
 
 
 def room(name: str) -> tuple[str, ...]:
@@ -175,6 +175,7 @@ for name in {sorted(NAMED)!r}:
     if not name.endswith("__main__"):
         importlib.import_module("sprint_core." + name)
 assert not set({LAZY!r}) & set(sys.modules), set({LAZY!r}) & set(sys.modules)
+assert "sprint_core.kernels.source" not in sys.modules  # Triton, which takes a second
 assert not [name for name in sys.modules if name.split(".")[0] in ("comfy", "folder_paths", "nodes")]
 assert not logging.root.handlers
 assert (threads, grad) == (torch.get_num_threads(), torch.is_grad_enabled())

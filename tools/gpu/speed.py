@@ -1,8 +1,9 @@
-"""Sections suspicious, parts, end, diffusers and compiled: where the time of an image goes."""
+"""Sections suspicious, parts, kernels, end, diffusers and compiled: where the time of an image goes."""
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from benchmarks.measure import PeakMemory, difference, wait
 from benchmarks.networks import LONG, SHORT, prompt_of
 from benchmarks.theirs import Theirs, version
+from sprint_core.kernels import fused
 from sprint_core.models.compiled import compile_in_place, require_compiler
 from sprint_core.pipeline import Caption, Control
 
@@ -94,25 +96,45 @@ def _nan_checks(world: World) -> Row:
 
 def parts(world: World, row: Row) -> None:
     """Every part by itself, eager and as a CUDA graph."""
-    for model in ("0.6B", MODEL):
-        ours = world.ours(model)
-        row[f"step_{model}"] = _eager_and_graph(world, lambda ours=ours: ours.step(1))
-        many = ours.batch_inputs(LARGE)
-        row[f"step_{model}_batch_{LARGE}"] = _eager_and_graph(
-            world, lambda ours=ours, many=many: ours.transformer(**many)
-        )
+    for name, call in _parts(world):
+        row[name] = _eager_and_graph(world, call)
     ours = world.ours(MODEL)
-    row["controlnet"] = _eager_and_graph(world, lambda: ours.branch(1))
-    row["decode"] = _eager_and_graph(world, lambda: ours.decode(1))
-    row["encode"] = _eager_and_graph(world, lambda: ours.encode(1))
-    row["taesana_decode"] = _eager_and_graph(world, lambda: ours.draft(1))
     for tokens in (SHORT, LONG):
         new = _NewPrompts(tokens)
-        row[f"text_{tokens}"] = {
-            "encoder": milliseconds(lambda new=new: ours.text_encoder.encode([new()]), world.device, world.runs),
-            **_eager_and_graph(world, functools.partial(_gemma, ours, *_gemma_inputs(ours, tokens))),
-        }
-    row["prefill"] = _eager_and_graph(world, functools.partial(_gemma, ours, _prefix_ids(ours), None))
+        encoder = milliseconds(lambda new=new: ours.text_encoder.encode([new()]), world.device, world.runs)
+        row[f"text_{tokens}"]["encoder"] = encoder
+
+
+def _parts(world: World) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Each by its name; of both transformers also a large batch."""
+    for model in ("0.6B", MODEL):
+        ours = world.ours(model)
+        yield f"step_{model}", functools.partial(ours.step, 1)
+        yield f"step_{model}_batch_{LARGE}", functools.partial(ours.transformer, **ours.batch_inputs(LARGE))
+    ours = world.ours(MODEL)
+    ways = {"controlnet": ours.branch, "decode": ours.decode, "encode": ours.encode, "taesana_decode": ours.draft}
+    for name, way in ways.items():
+        yield name, functools.partial(way, 1)
+    for tokens in (SHORT, LONG):
+        yield f"text_{tokens}", functools.partial(_gemma, ours, *_gemma_inputs(ours, tokens))
+    yield "prefill", functools.partial(_gemma, ours, _prefix_ids(ours), None)
+
+
+def kernels_of_ours(world: World, row: Row) -> None:
+    """Every part with and without the kernels of sprint_core/kernels, in turn: how far apart, and how fast."""
+    switch = functools.partial(mock.patch.object, fused, "enabled")
+    for name, call in _parts(world):
+        with switch(False):
+            expected = call().float()
+        started = time.perf_counter()
+        with switch(True):
+            output = call().float()
+        wait(world.device)
+        row[name] = measured = {"difference": rounded(float((output - expected).abs().max()))}
+        measured["first_sec"] = rounded(time.perf_counter() - started)  # compiles
+        for way, on in {"plain": False, "fused": True}.items():
+            with switch(on):
+                measured[way] = _eager_and_graph(world, call)
 
 
 def _eager_and_graph(world: World, call: Callable[[], Tensor]) -> Row:

@@ -11,7 +11,7 @@ from torch import nn
 
 from sprint_core.config import from_dict
 from sprint_core.models import layers
-from sprint_core.models.transformer import SanaTransformer, TransformerConfig, qk_norm
+from sprint_core.models.transformer import SanaTransformer, TransformerConfig, qk_norms
 from sprint_core.weights import keymaps, layouts, presets
 from sprint_core.weights.layouts.transformer import config_from_diffusers, infer_config
 from sprint_core.weights.presets import PRESETS
@@ -103,11 +103,14 @@ def test_norms_of_queries_and_keys_have_their_epsilon(eps, monkeypatch):
     norm, x = nn.RMSNorm(24, eps=eps), 0.01 * randn(2, 5, 24)
     norm.weight.data = randn(24, seed=3)
     want = norm(x)
+    other, keys = nn.RMSNorm(24, eps=eps), x[:, :3] + 1
     with torch.no_grad():
-        torch.testing.assert_close(qk_norm(norm, x.clone()), want)
-    tangent = torch.func.jvp(lambda y: qk_norm(norm, y.clone()), (x,), (torch.ones_like(x),))[1]
-    torch.testing.assert_close(tangent, torch.func.jvp(norm, (x,), (torch.ones_like(x),))[1])
-    assert qk_norm(nn.Identity(), x) is x
+        q, k = qk_norms(norm, other, x.clone(), keys.clone())
+        torch.testing.assert_close((q, k), (want, other(keys)))
+    tangent = torch.func.jvp(lambda y: qk_norms(norm, other, y.clone(), y.clone()), (x,), (torch.ones_like(x),))[1]
+    torch.testing.assert_close(tangent[0], torch.func.jvp(norm, (x,), (torch.ones_like(x),))[1])
+    none = nn.Identity()
+    assert qk_norms(none, none, x, keys) == (x, keys)
 
 
 def test_control_residuals():

@@ -1,0 +1,1 @@
+"""Fused kernels for GPUs, in Triton: what takes torch several launches, in one."""

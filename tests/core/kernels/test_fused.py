@@ -1,0 +1,170 @@
+"""Fused kernels: their values in Triton's interpreter, their code for GPUs, and when they stand aside."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import processes
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+
+from benchmarks import launches
+from sprint_core.kernels import fused
+from sprint_core.models import layers
+
+triton = pytest.importorskip("triton", reason="only Linux's torch comes with Triton")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+LIMITS = {"fp32": 1e-6, "bf16": 5e-3}  # of one rounding
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> dict:
+    """What interpreted.py says, in a process of its own, since Triton asks when it is imported."""
+    environment = os.environ | {"PYTHONPATH": processes.PATHS, "TRITON_INTERPRET": "1", fused.SWITCH: "1"}
+    script = Path(__file__).with_name("interpreted.py")
+    ended = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_each_kernel_computes_its_equation(interpreted, dtype):
+    errors = {case: error for case, error in interpreted["errors"].items() if dtype in case}
+    assert len(errors) > 40 and max(errors.values()) < LIMITS[dtype], max(errors.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("network", ["transformer", "controlnet", "decoder", "encoder", "text_encoder"])
+def test_networks_are_the_same_with_them(interpreted, network):
+    """And without those that read a weight, where a host casts weights on their way."""
+    assert interpreted["errors"][network] < 1e-5
+    assert interpreted["errors"][f"{network} whose weights are cast"] < 1e-5
+
+
+def test_every_kernel_was_asked(interpreted):
+    kernels = {name for name, kernel in vars(fused.source()).items() if isinstance(kernel, triton.JITFunction)}
+    assert set(interpreted["ran"]) == kernels - {"tanh"}
+
+
+TARGETS = {
+    "sm_86": ("cuda", 86, 32),
+    "sm_89": ("cuda", 89, 32),
+    "sm_90": ("cuda", 90, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.bool: "*i1"}
+
+
+@pytest.fixture(scope="module")
+def launched() -> list[tuple]:
+    """What the parts of the 1.6B launch for an image of 1024 px: each kernel with its constants once."""
+    found = {}
+
+    def record(kernel: Any, grid: tuple[int, ...], out: Tensor, *args: Any, warps: int = 4, **constants: Any) -> None:
+        signature, aligned = dict.fromkeys(constants, "constexpr"), {}
+        for i, (name, arg) in enumerate(zip(kernel.arg_names, args, strict=False)):  # before the constants
+            kind = "fp32" if isinstance(arg, float) else "i32"
+            signature[name] = POINTERS[arg.dtype] if isinstance(arg, Tensor) else kind
+            if isinstance(arg, Tensor) or (isinstance(arg, int) and not arg % 16):  # as Triton finds out by itself
+                aligned[i,] = [["tt.divisibility", 16]]
+        found[str((kernel.__name__, signature, constants))] = (kernel, signature, constants, aligned, warps)
+
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        for call in launches.parts("1.6B", 1024, torch.bfloat16).values():
+            with mock.patch.multiple(fused, enabled=True, launch=record):
+                call()
+    return list(found.values())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_they_compile_for_gpus(launched, target):
+    """With Triton's own compilers, which need no GPU."""
+    assert len({kernel.__name__ for kernel, *_ in launched}) == 9
+    for kernel, signature, constants, aligned, warps in launched:
+        source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
+        compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": warps})
+        assert compiled.asm["cubin" if target.startswith("sm") else "hsaco"], kernel.__name__
+
+
+def layer(**attributes: Any) -> nn.Module:
+    made = nn.RMSNorm(4)
+    vars(made).update(attributes)
+    return made
+
+
+def hooked(register: str) -> nn.Module:
+    made = nn.RMSNorm(4)
+    getattr(made, register)(lambda *_: None)
+    return made
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        layer(comfy_cast_weights=True),
+        layer(weight_function=[max]),
+        layer(bias_function=[max]),
+        layer(forward=max),
+        hooked("register_forward_hook"),
+        hooked("register_forward_pre_hook"),
+        nn.RMSNorm(4, device="meta"),
+        nn.utils.parametrize.register_parametrization(nn.RMSNorm(4), "weight", nn.ReLU()),
+    ],
+)
+def test_weights_that_are_changed_on_their_way_are_not_read(other):
+    cpu = torch.device("cpu")
+    assert layers.uses_its_weight(layer(comfy_cast_weights=False, weight_function=[]), cpu)
+    assert not layers.uses_its_weight(other, cpu)
+
+
+def test_they_are_for_inference_where_they_are_asked_for(monkeypatch):
+    monkeypatch.setattr(fused, "interprets", lambda: True)
+    x = torch.zeros(4)
+    with torch.no_grad():
+        assert not fused.serves(x)  # tests run without the switch
+        monkeypatch.setattr(fused, "enabled", True)
+        assert fused.serves(x) and not fused.serves(x.double())
+        with forward_ad.dual_level():
+            assert not fused.serves(forward_ad.make_dual(x, x))
+        with mock.patch.object(torch.compiler, "is_compiling", lambda: True):
+            assert not fused.serves(x)
+        monkeypatch.setattr(fused, "interprets", lambda: False)
+        assert not fused.serves(x)
+        monkeypatch.setattr(fused, "interprets", lambda: True)
+        monkeypatch.setattr(fused, "source", lambda: None)
+        assert not fused.serves(x)
+    monkeypatch.undo()
+    monkeypatch.setattr(fused, "enabled", True)
+    assert not fused.serves(x)
+
+
+def test_without_triton_one_line_says_so(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "sprint_core.kernels.source", raising=False)
+    monkeypatch.delattr("sprint_core.kernels.source", raising=False)
+    fused.source.cache_clear()
+    try:
+        assert fused.source() is None and fused.source() is None
+    finally:
+        fused.source.cache_clear()
+    (said,) = caplog.messages
+    assert fused.SWITCH in said and "Triton" in said
+
+
+def test_a_kernel_that_cannot_run_says_what_to_do():
+    class Broken:
+        __name__ = "broken"
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            raise ValueError("no C compiler\nand more")
+
+    with pytest.raises(RuntimeError, match=rf"broken .*no C compiler.*start without {fused.SWITCH}$"):
+        fused.launch(Broken(), (1,), torch.zeros(1))
