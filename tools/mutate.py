@@ -15,6 +15,7 @@ import gc
 import importlib
 import importlib.machinery
 import json
+import linecache
 import os
 import re
 import signal
@@ -115,6 +116,8 @@ def plant(mutation: Mutation) -> None:
         return self.source_to_code(source, path) if os.path.realpath(path) == str(mutation.path) else plain(self, name)
 
     importlib.machinery.SourceFileLoader.get_code = get_code
+    # For who reads the source of a function, as Triton does. No time: the file is not looked at again.
+    linecache.cache[str(mutation.path)] = (len(source), None, source.splitlines(keepends=True), str(mutation.path))
 
 
 def fork(tests: Sequence[str], mutation: Mutation | None, log: Path) -> int:

@@ -1,20 +1,18 @@
 """Fused kernels: their values in Triton's interpreter, their code for GPUs, and when they stand aside."""
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
+from collections import Counter
 from typing import Any
 from unittest import mock
 
-import processes
+import kernel_cases
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
+import sprint_core.kernels
 from benchmarks import launches
 from sprint_core.kernels import fused
 from sprint_core.models import layers
@@ -26,32 +24,43 @@ from triton.compiler import ASTSource  # noqa: E402
 LIMITS = {"fp32": 1e-6, "bf16": 5e-3}  # of one rounding
 
 
-@pytest.fixture(scope="session")
-def interpreted() -> dict:
-    """What interpreted.py says, in a process of its own, since Triton asks when it is imported."""
-    environment = os.environ | {"PYTHONPATH": processes.PATHS, "TRITON_INTERPRET": "1", fused.SWITCH: "1"}
-    script = Path(__file__).with_name("interpreted.py")
-    ended = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=600)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    return json.loads(ended.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def interpreted() -> tuple[dict[str, float], Counter[str]]:
+    """What kernel_cases.py finds. Triton asks when it is imported whether it is to interpret: here a second time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        for name in [name for name in sys.modules if name.startswith("triton") and not name.startswith("triton._C")]:
+            patch.delitem(sys.modules, name)
+        forget_kernels()
+        found = kernel_cases.run(patch)
+    forget_kernels()
+    return found
+
+
+def forget_kernels() -> None:
+    """As they are those of one Triton."""
+    sys.modules.pop("sprint_core.kernels.source", None)
+    vars(sprint_core.kernels).pop("source", None)
+    fused.source.cache_clear()
+    fused.interprets.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
 def test_each_kernel_computes_its_equation(interpreted, dtype):
-    errors = {case: error for case, error in interpreted["errors"].items() if dtype in case}
+    errors = {case: error for case, error in interpreted[0].items() if dtype in case}
     assert len(errors) > 40 and max(errors.values()) < LIMITS[dtype], max(errors.items(), key=lambda item: item[1])
 
 
 @pytest.mark.parametrize("network", ["transformer", "controlnet", "decoder", "encoder", "text_encoder"])
 def test_networks_are_the_same_with_them(interpreted, network):
     """And without those that read a weight, where a host casts weights on their way."""
-    assert interpreted["errors"][network] < 1e-5
-    assert interpreted["errors"][f"{network} whose weights are cast"] < 1e-5
+    assert interpreted[0][network] < 1e-5
+    assert interpreted[0][f"{network} whose weights are cast"] < 1e-5
 
 
 def test_every_kernel_was_asked(interpreted):
     kernels = {name for name, kernel in vars(fused.source()).items() if isinstance(kernel, triton.JITFunction)}
-    assert set(interpreted["ran"]) == kernels - {"tanh"}
+    assert set(interpreted[1]) == kernels - {"tanh"}
 
 
 TARGETS = {
@@ -141,20 +150,20 @@ def test_they_are_for_inference_where_they_are_asked_for(monkeypatch):
         monkeypatch.setattr(fused, "interprets", lambda: True)
         monkeypatch.setattr(fused, "source", lambda: None)
         assert not fused.serves(x)
-    monkeypatch.undo()
-    monkeypatch.setattr(fused, "enabled", True)
+        monkeypatch.undo()
+        monkeypatch.setattr(fused, "interprets", lambda: True)
+        monkeypatch.setattr(fused, "enabled", True)
+        assert fused.serves(x)
     assert not fused.serves(x)
 
 
 def test_without_triton_one_line_says_so(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "sprint_core.kernels.source", raising=False)
-    monkeypatch.delattr("sprint_core.kernels.source", raising=False)
-    fused.source.cache_clear()
+    forget_kernels()
     try:
         assert fused.source() is None and fused.source() is None
     finally:
-        fused.source.cache_clear()
+        forget_kernels()
     (said,) = caplog.messages
     assert fused.SWITCH in said and "Triton" in said
 
