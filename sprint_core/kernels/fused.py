@@ -8,7 +8,6 @@ has yet shown that they are faster. `python -m tools.gpu_check --only kernels` w
 
 import functools
 import os
-import types
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ def interprets() -> bool:
 
 
 @functools.cache
-def source() -> types.ModuleType | None:
+def source() -> Any:  # a module
     """The kernels; None where there is no Triton, which is said once."""
     try:
         from . import source

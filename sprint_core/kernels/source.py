@@ -4,7 +4,7 @@ Arithmetic is in fp32, whatever lies in memory. Tensors in capitals are pointers
 unless there is a stride. Constants (`tl.constexpr`) have a kernel of their own for each value: few, and powers of two.
 """
 
-# pyright: reportMissingImports=false, reportMissingModuleSource=false
+# pyright: reportMissingImports=false, reportMissingModuleSource=false, reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl
