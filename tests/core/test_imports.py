@@ -14,7 +14,20 @@ CORE, NODES = ROOT / "sprint_core", ROOT / "nodes"
 # Each package, or module at the root, may import those of the lines before its own. A new one finds its place here.
 LADDER = (
     ("messages",),
-    ("config", "trigflow", "latent", "devices", "thread_count", "fastest", "cli", "disk", "shapes", "emoji", "kernels"),
+    (
+        "config",
+        "trigflow",
+        "latent",
+        "devices",
+        "thread_count",
+        "fastest",
+        "cli",
+        "disk",
+        "shapes",
+        "emoji",
+        "kernels",
+        "freed_memory",
+    ),
     ("models", "sampler"),
     ("weights",),
     ("text", "images"),
