@@ -1,9 +1,10 @@
 """What the kernels of source.py compute, as functions of tensors. For inference, where `serves` says so.
 
 Each takes the place of a chain of torch's operations, of two to twelve launches (`python -m benchmarks.launches` counts
-them), reads and writes memory once, and rounds once. They are off unless the environment has SANA_SPRINT_KERNELS=1:
-tests show that they are right (in Triton's interpreter) and that they compile for NVIDIA's and AMD's GPUs, but no GPU
-has yet shown that they are faster. `python -m tools.gpu_check --only kernels` will.
+them), and keeps in registers what they write to memory in between. They are off unless the environment has
+SANA_SPRINT_KERNELS=1: tests show that they are right (in Triton's interpreter) and that they compile for NVIDIA's and
+AMD's GPUs, but no GPU has yet shown that they are faster. `python -m tools.gpu_check --only kernels` will. Until then
+whole programs try them, ComfyUI among them: hence a switch of the environment, and no argument of every network.
 """
 
 import functools
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import messages
 
@@ -20,11 +20,11 @@ log = messages.logger(__name__)
 
 SWITCH = "SANA_SPRINT_KERNELS"
 HEAD_DIMS = (16, 32, 64, 128)  # of linear attention: what tl.dot multiplies
-MOST_CHANNELS = 2**14  # of a row that one program holds
 TILE = 2**12  # elements that one program of `rms_norm` works on
 TOKENS, PARTS = 64, 4  # of a program of linear attention, and into how many sums its tokens are split
 
 enabled = os.environ.get(SWITCH) == "1"
+in_inference = torch.is_inference_mode_enabled  # training also runs networks without gradients, beside those with
 
 
 @functools.cache
@@ -45,15 +45,14 @@ def source() -> Any:  # a module
 
 
 def serves(x: Tensor) -> bool:
-    """Whether kernels are to compute from x: in inference and on a GPU."""
+    """Whether kernels are to compute from x: in inference mode and on a GPU."""
     return (
         enabled
         and (x.is_cuda or interprets())
-        and not torch.is_grad_enabled()
+        and in_inference()
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and forward_ad.unpack_dual(x).tangent is None
         and source() is not None
     )
 
@@ -66,6 +65,8 @@ def launch(kernel: Any, grid: tuple[int, ...], out: Tensor, *args: Any, warps: i
                 kernel[grid](*args, num_warps=warps, **constants)
         else:
             kernel[grid](*args, **constants)
+    except torch.OutOfMemoryError:  # for hosts, which try again with less
+        raise
     except Exception as error:  # each of Triton's compilers has its own
         reason = str(error).strip().partition("\n")[0]
         raise RuntimeError(

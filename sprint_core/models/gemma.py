@@ -79,8 +79,9 @@ def gemma_norm(norm: nn.RMSNorm, x: Tensor, residual: Tensor | None = None) -> T
     `norm` is an `ops.RMSNorm` and multiplies by w alone; hosts cast and patch its weight inside its
     own forward, so the 1 is added to its output instead: (1 + w) n = w n + n.
     """
-    if fused.serves(x) and uses_its_weight(norm, x.device) and norm.eps is not None:
-        return fused.rms_norm(x, norm.weight, norm.eps, offset=1.0, residual=residual)
+    if fused.serves(x) and uses_its_weight(norm, x.device):
+        eps: Any = norm.eps
+        return fused.rms_norm(x, norm.weight, eps, offset=1.0, residual=residual)
     x32 = x.float()
     y = (norm(x32) + F.rms_norm(x32, x.shape[-1:], eps=norm.eps)).to(x.dtype)
     return y if residual is None else residual + y

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
 from ..devices import fp32, to_device
@@ -26,7 +25,8 @@ LINEAR_ATTENTION_EPS = 1e-8  # the authors' value; diffusers has 1e-15
 MAX_PERIOD = 10000.0  # of the time embedding
 CACHE_ELEMENTS = 2**21  # elements of a tensor that a CPU works on at once: in its cache, and worth waking threads for
 ON_THE_WAY = ("comfy_cast_weights", "weight_function", "bias_function")  # by these ComfyUI's layers change weights
-PLAIN = (nn.Parameter, FakeTensor)  # no tensor that unpacks itself; the second only counts what would be done
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+PLAIN: tuple[type, ...] = (nn.Parameter,)  # no tensor that unpacks itself
 FEW_ELEMENTS = 2**16  # of which torch's own norm is as soon done
 LARGE = 2.0**20  # of a row of equal numbers, beside which a norm's eps is nothing; no CPU runs fp16, which is too short
 MASKED = -10000.0  # what is added to the logits of padded text tokens, as in training
@@ -54,12 +54,11 @@ def uses_its_weight(layer: nn.Module, device: torch.device) -> bool:
     where somebody wants to see or replace the layer's calls.
     """
     return (
-        type(layer.weight) in PLAIN
+        type(layer._parameters.get("weight")) in PLAIN  # no property of a wrapper, and no parametrization
         and layer.weight.device == device
         and not any(getattr(layer, name, None) for name in ON_THE_WAY)
         and "forward" not in vars(layer)
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
+        and not any(getattr(layer, name) for name in HOOKS)
     )
 
 

@@ -3,12 +3,15 @@
 import json
 import time
 import warnings
+from unittest import mock
 
 import pytest
 import torch
 
+from sprint_core.kernels import fused
 from tools import gpu_check
-from tools.gpu import timing, training
+from tools.gpu import speed, timing, training
+from tools.gpu.world import World
 
 CPU = torch.device("cpu")
 PARTS = {"step_0.6B", "step_0.6B_batch_8", "step_1.6B", "step_1.6B_batch_8", "controlnet", "decode", "encode"}
@@ -28,8 +31,31 @@ def test_two_sections_in_a_rehearsal(tmp_path, capsys):
     assert card["copy_gb_per_sec"] > 0 and card["torch"] == torch.__version__
     assert set(parts) == {"section", "seconds", *PARTS}
     assert all(parts[name]["eager"]["ms"] > 0 and parts[name]["graph"] == {} for name in PARTS)
-    assert set(kernels) == set(parts) and all(kernels[name]["difference"] == 0 for name in PARTS)  # none on a CPU
+    assert set(kernels) == set(parts) and all(
+        kernels[name]["launched"] == kernels[name]["difference"] == 0 for name in PARTS
+    )
     assert [json.loads(line) for line in out.read_text().splitlines()] == rows
+
+
+def test_kernels_are_switched_on_and_counted(monkeypatch):
+    asked = []
+
+    def call() -> torch.Tensor:
+        asked.append(fused.enabled)
+        if fused.enabled:
+            fused.launch(mock.MagicMock(), (1,), torch.zeros(1))
+        return torch.full((2,), 3.0 + fused.enabled)
+
+    def broken() -> torch.Tensor:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(speed, "_parts", lambda world: [("broken", broken), ("step", call)])
+    row: dict = {}
+    speed.kernels_of_ours(World(CPU, True, gpu_check.PACK), row)
+    assert "no such instruction" in row["broken"]["error"]
+    assert row["step"]["launched"] == 1 and row["step"]["largest"] == 3 and row["step"]["difference"] == 1
+    turns = (len(asked) - 2) // 2
+    assert asked == [False, True, *[False] * turns, *[True] * turns] and not fused.enabled
 
 
 def test_a_process_that_dies_is_told_of(capsys):

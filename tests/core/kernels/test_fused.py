@@ -6,11 +6,12 @@ from typing import Any
 from unittest import mock
 
 import kernel_cases
+import peft
 import pytest
 import torch
+from peft import LoraConfig
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.autograd import forward_ad
 
 import sprint_core.kernels
 from benchmarks import launches
@@ -21,7 +22,7 @@ triton = pytest.importorskip("triton", reason="only Linux's torch comes with Tri
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-LIMITS = {"fp32": 1e-6, "bf16": 5e-3}  # of one rounding
+LIMITS = {"fp32": 1e-6, "bf16": 5e-3}  # the interpreter rounds to bf16 towards zero
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,9 @@ def interpreted() -> tuple[dict[str, float], Counter[str]]:
         for name in [name for name in sys.modules if name.startswith("triton") and not name.startswith("triton._C")]:
             patch.delitem(sys.modules, name)
         forget_kernels()
-        found = kernel_cases.run(patch)
+        results = kernel_cases.run(patch)
     forget_kernels()
-    return found
+    return results
 
 
 def forget_kernels() -> None:
@@ -48,7 +49,8 @@ def forget_kernels() -> None:
 @pytest.mark.parametrize("dtype", LIMITS)
 def test_each_kernel_computes_its_equation(interpreted, dtype):
     errors = {case: error for case, error in interpreted[0].items() if dtype in case}
-    assert len(errors) > 40 and max(errors.values()) < LIMITS[dtype], max(errors.items(), key=lambda item: item[1])
+    assert len(errors) > 40
+    assert {case: error for case, error in errors.items() if not error < LIMITS[dtype]} == {}  # nor NaN
 
 
 @pytest.mark.parametrize("network", ["transformer", "controlnet", "decoder", "encoder", "text_encoder"])
@@ -75,7 +77,7 @@ POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.bool: "*i1"}
 @pytest.fixture(scope="module")
 def launched() -> list[tuple]:
     """What the parts of the 1.6B launch for an image of 1024 px: each kernel with its constants once."""
-    found = {}
+    kernels = {}
 
     def record(kernel: Any, grid: tuple[int, ...], out: Tensor, *args: Any, warps: int = 4, **constants: Any) -> None:
         signature, aligned = dict.fromkeys(constants, "constexpr"), {}
@@ -84,13 +86,13 @@ def launched() -> list[tuple]:
             signature[name] = POINTERS[arg.dtype] if isinstance(arg, Tensor) else kind
             if isinstance(arg, Tensor) or (isinstance(arg, int) and not arg % 16):  # as Triton finds out by itself
                 aligned[i,] = [["tt.divisibility", 16]]
-        found[str((kernel.__name__, signature, constants))] = (kernel, signature, constants, aligned, warps)
+        kernels[str((kernel.__name__, signature, constants))] = (kernel, signature, constants, aligned, warps)
 
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         for call in launches.parts("1.6B", 1024, torch.bfloat16).values():
-            with mock.patch.multiple(fused, enabled=True, launch=record):
+            with launches.launched_by(record):
                 call()
-    return list(found.values())
+    return list(kernels.values())
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -124,6 +126,9 @@ def hooked(register: str) -> nn.Module:
         layer(forward=max),
         hooked("register_forward_hook"),
         hooked("register_forward_pre_hook"),
+        hooked("register_full_backward_hook"),
+        hooked("register_full_backward_pre_hook"),
+        peft.tuners.lora.layer.Embedding(nn.Embedding(6, 4), "a", LoraConfig(), r=2),
         nn.RMSNorm(4, device="meta"),
         nn.utils.parametrize.register_parametrization(nn.RMSNorm(4), "weight", nn.ReLU()),
     ],
@@ -137,12 +142,10 @@ def test_weights_that_are_changed_on_their_way_are_not_read(other):
 def test_they_are_for_inference_where_they_are_asked_for(monkeypatch):
     monkeypatch.setattr(fused, "interprets", lambda: True)
     x = torch.zeros(4)
-    with torch.no_grad():
+    with torch.inference_mode():
         assert not fused.serves(x)  # tests run without the switch
         monkeypatch.setattr(fused, "enabled", True)
         assert fused.serves(x) and not fused.serves(x.double())
-        with forward_ad.dual_level():
-            assert not fused.serves(forward_ad.make_dual(x, x))
         with mock.patch.object(torch.compiler, "is_compiling", lambda: True):
             assert not fused.serves(x)
         monkeypatch.setattr(fused, "interprets", lambda: False)
@@ -154,7 +157,8 @@ def test_they_are_for_inference_where_they_are_asked_for(monkeypatch):
         monkeypatch.setattr(fused, "interprets", lambda: True)
         monkeypatch.setattr(fused, "enabled", True)
         assert fused.serves(x)
-    assert not fused.serves(x)
+    with torch.no_grad():  # as a stage of the distillation asks its teacher
+        assert not fused.serves(x)
 
 
 def test_without_triton_one_line_says_so(monkeypatch, caplog):
@@ -164,8 +168,8 @@ def test_without_triton_one_line_says_so(monkeypatch, caplog):
         assert fused.source() is None and fused.source() is None
     finally:
         forget_kernels()
-    (said,) = caplog.messages
-    assert fused.SWITCH in said and "Triton" in said
+    (line,) = caplog.messages
+    assert fused.SWITCH in line and "Triton" in line
 
 
 def test_a_kernel_that_cannot_run_says_what_to_do():
@@ -175,5 +179,9 @@ def test_a_kernel_that_cannot_run_says_what_to_do():
         def __getitem__(self, grid: tuple[int, ...]) -> Any:
             raise ValueError("no C compiler\nand more")
 
+    full = mock.MagicMock()
+    full.__getitem__.return_value.side_effect = torch.OutOfMemoryError
+    with pytest.raises(torch.OutOfMemoryError):
+        fused.launch(full, (1,), torch.zeros(1))
     with pytest.raises(RuntimeError, match=rf"broken .*no C compiler.*start without {fused.SWITCH}$"):
         fused.launch(Broken(), (1,), torch.zeros(1))
