@@ -62,9 +62,9 @@ def draws(step: int = 0, count: int = B) -> SampleRandom:
 def gradients(loss: Tensor, module: torch.nn.Module) -> Tensor:
     """Of everything that learns, in one row."""
     learnt = [p for p in module.parameters() if p.requires_grad]
-    found = torch.autograd.grad(loss, learnt, allow_unused=True)
-    assert sum(g is not None for g in found) > 0.8 * len(found)
-    pairs = zip(learnt, found, strict=True)
+    gradients = torch.autograd.grad(loss, learnt, allow_unused=True)
+    assert sum(g is not None for g in gradients) > 0.8 * len(gradients)
+    pairs = zip(learnt, gradients, strict=True)
     return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in pairs])
 
 

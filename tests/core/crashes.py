@@ -174,10 +174,10 @@ def temporaries(place: Path) -> list[Path]:
 
 def clear_temporaries(place: Path) -> list[Path]:
     """Remove what a killed process left; returns it."""
-    found = temporaries(place)
-    for path in found:
+    left = temporaries(place)
+    for path in left:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    return found
+    return left
 
 
 def main(kind: str, folder: str, count: str, seed: str) -> None:
@@ -205,9 +205,9 @@ def main(kind: str, folder: str, count: str, seed: str) -> None:
                 time.sleep(moments.uniform(0, 2 * both_sec))
         left = visible(place)
         assert left in contents, f"neither the old nor the new: {sorted(left)}"
-        found = bool(clear_temporaries(place))
-        assert found or way != "held", "the writing was held, and no temporary file is there"
-        hits[way] += found
+        had_temporary = bool(clear_temporaries(place))
+        assert had_temporary or way != "held", "the writing was held, and no temporary file is there"
+        hits[way] += had_temporary
     print(json.dumps({"kind": kind, "kills": int(count), "steps": steps, "in_writing": hits}))
 
 

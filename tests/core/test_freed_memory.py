@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MIB = 2**20
 # MiB that stay in memory after blocks were filled and freed, five at a time and three times.
 KEEP = """
 import sys

@@ -62,15 +62,15 @@ def samples(out: Path) -> list[tuple[np.ndarray, str, dict]]:
     """(image, caption, about) of all rows in tars, read with tarfile alone."""
     import tarfile
 
-    found = []
+    rows = []
     for file in sorted(out.glob("*.tar")):
         with tarfile.open(file) as tar:
             data = [tar.extractfile(member).read() for member in tar]
-        found += [
+        rows += [
             (np.asarray(Image.open(io.BytesIO(image))), text.decode(), json.loads(about))
             for image, text, about in zip(data[::3], data[1::3], data[2::3], strict=True)
         ]
-    return found
+    return rows
 
 
 # --- what is made -------------------------------------------------------------------------------------

@@ -211,9 +211,9 @@ def test_a_profile_says_where_the_time_goes(small, capsys):
     rows = last_line(capsys)["parts"]
     assert "matrix products" in rows["text"]["ours"]["shares"]  # it is not one that was kept
     for part in ("step", "decode"):
-        found = rows[part]["ours"]["shares"]
-        assert sum(found.values()) == pytest.approx(1.0, abs=1e-3) and "convolutions" in found
-        assert list(found.values()) == sorted(found.values(), reverse=True)
+        shares = rows[part]["ours"]["shares"]
+        assert sum(shares.values()) == pytest.approx(1.0, abs=1e-3) and "convolutions" in shares
+        assert list(shares.values()) == sorted(shares.values(), reverse=True)
 
 
 @pytest.mark.parametrize(

@@ -55,22 +55,22 @@ def numbers(captions) -> list[int]:
 def test_a_crop_is_of_the_nearest_ratio_and_undistorted(shape):
     """Resized to cover its bin, then cut in the middle, as Pillow does it in two steps."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape[::-1], 3), dtype=np.uint8))
-    found = cropped(noise, sizes.bins(512)).add(1).mul(127.5).movedim(0, -1).numpy()
-    height, width = found.shape[:2]
+    cut = cropped(noise, sizes.bins(512)).add(1).mul(127.5).movedim(0, -1).numpy()
+    height, width = cut.shape[:2]
     ratio = shape[1] / shape[0]
     assert abs(height / width - ratio) <= min(abs(h / w - ratio) for w, h in sizes.bins(512)) + 0.01
     factor = max(width / shape[0], height / shape[1])
     box = ((shape[0] - width / factor) / 2, (shape[1] - height / factor) / 2)
     box += (shape[0] - box[0], shape[1] - box[1])
     expected = noise.resize((width, height), Image.Resampling.LANCZOS, box=box)
-    assert np.abs(found - np.asarray(expected, np.float32)).max() <= 1
+    assert np.abs(cut - np.asarray(expected, np.float32)).max() <= 1
 
 
 def test_the_middle_is_kept():
     wide = Image.new("RGB", (400, 64), WHITE)
     wide.paste(Image.new("RGB", (96, 64), RED), (152, 0))
-    found = cropped(wide, BINS)
-    assert found.shape == (3, 64, 96) and (found[0] == 1).all() and (found[1:] == -1).all()
+    cut = cropped(wide, BINS)
+    assert cut.shape == (3, 64, 96) and (cut[0] == 1).all() and (cut[1:] == -1).all()
 
 
 def test_shards_hold_each_size_apart(cache, tmp_path):
