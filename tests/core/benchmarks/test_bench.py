@@ -105,8 +105,9 @@ def openvino_computes_the_same(small, capsys, tmp_path, monkeypatch):
 
 
 def test_others_spin_meanwhile():
+    others = psutil.Process().children()  # such as those that other tests' processes share
     with busy.spinning(2):
-        children = psutil.Process().children()
+        children = [child for child in psutil.Process().children() if child not in others]
         assert len(children) == 2 and all(child.is_running() for child in children)
         before = [child.cpu_times().user for child in children]
         time.sleep(0.5)
