@@ -28,14 +28,28 @@ LIMITS = {"fp32": 1e-6, "bf16": 5e-3}  # the interpreter rounds to bf16 towards 
 @pytest.fixture(scope="module")
 def interpreted() -> tuple[dict[str, float], Counter[str]]:
     """What kernel_cases.py finds. Triton asks when it is imported whether it is to interpret: here a second time."""
+    first = of_triton()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        for name in [name for name in sys.modules if name.startswith("triton") and not name.startswith("triton._C")]:
-            patch.delitem(sys.modules, name)
+        for name in first:
+            del sys.modules[name]
         forget_kernels()
-        results = kernel_cases.run(patch)
-    forget_kernels()
+        try:
+            results = kernel_cases.run(patch)
+        finally:
+            for name in of_triton():  # all of it: a module that only the second had would serve the first
+                del sys.modules[name]
+            sys.modules.update(first)
+            forget_kernels()
     return results
+
+
+def of_triton() -> dict[str, Any]:
+    return {
+        name: module
+        for name, module in sys.modules.items()
+        if name.split(".")[0] == "triton" and not name.startswith("triton._C")
+    }
 
 
 def forget_kernels() -> None:
@@ -96,8 +110,9 @@ def launched() -> list[tuple]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_they_compile_for_gpus(launched, target):
+def test_they_compile_for_gpus(launched, target, tmp_path, monkeypatch):
     """With Triton's own compilers, which need no GPU."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))  # or what an earlier run compiled would pass
     assert len({kernel.__name__ for kernel, *_ in launched}) == 9
     for kernel, signature, constants, aligned, warps in launched:
         source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
