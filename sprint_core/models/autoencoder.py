@@ -51,7 +51,7 @@ def _channel_norm_class(base: type) -> type:
             x, more, bias = x.movedim(1, -1), None if residual is None else residual.movedim(1, -1), self.bias.to(x)
             if fused.serves(x) and uses_its_weight(self, x.device):
                 return fused.rms_norm(x, self.weight, NORM_EPS, bias=bias, residual=more).movedim(-1, 1)
-            return rms_norm(super().forward, NORM_EPS, x, bias, more).movedim(-1, 1)
+            return rms_norm(self, NORM_EPS, x, bias, more, run=super().forward).movedim(-1, 1)
 
     return ChannelNorm
 

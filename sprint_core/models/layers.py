@@ -69,7 +69,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None
 
 
 def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = LINEAR_ATTENTION_EPS) -> Tensor:
-    """ReLU linear attention (arXiv 2205.14756), linear in n: all [b, h, n, d] -> [b, n, h*d] in q's dtype.
+    """ReLU linear attention (arXiv 2205.14756), linear in n: all [b, h, n, d] -> [b, n, h*d] in v's dtype.
 
     relu(q) (relu(k)^T v) / (relu(q) sum relu(k)), computed in fp32, as the [d, d] products of hundreds of tokens
     overflow fp16 and round badly in bf16.
@@ -84,7 +84,7 @@ def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = LINEAR_A
 
 def _attend_linearly(q: Tensor, k: Tensor, v: Tensor, eps: float) -> Tensor:
     """[b, h, n, d] -> [b, n, h, d]. A channel of ones in v makes the denominators."""
-    dtype = q.dtype
+    dtype = v.dtype
     q, k, v = fp32(F.relu(q)), fp32(F.relu(k)), fp32(F.pad(v, (0, 1), value=1.0))
     y = q @ (k.transpose(-1, -2) @ v)
     out = y[..., :-1] / (y[..., -1:] + eps)
@@ -120,35 +120,49 @@ def run_in_blocks(run: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Ten
 
 
 def rms_norm(
-    norm: Callable[[Tensor], Tensor], eps: float, x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+    norm: nn.Module,
+    eps: float,
+    x: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    run: Callable[[Tensor], Tensor] | None = None,
+    rounds: bool = True,
 ) -> Tensor:
     """norm(x) + bias + residual: x and residual [..., c], bias [c]. x may be overwritten.
 
-    norm: an RMS norm of c channels with this eps and a weight, as its host runs it. On a CPU torch's own takes twice as
-    many passes over memory as it needs: here they are few, of blocks that fit its cache, and round once.
+    norm: an RMS norm of c channels with this eps and a weight, and `run` its call, if that is another. On a CPU torch's
+    own takes twice as many passes over memory as it needs: here they are few, of blocks that fit its cache, and round
+    once, or without `rounds` not at all: what they leave in fp32 then stays so.
     """
+    run = norm if run is None else run
     in_blocks = works_in_blocks(x) and x.numel() >= FEW_ELEMENTS
     if not in_blocks or forward_ad.unpack_dual(x).tangent is not None:  # for which there are no operations with `out`
-        y = norm(x)
+        y = run(x)
         for more in (bias, residual):
             y = y if more is None else y.add_(more)
         return y
-    gains = fp32(norm(x.new_full((x.shape[-1],), LARGE)))  # the weight, as the host has cast it
+    if uses_its_weight(norm, x.device):
+        gains = fp32(norm.weight)
+    else:  # as the host casts it
+        gains = fp32(run(x.new_full((x.shape[-1],), LARGE)))
     bias = torch.zeros_like(gains) if bias is None else fp32(bias)
     rows, residual_rows = x.flatten(0, -2), None if residual is None else residual.flatten(0, -2)
     block_rows = max(1, min(rows_per_block(x, x.shape[-1]), len(rows)))
-    wide = None if x.dtype == gains.dtype else gains.new_empty(block_rows, x.shape[-1])
+    out = rows if rounds or x.dtype == gains.dtype else gains.new_empty(rows.shape)
+    wide = None if out.dtype == gains.dtype else gains.new_empty(block_rows, x.shape[-1])
     for start in range(0, len(rows), block_rows):
         block = slice(start, start + block_rows)
-        y = rows[block] if wide is None else wide[: len(rows[block])].copy_(rows[block])
+        y = out[block] if wide is None else wide[: len(rows[block])]
+        if out is not rows or wide is not None:
+            y.copy_(rows[block])
         length = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
         y.mul_(length.square_().div_(x.shape[-1]).add_(eps).rsqrt_())
         torch.addcmul(bias, y, gains, out=y)
         if residual_rows is not None:
             y.add_(residual_rows[block])
         if wide is not None:
-            rows[block] = y
-    return rows.view(x.shape)
+            out[block] = y
+    return out.view(x.shape)
 
 
 def timestep_embedding(t: Tensor, dim: int = 256) -> Tensor:

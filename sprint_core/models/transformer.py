@@ -82,13 +82,16 @@ class Conditioning:
     attention: Attention  # of the cross-attention
 
 
-def qk_norms(norm_q: Any, norm_k: Any, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Of queries [b, n, c] and keys [b, m, c], if there are norms, with one eps. Both may be overwritten."""
+def qk_norms(norm_q: Any, norm_k: Any, q: Tensor, k: Tensor, rounds: bool = True) -> tuple[Tensor, Tensor]:
+    """Of queries [b, n, c] and keys [b, m, c], if there are norms, with one eps. Both may be overwritten.
+
+    Without `rounds` they may be in fp32, for who computes in fp32 with them.
+    """
     if isinstance(norm_q, nn.Identity):
         return q, k
     if fused.serves(q) and all(uses_its_weight(norm, q.device) for norm in (norm_q, norm_k)):
         return fused.rms_norm_pair(q, norm_q.weight, k, norm_k.weight, norm_q.eps)
-    return rms_norm(norm_q, norm_q.eps, q), rms_norm(norm_k, norm_k.eps, k)
+    return rms_norm(norm_q, norm_q.eps, q, rounds=rounds), rms_norm(norm_k, norm_k.eps, k, rounds=rounds)
 
 
 class LinearSelfAttention(nn.Module):
@@ -106,7 +109,7 @@ class LinearSelfAttention(nn.Module):
         self.to_out = nn.ModuleList([ops.Linear(dim, dim, **factory)])
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k = qk_norms(self.norm_q, self.norm_k, self.to_q(x), self.to_k(x))
+        q, k = qk_norms(self.norm_q, self.norm_k, self.to_q(x), self.to_k(x), rounds=False)
         q, k, v = (rearrange(y, "b n (h d) -> b h n d", h=self.heads) for y in (q, k, self.to_v(x)))
         return self.to_out[0](relu_linear_attention(q, k, v))
 
@@ -155,6 +158,8 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Layer norm without weights, then (1 + scale) x + shift: [b, n, c], with shift and scale [b, 1, c]."""
     if fused.serves(x):
         return fused.modulated_norm(x, shift, scale, BLOCK_EPS)[1]
+    if scale.numel() == x.shape[-1]:  # one for all samples, as a layer norm's own
+        return F.layer_norm(x, x.shape[-1:], (1 + scale).flatten(), shift.flatten(), BLOCK_EPS)
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=BLOCK_EPS), 1 + scale)
 
 

@@ -113,6 +113,29 @@ def test_norms_of_queries_and_keys_have_their_epsilon(eps, monkeypatch):
     assert qk_norms(none, none, x, keys) == (x, keys)
 
 
+class Doubling(nn.RMSNorm):
+    """As hosts' layers do that cast or patch their weight on its way."""
+
+    comfy_cast_weights = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm(24, eps=1e-5), Doubling(24, eps=1e-5)])
+@torch.no_grad()
+def test_norms_of_queries_and_keys_round_once_or_not_at_all(norm, monkeypatch):
+    monkeypatch.setattr(layers, "FEW_ELEMENTS", 0)
+    monkeypatch.setattr(layers, "CACHE_ELEMENTS", 3 * 24)  # blocks of three rows, and one that is left
+    norm.weight.data = randn(24, seed=3).bfloat16()
+    x = randn(2, 5, 24).bfloat16()
+    want = norm(x.double()).float()
+    exact = qk_norms(norm, norm, x.clone(), x[:, :3].clone(), rounds=False)
+    torch.testing.assert_close(exact, (want, want[:, :3]))
+    rounded = qk_norms(norm, norm, x.clone(), x[:, :3].clone())
+    torch.testing.assert_close(rounded, tuple(y.bfloat16() for y in exact), rtol=0, atol=0)
+
+
 def test_control_residuals():
     """Entry i is added after block i; diffusers adds its residual k after block k + 1."""
     ours, theirs = pair("sprint-1.6B")
