@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from ..devices import fp32
 from ..kernels import fused
 from .autoencoder_config import SANA, VIT, AutoencoderConfig
-from .layers import GLUMBConv, relu_linear_attention, rms_norm, rows_per_block, uses_its_weight
+from .layers import GLUMBConv, relu_linear_attention, rms_norm, rows_per_block, uses_its_weight, works_in_blocks
 from .tiling import TiledCodec
 
 NORM_EPS = 1e-5
 ATTENTION_EPS = 1e-15  # EfficientViT's value, under which DC-AE was trained; SANA's transformer has 1e-8
 FFN_RATIO = 4.0
+BAND_ELEMENTS = 2**23  # of a band of rows: as small as its two rows above and below, which are done twice, allow
 SMALL_PX = 16 * 16  # of an image that is enlarged before its convolution, in 16 bits four times as many
 
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
@@ -61,6 +62,11 @@ def channel_norm(dim: int, ops: Any, dtype: torch.dtype | None = None, device: A
     return _channel_norm_class(ops.RMSNorm)(dim, dtype, device)
 
 
+def band_rows(x: Tensor) -> int:
+    """How many rows of x [b, c, h, w] are worked on at once: on a CPU some, so that no second x is needed; else all."""
+    return max(4, BAND_ELEMENTS // x[:, :, 0].numel()) if works_in_blocks(x) else x.shape[2]
+
+
 class ResBlock(nn.Module):
     """x + norm(conv(act(conv(x)))), [b, c, h, w]."""
 
@@ -72,8 +78,24 @@ class ResBlock(nn.Module):
         self.norm = channel_norm(dim, ops, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        x_in, x = x, self.act(self.conv1(x), inplace=not torch.is_grad_enabled())
-        return self.norm(self.conv2(x), x_in)
+        """x may be overwritten."""
+        height, rows = x.shape[2], band_rows(x)
+        if rows >= height:
+            y = self.act(self.conv1(x), inplace=not torch.is_grad_enabled())
+            return self.norm(self.conv2(y), x)
+        done = None
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            # Each convolution takes a row beside the band, and what it makes of its first and last row is dropped.
+            first, last = max(top - 2, 0), min(bottom + 2, height)
+            y = self.act(self.conv1(x[:, :, first:last]), inplace=True)
+            if done is not None:  # what the next band had to read is read
+                x[:, :, top - rows : top] = done
+            start, end = max(top - 1, 0), min(bottom + 1, height)
+            y = self.conv2(y[:, :, start - first : end - first])[:, :, top - start : bottom - start]
+            done = self.norm(y, x[:, :, top:bottom])
+        x[:, :, top:] = done
+        return x
 
 
 @functools.cache
@@ -231,12 +253,17 @@ def _enlarging_conv_class(base: type) -> type:
             taps = torch.stack([first, middle + last, first + middle, last])  # [(j tap), (i tap), o, c]
             kernels = rearrange(taps.to(weight), "(j q) (i p) o c -> (i j o) c p q", j=2, i=2)
             b, _, h, w = x.shape
-            y = F.conv2d(x, kernels, None if bias is None else bias.repeat(4), padding=1)
-            y = y.unflatten(1, (2, 2, -1))  # [b, i, j, o, h + 1, w + 1]
-            out = y.new_empty((b, 2 * h, 2 * w, y.shape[3])).movedim(-1, 1)  # channels last
-            for i in (0, 1):
-                for j in (0, 1):
-                    out[:, :, i::2, j::2] = y[:, i, j, :, i : i + h, j : j + w]
+            bias = None if bias is None else bias.repeat(4)
+            out = x.new_empty((b, 2 * h, 2 * w, len(weight))).movedim(-1, 1)  # channels last
+            rows = band_rows(out) // 2
+            for top in range(0, h, rows):
+                bottom, first = min(top + rows, h), max(top - 1, 0)
+                y = F.conv2d(x[:, :, first : bottom + 1], kernels, bias, padding=1)
+                y = y.unflatten(1, (2, 2, -1))[:, :, :, :, top - first :]  # [b, i, j, o, rows and more, w + 1]
+                band = out[:, :, 2 * top : 2 * bottom]
+                for i in (0, 1):
+                    for j in (0, 1):
+                        band[:, :, i::2, j::2] = y[:, i, j, :, i : i + bottom - top, j : j + w]
             return out
 
     return EnlargingConv
@@ -341,7 +368,7 @@ class Decoder(nn.Module):
         x = out + repeat_channels(x, self.dim_in) if self.shortcut else out
         for stage in reversed(self.up_blocks):
             x = stage(x)
-        return self.conv_out(self.act(self.norm_out(x)))
+        return self.conv_out(self.act(self.norm_out(x), inplace=not torch.is_grad_enabled()))
 
 
 class Autoencoder(TiledCodec):

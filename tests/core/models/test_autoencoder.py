@@ -335,6 +335,29 @@ def test_a_convolution_of_the_enlarged_without_enlarging(size, bias, small_px, m
             assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("height", [1, 4, 5, 9, 12])
+@torch.no_grad()
+def test_a_band_of_rows_at_a_time(height, monkeypatch):
+    """In float64, with bands of four rows: as at once, down to the rows at their seams and at the border."""
+    torch.manual_seed(0)
+    block = autoencoder.ResBlock(6, "silu", torch.nn, dtype=torch.float64)
+    enlarge = autoencoder._enlarging_conv_class(torch.nn.Conv2d)(6, 4, 3, padding=1).double()
+    torch.nn.init.normal_(block.norm.weight)
+    calls = []
+    block.conv1.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(autoencoder, "SMALL_PX", 0)
+    monkeypatch.setattr(layers, "FEW_ELEMENTS", 0)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 6, height, 5, dtype=torch.float64).contiguous(memory_format=layout)
+        expected = block(x.clone()), enlarge(x)
+        with monkeypatch.context() as patch:
+            patch.setattr(autoencoder, "BAND_ELEMENTS", 1)
+            calls.clear()
+            got = block(x.clone()), enlarge(x)
+        assert len(calls) == -(-height // 4)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("channels", [2, 4, 8, 16, 32])
 def test_shortcuts_in_one_pass(channels):
     """Of 8 channels: as pixel (un)shuffle with averages or repeats has it, whatever the ratio of widths."""
