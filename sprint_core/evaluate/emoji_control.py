@@ -30,6 +30,9 @@ from .sheet import sheet
 
 KINDS = ("soft", "scribble", "hand")
 FREE, CEILING = "without", "ceiling"  # without control; true scenes after the DC-AE
+STRAYED = (
+    f"{CEILING}, hand"  # of them, moved as the hand strayed: who follows it cannot agree with the scene any better
+)
 HAND_PX = 3.5  # by which a hand strays; more than in training
 GRID_ROWS = 12
 
@@ -55,9 +58,15 @@ class Drawn:
         """Control images of a kind: [n, h, w, 3] in [0, 1]."""
         if kind == "hand":
             outlines = edges.detect(self.covered[..., None].expand(-1, -1, -1, 3), scribble=True).movedim(-1, 1)
-            generator = torch.Generator(outlines.device).manual_seed(len(self))
-            return edges.wobbled(outlines, generator, HAND_PX).movedim(1, -1)
+            return edges.wobbled(outlines, self._hand(), HAND_PX).movedim(1, -1)
         return edges.detect(self.images.movedim(1, -1).float() / 255.0, scribble=kind == "scribble")
+
+    def strayed(self) -> Tensor:
+        """The scenes with every thing where the hand's outlines have it: [n, h, w, 3] uint8."""
+        return edges.wobbled(self.images.float(), self._hand(), HAND_PX, "border").round().byte().movedim(1, -1)
+
+    def _hand(self) -> torch.Generator:
+        return torch.Generator(self.images.device).manual_seed(len(self))
 
 
 def draw(count: int, seed: int, art: Art, among: Sequence[int]) -> Drawn:
@@ -91,8 +100,9 @@ def paint(
             for n in steps:
                 images = pipeline.generate(texts, seeds=seeds, steps=n, guidance=guidance, controls=hints)
                 painted[f"{kind} {n}"].append(images.mul(255).round().byte().cpu())
-    true = round_trip(pipeline, drawn.images.movedim(1, -1))
-    return {way: torch.cat(images) for way, images in painted.items()} | {CEILING: true}
+    true = {CEILING: drawn.images.movedim(1, -1), STRAYED: drawn.strayed()}
+    ceilings = {way: round_trip(pipeline, images) for way, images in true.items()}
+    return {way: torch.cat(images) for way, images in painted.items()} | ceilings
 
 
 def agreements(images: Tensor, drawn: Drawn) -> Tensor:

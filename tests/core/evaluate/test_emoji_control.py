@@ -97,6 +97,20 @@ def test_a_hand_draws_outlines_alone(drawn):
     assert (outlines * (near == 0)).sum() == 0 and outlines.mean() > 0.02
 
 
+def test_what_a_hand_drew_agrees_less_with_the_scene(drawn):
+    """Than with its outlines: the ceiling of who follows these."""
+    outlines, images = drawn.drawings("hand")[..., 0], drawn.strayed()
+    hand = torch.Generator().manual_seed(COUNT)
+    covered = edges.wobbled(drawn.covered[:, None], hand, emoji_control.HAND_PX)[:, 0]
+    followed = dataclasses.replace(drawn, covered=covered)
+    least = emoji_control.agreements(drawn.images.movedim(1, -1), drawn).mean() - 0.015
+    assert emoji_control.agreements(images, followed).mean() > least
+    assert emoji_control.agreements(images, drawn).mean() < least
+    inside = -torch.nn.functional.max_pool2d(-(judge.covered(images).float()), 31, 1, 15)
+    assert inside.sum() > 1000 and (outlines * inside).sum() < 0.02 * inside.sum()
+    assert judge.named_where_drawn(images, drawn.scenes).float().mean() > 0.9
+
+
 def test_training_shows_four_kinds_of_drawings(drawn):
     images, covered = drawn.images[:4].repeat_interleave(4, 0)[:8], drawn.covered[:4].repeat_interleave(4, 0)[:8]
     hints = training.control_images(images, covered, seed=3)
@@ -118,7 +132,7 @@ def test_command_line(emoji_model, tmp_path, capsys):
     argv = ["--model", str(emoji_model), "--control", str(path), "--steps", "1", "--prompts", "3"]
     assert evaluate.main([*argv, "--grid", str(tmp_path / "grid.png")]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    ways = {"soft 1", "scribble 1", "hand 1", "without 1", "ceiling"}
+    ways = {"soft 1", "scribble 1", "hand 1", "without 1", "ceiling", "ceiling, hand"}
     assert set(result["agreement"]) == set(result["names"]) == ways and result["art"] == "thumbnails"
     assert Image.open(tmp_path / "grid.png").width == (len(emoji_control.KINDS) + len(ways)) * 128
 
