@@ -18,6 +18,7 @@ from sprint_core.models.autoencoder import Autoencoder
 from sprint_core.models.autoencoder_config import SANA
 from sprint_core.models.gemma import Gemma, GemmaConfig
 from sprint_core.models.layers import sdpa
+from sprint_core.models.mapped import Mapped
 from sprint_core.models.nag import NAG, join
 from sprint_core.models.prepacked import Prepacked, prepack
 from sprint_core.models.transformer import SanaTransformer
@@ -168,11 +169,11 @@ class Ours(Parts):
         if self.preset is None:
             return self._bundled(presets.BUNDLED, kind)
         torch.manual_seed(0)
-        made = build(dtype=self.dtype, device=self.device)
-        if not layouts.PARTS[kind].stays_mapped:  # as checkpoint.build makes them
-            tensors, made = made.state_dict(), build(ops=Prepacked, dtype=self.dtype, device="meta")
-            made.load_state_dict(tensors, assign=True)
-            prepack(made)
+        tensors = build(dtype=self.dtype, device=self.device).state_dict()
+        ops = Mapped if layouts.PARTS[kind].stays_mapped else Prepacked  # as checkpoint.build makes them
+        made = build(ops=ops, dtype=self.dtype, device="meta")
+        made.load_state_dict(tensors, assign=True)
+        prepack(made)
         return made.eval().requires_grad_(False)
 
     def _bundled(self, path, kind: str) -> nn.Module:

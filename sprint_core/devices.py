@@ -27,6 +27,11 @@ def cpu_multiplies_bf16() -> bool:
     return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
 
 
+def cpu_has_amx() -> bool:
+    """Whether the CPU multiplies tiles of matrices."""
+    return getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+
+
 def copied(network: Network, dtype: torch.dtype) -> Network:
     """A copy in another dtype, without one in its own on the way."""
     memo: dict[int, object] = {id(x): nn.Parameter(x.to(dtype), requires_grad=False) for x in network.parameters()}

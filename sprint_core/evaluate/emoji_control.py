@@ -30,9 +30,7 @@ from .sheet import sheet
 
 KINDS = ("soft", "scribble", "hand")
 FREE, CEILING = "without", "ceiling"  # without control; true scenes after the DC-AE
-STRAYED = (
-    f"{CEILING}, hand"  # of them, moved as the hand strayed: who follows it cannot agree with the scene any better
-)
+STRAYED = "ceiling, hand"  # these, moved as the hand strayed: who follows the hand agrees no better with the scene
 HAND_PX = 3.5  # by which a hand strays; more than in training
 GRID_ROWS = 12
 
@@ -62,7 +60,7 @@ class Drawn:
         return edges.detect(self.images.movedim(1, -1).float() / 255.0, scribble=kind == "scribble")
 
     def strayed(self) -> Tensor:
-        """The scenes with every thing where the hand's outlines have it: [n, h, w, 3] uint8."""
+        """The scenes, moved by the field that moved the hand's outlines: [n, h, w, 3] uint8."""
         return edges.wobbled(self.images.float(), self._hand(), HAND_PX, "border").round().byte().movedim(1, -1)
 
     def _hand(self) -> torch.Generator:

@@ -112,17 +112,17 @@ def _is_ridge(x: Tensor) -> Tensor:
 # --- a hand -------------------------------------------------------------------------------------------
 
 
-def wobbled(drawing: Tensor, generator: torch.Generator, wobble_px: float, outside: str = "zeros") -> Tensor:
+def wobbled(drawing: Tensor, generator: torch.Generator, wobble_px: float, padding_mode: str = "zeros") -> Tensor:
     """Moved by a smooth random field of so many px, as by an unsteady hand: [b, c, h, w].
 
-    outside: what lies there, as F.grid_sample names it; black by default.
+    padding_mode: what lies outside, as F.grid_sample names it; black by default.
     """
     b, _, h, w = drawing.shape
     field = torch.randn(b, 2, 7, 7, generator=generator, device=drawing.device) * (wobble_px * 2 / w)
     field = F.interpolate(field, (h, w), mode="bicubic", align_corners=True).movedim(1, -1)
     identity = torch.eye(2, 3, device=drawing.device).expand(b, -1, -1)
     grid = F.affine_grid(identity, [b, 1, h, w], align_corners=False)
-    return F.grid_sample(drawing, grid + field, padding_mode=outside, align_corners=False)
+    return F.grid_sample(drawing, grid + field, padding_mode=padding_mode, align_corners=False)
 
 
 # --- HED ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ the diffusers layout, so its state dicts load strictly. As in layers.py, `ops` i
 
 import functools
 import itertools
+import math
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from .tiling import TiledCodec
 NORM_EPS = 1e-5
 ATTENTION_EPS = 1e-15  # EfficientViT's value, under which DC-AE was trained; SANA's transformer has 1e-8
 FFN_RATIO = 4.0
-BAND_ELEMENTS = 2**23  # of a band of rows: as small as its two rows above and below, which are done twice, allow
+BAND_ELEMENTS = 2**23  # of a band of rows; fewer would take less memory, but two rows beside a band are done twice
 SMALL_PX = 16 * 16  # of an image that is enlarged before its convolution, in 16 bits four times as many
 
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
@@ -63,8 +64,14 @@ def channel_norm(dim: int, ops: Any, dtype: torch.dtype | None = None, device: A
 
 
 def band_rows(x: Tensor) -> int:
-    """How many rows of x [b, c, h, w] are worked on at once: on a CPU some, so that no second x is needed; else all."""
-    return max(4, BAND_ELEMENTS // x[:, :, 0].numel()) if works_in_blocks(x) else x.shape[2]
+    """How many rows of each image of x [b, c, h, w] are worked on at once: on a CPU some, else all.
+
+    Bands are about equal, as a norm of few elements would round otherwise.
+    """
+    height, row_elements = x.shape[2], x.shape[1] * x.shape[3]
+    if not works_in_blocks(x) or height * row_elements <= BAND_ELEMENTS:
+        return height
+    return max(4, math.ceil(height / math.ceil(height * row_elements / BAND_ELEMENTS)))
 
 
 class ResBlock(nn.Module):
@@ -78,24 +85,27 @@ class ResBlock(nn.Module):
         self.norm = channel_norm(dim, ops, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x may be overwritten."""
-        height, rows = x.shape[2], band_rows(x)
-        if rows >= height:
+        """x may be overwritten, so that bands need no second one: what a hook sees lasts to the next block."""
+        rows = band_rows(x)
+        if rows >= x.shape[2]:
             y = self.act(self.conv1(x), inplace=not torch.is_grad_enabled())
             return self.norm(self.conv2(y), x)
-        done = None
+        for image in x.split(1):
+            self._fill_in_bands(image, rows)
+        return x
+
+    def _fill_in_bands(self, x: Tensor, rows: int) -> None:
+        height, done = x.shape[2], x[:, :, :0]
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
             # Each convolution takes a row beside the band, and what it makes of its first and last row is dropped.
             first, last = max(top - 2, 0), min(bottom + 2, height)
             y = self.act(self.conv1(x[:, :, first:last]), inplace=True)
-            if done is not None:  # what the next band had to read is read
-                x[:, :, top - rows : top] = done
+            x[:, :, max(top - rows, 0) : top] = done  # what this band had to read of it is read
             start, end = max(top - 1, 0), min(bottom + 1, height)
             y = self.conv2(y[:, :, start - first : end - first])[:, :, top - start : bottom - start]
             done = self.norm(y, x[:, :, top:bottom])
         x[:, :, top:] = done
-        return x
 
 
 @functools.cache
@@ -207,14 +217,14 @@ def add_reduced(out: Tensor, x: Tensor) -> Tensor:
     each = 4 * channels // out.shape[1]  # how many of the four pixels of a cell are averaged: all, or two in a row
     if each not in (2, 4):
         return out.add_(average_channels(F.pixel_unshuffle(x, 2), out.shape[1]))
-    band_rows = rows_per_block(out, 4 * channels * out.shape[-1])
+    rows = rows_per_block(out, 4 * channels * out.shape[-1])
     target, source = out.movedim(1, -1), x.movedim(1, -1)
-    for y in range(0, target.shape[1], band_rows):
-        band = source[:, 2 * y : 2 * (y + band_rows)]
+    for y in range(0, target.shape[1], rows):
+        band = source[:, 2 * y : 2 * (y + rows)]
         band = band[:, :, ::2] + band[:, :, 1::2]  # b 2r w c
         upper, lower = band[:, ::2], band[:, 1::2]
         total = upper + lower if each == 4 else torch.stack((upper, lower), dim=-1).flatten(-2)
-        target[:, y : y + band_rows].add_(total, alpha=1 / each)
+        target[:, y : y + rows].add_(total, alpha=1 / each)
     return out
 
 
@@ -248,22 +258,23 @@ def _enlarging_conv_class(base: type) -> type:
             if x.shape[2] * x.shape[3] <= SMALL_PX * (4 if x.dtype.itemsize == 2 else 1):
                 return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), weight, bias, padding=1)
             first, middle, last = fp32(weight).unbind(2)
-            rows = torch.stack([first, middle + last, first + middle, last])  # [(i tap), o, c, 3]
-            first, middle, last = rows.unbind(-1)
+            columns = torch.stack([first, middle + last, first + middle, last])  # [(i tap), o, c, 3]
+            first, middle, last = columns.unbind(-1)
             taps = torch.stack([first, middle + last, first + middle, last])  # [(j tap), (i tap), o, c]
             kernels = rearrange(taps.to(weight), "(j q) (i p) o c -> (i j o) c p q", j=2, i=2)
             b, _, h, w = x.shape
-            bias = None if bias is None else bias.repeat(4)
+            biases = None if bias is None else bias.repeat(4)
             out = x.new_empty((b, 2 * h, 2 * w, len(weight))).movedim(-1, 1)  # channels last
             rows = band_rows(out) // 2
-            for top in range(0, h, rows):
-                bottom, first = min(top + rows, h), max(top - 1, 0)
-                y = F.conv2d(x[:, :, first : bottom + 1], kernels, bias, padding=1)
-                y = y.unflatten(1, (2, 2, -1))[:, :, :, :, top - first :]  # [b, i, j, o, rows and more, w + 1]
-                band = out[:, :, 2 * top : 2 * bottom]
-                for i in (0, 1):
-                    for j in (0, 1):
-                        band[:, :, i::2, j::2] = y[:, i, j, :, i : i + bottom - top, j : j + w]
+            for source, target in [(x, out)] if rows >= h else zip(x.split(1), out.split(1), strict=True):
+                for top in range(0, h, rows):
+                    bottom, above = min(top + rows, h), min(top, 1)
+                    y = F.conv2d(source[:, :, top - above : bottom + 1], kernels, biases, padding=1)
+                    y = y.unflatten(1, (2, 2, -1))[:, :, :, :, above:]  # [b, i, j, o, rows and more, w + 1]
+                    band = target[:, :, 2 * top : 2 * bottom]
+                    for i in (0, 1):
+                        for j in (0, 1):
+                            band[:, :, i::2, j::2] = y[:, i, j, :, i : i + bottom - top, j : j + w]
             return out
 
     return EnlargingConv

@@ -18,8 +18,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import Count, Depth, PositiveNumber, check_fields
+from ..devices import fp32
 from ..kernels import fused
-from .layers import uses_its_weight
+from .layers import gains_of, in_few_passes, rms_norm_to, uses_its_weight
 
 KV = tuple[Tensor, Tensor]  # keys after rotation and values, each [b, kv_heads, n, head_dim]
 FINAL_SOFTCAP = 30.0  # of the logits of the next token, in every Gemma 2
@@ -79,11 +80,14 @@ def gemma_norm(norm: nn.RMSNorm, x: Tensor, residual: Tensor | None = None) -> T
     `norm` is an `ops.RMSNorm` and multiplies by w alone; hosts cast and patch its weight inside its
     own forward, so the 1 is added to its output instead: (1 + w) n = w n + n.
     """
+    eps: Any = norm.eps
     if fused.serves(x) and uses_its_weight(norm, x.device):
-        eps: Any = norm.eps
         return fused.rms_norm(x, norm.weight, eps, offset=1.0, residual=residual)
+    if in_few_passes(x):
+        gains = gains_of(norm, fp32(x[:0]), norm) + 1
+        return rms_norm_to(torch.empty(x.shape, dtype=x.dtype), x, gains, eps, residual=residual)
     x32 = x.float()
-    y = (norm(x32) + F.rms_norm(x32, x.shape[-1:], eps=norm.eps)).to(x.dtype)
+    y = (norm(x32) + F.rms_norm(x32, x.shape[-1:], eps=eps)).to(x.dtype)
     return y if residual is None else residual + y
 
 
@@ -173,8 +177,10 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, x = self.gate_proj(x), self.up_proj(x)
-        gated = fused.gelu_gate(gate, x) if fused.serves(x) else F.gelu(gate, approximate="tanh") * x
-        return self.down_proj(gated)
+        if fused.serves(x):
+            return self.down_proj(fused.gelu_gate(gate, x))
+        gate = F.gelu(gate, approximate="tanh")
+        return self.down_proj(gate * x if torch.is_grad_enabled() else gate.mul_(x))
 
 
 def _rms_norm(config: GemmaConfig, ops: Any, device: torch.device | str | None) -> nn.RMSNorm:

@@ -130,30 +130,54 @@ def rms_norm(
 ) -> Tensor:
     """norm(x) + bias + residual: x and residual [..., c], bias [c]. x may be overwritten.
 
-    norm: an RMS norm of c channels with this eps and a weight, and `run` its call, if that is another. On a CPU torch's
-    own takes twice as many passes over memory as it needs: here they are few, of blocks that fit its cache, and round
-    once, or without `rounds` not at all: what they leave in fp32 then stays so.
+    norm: an RMS norm of c channels with this eps and a weight, and `run` its call, if that is another. In few passes
+    without `rounds`, the result may stay in fp32.
     """
     run = norm if run is None else run
-    in_blocks = works_in_blocks(x) and x.numel() >= FEW_ELEMENTS
-    if not in_blocks or forward_ad.unpack_dual(x).tangent is not None:  # for which there are no operations with `out`
+    if not in_few_passes(x):
         y = run(x)
         for more in (bias, residual):
             y = y if more is None else y.add_(more)
         return y
+    out = x if rounds or x.dtype.itemsize > 2 else x.new_empty(x.shape, dtype=torch.float32)
+    return rms_norm_to(out, x, gains_of(norm, x, run), eps, bias, residual)
+
+
+def in_few_passes(x: Tensor) -> bool:
+    """Whether RMS norms of x run as rms_norm_to has them."""
+    return (
+        works_in_blocks(x)
+        and x.numel() >= FEW_ELEMENTS
+        and forward_ad.unpack_dual(x).tangent is None  # for which there are no operations with `out`
+    )
+
+
+def gains_of(norm: nn.Module, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """The weight [c] of an RMS norm of x's channels, in fp32 or x's float64: read, or as its call `run` applies it."""
     if uses_its_weight(norm, x.device):
-        gains = fp32(norm.weight)
+        gains: Any = norm.weight
     else:  # as the host casts it
-        gains = fp32(run(x.new_full((x.shape[-1],), LARGE)))
+        gains = run(x.new_full((x.shape[-1],), LARGE))
+    return gains.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def rms_norm_to(
+    out: Tensor, x: Tensor, gains: Tensor, eps: float, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """out, filled with x / rms(x) gains + bias + residual: out, x and residual [..., c], gains and bias [c].
+
+    On a CPU torch's own norm takes twice as many passes over memory as it needs: here they are few, of blocks that fit
+    its cache, in fp32, rounded once. out may be x.
+    """
     bias = torch.zeros_like(gains) if bias is None else fp32(bias)
     rows, residual_rows = x.flatten(0, -2), None if residual is None else residual.flatten(0, -2)
+    filled = rows if out is x else out.flatten(0, -2)
     block_rows = max(1, min(rows_per_block(x, x.shape[-1]), len(rows)))
-    out = rows if rounds or x.dtype == gains.dtype else gains.new_empty(rows.shape)
     wide = None if out.dtype == gains.dtype else gains.new_empty(block_rows, x.shape[-1])
     for start in range(0, len(rows), block_rows):
         block = slice(start, start + block_rows)
-        y = out[block] if wide is None else wide[: len(rows[block])]
-        if out is not rows or wide is not None:
+        y = filled[block] if wide is None else wide[: len(rows[block])]
+        if out is not x or wide is not None:
             y.copy_(rows[block])
         length = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
         y.mul_(length.square_().div_(x.shape[-1]).add_(eps).rsqrt_())
@@ -161,8 +185,8 @@ def rms_norm(
         if residual_rows is not None:
             y.add_(residual_rows[block])
         if wide is not None:
-            out[block] = y
-    return out.view(x.shape)
+            filled[block] = y
+    return filled.view(x.shape)
 
 
 def timestep_embedding(t: Tensor, dim: int = 256) -> Tensor:

@@ -32,6 +32,7 @@ from .layers import (
     table_rows,
     timestep_embedding,
     uses_its_weight,
+    works_in_blocks,
 )
 
 SELF_HEAD_DIM = 32  # of the linear attention, in every variant
@@ -85,7 +86,7 @@ class Conditioning:
 def qk_norms(norm_q: Any, norm_k: Any, q: Tensor, k: Tensor, rounds: bool = True) -> tuple[Tensor, Tensor]:
     """Of queries [b, n, c] and keys [b, m, c], if there are norms, with one eps. Both may be overwritten.
 
-    Without `rounds` they may be in fp32, for who computes in fp32 with them.
+    Without `rounds` they may be in fp32, for callers that compute in it.
     """
     if isinstance(norm_q, nn.Identity):
         return q, k
@@ -158,8 +159,10 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Layer norm without weights, then (1 + scale) x + shift: [b, n, c], with shift and scale [b, 1, c]."""
     if fused.serves(x):
         return fused.modulated_norm(x, shift, scale, BLOCK_EPS)[1]
-    if scale.numel() == x.shape[-1]:  # one for all samples, as a layer norm's own
-        return F.layer_norm(x, x.shape[-1:], (1 + scale).flatten(), shift.flatten(), BLOCK_EPS)
+    if works_in_blocks(x):  # a layer norm applies those of one sample by itself
+        each = zip(x.split(1), (1 + scale).expand(len(x), 1, -1), shift.expand(len(x), 1, -1), strict=True)
+        normed = [F.layer_norm(one, one.shape[-1:], gain[0], offset[0], BLOCK_EPS) for one, gain, offset in each]
+        return normed[0] if len(normed) == 1 else torch.cat(normed)
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=BLOCK_EPS), 1 + scale)
 
 

@@ -20,6 +20,7 @@ from .. import disk, messages
 from ..latent import DOWNSCALE
 from ..models import controlnet
 from ..models.layers import Unset
+from ..models.mapped import Mapped
 from ..models.prepacked import Prepacked, prepack
 from . import foreign_files, part, presets, tensorfile
 from .kinds import ADVICE, foreign_family, parts_in, prefix_of
@@ -353,7 +354,7 @@ def build(
         raise CheckpointError(f"{weights.path}: this file is quantised; it runs inside ComfyUI only")
     check_names(weights)
     dtype = dtype or part.majority_dtype(weights.tensors)
-    ops = Unset if weights.layout.stays_mapped else Prepacked
+    ops = Mapped if weights.layout.stays_mapped else Prepacked
     model = weights.layout.network(weights.config, ops=ops, dtype=dtype, device="meta")
     dtypes = {name: parameter.dtype for name, parameter in model.state_dict().items()}
     tensors = {name: tensor.to(device, dtypes[name]) for name, tensor in weights.tensors.items()}

@@ -354,8 +354,25 @@ def test_a_band_of_rows_at_a_time(height, monkeypatch):
             patch.setattr(autoencoder, "BAND_ELEMENTS", 1)
             calls.clear()
             got = block(x.clone()), enlarge(x)
-        assert len(calls) == -(-height // 4)
+        assert len(calls) == (1 if height <= 4 else 2 * -(-height // 4))  # of each image
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_bands_are_equal_and_round_as_one(monkeypatch):
+    """52 rows of 4096 elements by at most 24 at once: bands of 18, 18 and 16, none so small that its norm would round
+    otherwise, and the same bits in bf16.
+    """
+    torch.manual_seed(0)
+    block = autoencoder.ResBlock(64, "silu", torch.nn, dtype=torch.bfloat16)
+    block.norm.bias.normal_()
+    x = torch.randn(2, 64, 52, 64).bfloat16().contiguous(memory_format=torch.channels_last)
+    expected = block(x.clone())
+    monkeypatch.setattr(autoencoder, "BAND_ELEMENTS", 24 * 64 * 64)
+    assert autoencoder.band_rows(x) == 18
+    assert torch.equal(block(x.clone()), expected)
+    with torch.enable_grad():
+        assert autoencoder.band_rows(x) == 52
 
 
 @pytest.mark.parametrize("channels", [2, 4, 8, 16, 32])

@@ -57,12 +57,14 @@ def test_epsilons_of_the_transformer(name):
 
 
 @pytest.mark.parametrize("modulations", [1, 2])
-def test_epsilon_of_the_modulated_norm(modulations):
+@pytest.mark.parametrize("grad", [True, False])
+def test_epsilon_of_the_modulated_norm(modulations, grad):
     x, shift, scale = (factor * randn(2, 5, 8, seed=i, dtype=torch.float64) for i, factor in enumerate((1e-3, 1, 1)))
     shift, scale = shift[:modulations, :1], scale[:modulations, :1]
     centred = x - x.mean(-1, keepdim=True)
     want = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * (1 + scale) + shift
-    torch.testing.assert_close(modulated_norm(x, shift, scale), want, rtol=1e-12, atol=1e-12)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(modulated_norm(x, shift, scale), want, rtol=1e-12, atol=1e-12)
 
 
 def test_epsilon_of_linear_attention():

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import Gemma2Model
 
 from sprint_core.config import from_dict
-from sprint_core.models.gemma import Gemma, GemmaConfig
+from sprint_core.models import layers
+from sprint_core.models.gemma import Gemma, GemmaConfig, gemma_norm
 from sprint_core.weights.layouts.text_encoder import config_from_hf, infer_config
 
 # query_scale is below head_dim and q and k are drawn wide, so that logits reach the cap of 50.
@@ -136,6 +137,33 @@ class Host:
             return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
     Embedding = nn.Embedding
+
+
+class CastNorm(Host.RMSNorm):
+    comfy_cast_weights = True
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm(24, eps=0.1), CastNorm(24, eps=0.1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("columns", [False, True], ids=["rows", "columns"])
+def test_a_norm_in_few_passes_is_the_norm(norm, dtype, columns, monkeypatch):
+    """With gain 1 + w, its argument kept."""
+    monkeypatch.setattr(layers, "FEW_ELEMENTS", 0)
+    norm.weight.data = torch.randn(24, generator=torch.Generator().manual_seed(0))
+    x, residual = torch.randn(2, 2, 5, 24, generator=torch.Generator().manual_seed(1)).to(dtype)
+    if columns:  # as mapped.py leaves them side by side
+        x = x.flatten(0, -2).T.contiguous().T.unflatten(0, (2, 5))
+    kept, gain = x.clone(), 1 + norm.weight.double() * (2 if isinstance(norm, CastNorm) else 1)
+    want = x.double() * (x.double().square().mean(-1, keepdim=True) + 0.1).rsqrt() * gain
+    tolerance = {"rtol": 2**-8, "atol": 1e-6} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
+    for more in (None, residual):
+        got = gemma_norm(norm, x, more)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), want if more is None else want + more.double(), **tolerance)
+    assert torch.equal(x, kept)
 
 
 def test_host_operations_compute_in_the_requested_dtype():

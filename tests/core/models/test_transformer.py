@@ -11,7 +11,7 @@ from torch import nn
 
 from sprint_core.config import from_dict
 from sprint_core.models import layers
-from sprint_core.models.transformer import SanaTransformer, TransformerConfig, qk_norms
+from sprint_core.models.transformer import SanaTransformer, TransformerConfig, modulated_norm, qk_norms
 from sprint_core.weights import keymaps, layouts, presets
 from sprint_core.weights.layouts.transformer import config_from_diffusers, infer_config
 from sprint_core.weights.presets import PRESETS
@@ -134,6 +134,15 @@ def test_norms_of_queries_and_keys_round_once_or_not_at_all(norm, monkeypatch):
     torch.testing.assert_close(exact, (want, want[:, :3]))
     rounded = qk_norms(norm, norm, x.clone(), x[:, :3].clone())
     torch.testing.assert_close(rounded, tuple(y.bfloat16() for y in exact), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_modulated_norms_of_a_batch_round_as_those_of_one(grad):
+    x, (shift, scale) = randn(3, 5, 64).bfloat16(), randn(2, 3, 1, 64, seed=1).bfloat16()
+    with torch.set_grad_enabled(grad):
+        batch = modulated_norm(x, shift, scale)
+        each = [modulated_norm(*(y[i : i + 1] for y in (x, shift, scale))) for i in range(3)]
+    assert torch.equal(batch, torch.cat(each))
 
 
 def test_control_residuals():
