@@ -104,6 +104,16 @@ def works_in_blocks(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
+def is_plain_bf16(x: Tensor) -> bool:
+    """Whether x is in bf16 on the CPU, and what is done with it is not differentiated, compiled or traced."""
+    return (
+        x.dtype == torch.bfloat16
+        and works_in_blocks(x)
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and forward_ad.unpack_dual(x).tangent is None
+    )
+
+
 def run_in_blocks(run: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
     """run(x, *others) in blocks of rows that fit a CPU's cache: all [..., c] -> [..., c].
 

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from ..devices import cpu_multiplies_bf16
-from .layers import Unset, pointwise_conv
+from .layers import Unset, is_plain_bf16, pointwise_conv
 
 FEW_ROWS = 16  # below which a product does little but read the weight
 
@@ -47,14 +46,9 @@ class _Layer(nn.Module):
         """Of x [..., in], where the packed weight serves: [..., out]."""
         if (
             self.packed is None
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-            or x.dtype != torch.bfloat16
-            or x.device.type != "cpu"
+            or not is_plain_bf16(x)
             or x.numel() < FEW_ROWS * x.shape[-1]
             or not self.packed.is_of(self.weight)
-            or forward_ad.unpack_dual(x).tangent is not None
         ):
             return None
         return torch.ops.mkldnn._linear_pointwise(x, self.packed.tensor, self.bias, "none", [], "")

@@ -129,14 +129,14 @@ def test_what_is_watched_is_of_the_size_that_most_have(cache):
 
 def test_control_images_are_cropped_alike_and_half_are_scribbles(tmp_path, monkeypatch):
     monkeypatch.setattr(encoding, "BATCH", 4)
-    given = []
+    were_scribbles = []
 
     def control(pixels: torch.Tensor, scribbles: torch.Tensor) -> torch.Tensor:
-        given.extend(scribbles.tolist())
+        were_scribbles.extend(scribbles.tolist())
         return pixels + 1
 
     made = encode_images(items(), tmp_path, Encoders(image, text, BINS, control), "f")
-    assert sorted(given) == [False] * 4 + [True] * 4
+    assert sorted(were_scribbles) == [False] * 4 + [True] * 4
     for step in range(10):
         batch = made.batch(SampleRandom(0, step, "test", range(4)))
         torch.testing.assert_close(batch.hints, batch.latents + 1, rtol=0, atol=2e-3)

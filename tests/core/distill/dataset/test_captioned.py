@@ -42,8 +42,8 @@ def test_captions_beside_the_images(tmp_path):
         ".hidden/f.txt": "not ours",
     }
     expected = {"b.PNG": "a bee", "c.webp": "a cat", "d.bmp": "a dog", "deep/er/a.jpg": "an ant", "e.jpeg": "an eel"}
-    found = captions(write(tmp_path, files))
-    assert found == expected and list(found) == sorted(expected)
+    by_file = captions(write(tmp_path, files))
+    assert by_file == expected and list(by_file) == sorted(expected)
     assert all(square(item.load(), 4).shape == (3, 4, 4) for item in captioned(tmp_path))
     assert operator.length_hint(captioned(tmp_path)) == 5
 

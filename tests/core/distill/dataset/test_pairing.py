@@ -53,10 +53,10 @@ def place(request, tmp_path):
 
     def make(files: dict[str, bytes | str]) -> dict[str, str]:
         if request.param == "folder":
-            found = captions(write(tmp_path / "data", files))
-            return {name.rsplit(".", 1)[0]: caption for name, caption in found.items()}
-        found = captions(tar(tmp_path / "0.tar", files))
-        return {name.removeprefix("0.tar/"): caption for name, caption in found.items()}
+            by_file = captions(write(tmp_path / "data", files))
+            return {name.rsplit(".", 1)[0]: caption for name, caption in by_file.items()}
+        by_file = captions(tar(tmp_path / "0.tar", files))
+        return {name.removeprefix("0.tar/"): caption for name, caption in by_file.items()}
 
     return make
 

@@ -85,12 +85,12 @@ def test_the_batch_is_that_of_the_same_numbers(tmp_path):
     cache, asked = latent_cache(tmp_path), randoms(5)
     expected = [cache.batch(random) for random in randoms(5)]
     with cache.reading_ahead(iter(randoms(5)), CPU):
-        found = [cache.batch(random) for random in asked]
-    for a, b in zip(found, expected, strict=True):
+        batches = [cache.batch(random) for random in asked]
+    for a, b in zip(batches, expected, strict=True):
         assert torch.equal(a.latents, b.latents) and a.hints is None
         assert all(torch.equal(one, other) for one, other in zip(a.captions, b.captions, strict=True))
     # in memory, rather than views of a mapped file, which would be read in the step
-    rows = found[0].captions
+    rows = batches[0].captions
     assert rows[0].untyped_storage().nbytes() == sum(row.nbytes for row in rows)
 
 

@@ -105,9 +105,9 @@ def test_captions_hints_and_latents_belong_together(model):
     batch = data.batch(ProcessGroup(draws_on_device=True).random(0, 0, "", range(400)))
     assert len(batch.captions) == 400 and batch.latents.dtype == torch.float32
     torch.testing.assert_close(batch.hints, -batch.latents)
-    of = [next(i for i, x in enumerate(LATENTS) if torch.equal(x.float(), latent)) for latent in batch.latents]
+    latents = [next(i for i, x in enumerate(LATENTS) if torch.equal(x.float(), latent)) for latent in batch.latents]
     rows = [next(k for k, ids in enumerate(data.captions.ids) if torch.equal(ids, row)) for row in batch.captions.ids]
-    assert [row // 2 for row in rows] == of and {*rows} == {0, 1, 2, 3}
+    assert [row // 2 for row in rows] == latents and {*rows} == {0, 1, 2, 3}
     assert min(rows.count(k) for k in range(4)) > 60
 
 
